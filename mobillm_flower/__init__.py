@@ -1,0 +1,85 @@
+"""Forward-only federated fine-tuning of language models for Flower.
+
+    from mobillm_flower import FedMobiLLM, PaeMobiLLM, MobiLLM          # strategies
+    from mobillm_flower import SideTuningClient                          # .app is a flwr ClientApp
+    from mobillm_flower import SideTunedModel                            # backbone + side network
+
+Names are imported when they are first used, so that a device does not load the server's code.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mobillm_flower.backbones import BACKBONE_SOURCES, load_backbone
+    from mobillm_flower.clients import SideTuningClient
+    from mobillm_flower.config import Settings, load_settings
+    from mobillm_flower.core.codecs import CODECS
+    from mobillm_flower.core.pivots import PIVOTS, pivot
+    from mobillm_flower.core.side_network import SIDE_NETWORKS
+    from mobillm_flower.model import SideTunedModel
+    from mobillm_flower.strategies import (
+        STRATEGIES,
+        FedMobiLLM,
+        MobiLLM,
+        PaeMobiLLM,
+        SideTuningStrategy,
+        make_strategy,
+    )
+    from mobillm_flower.tasks import METRICS, TASKS
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BACKBONE_SOURCES": "backbones",
+    "CODECS": "core.codecs",
+    "METRICS": "tasks",
+    "PIVOTS": "core.pivots",
+    "SIDE_NETWORKS": "core.side_network",
+    "STRATEGIES": "strategies",
+    "TASKS": "tasks",
+    "FedMobiLLM": "strategies",
+    "MobiLLM": "strategies",
+    "PaeMobiLLM": "strategies",
+    "Settings": "config",
+    "SideTunedModel": "model",
+    "SideTuningClient": "clients",
+    "SideTuningStrategy": "strategies",
+    "load_backbone": "backbones",
+    "load_settings": "config",
+    "make_strategy": "strategies",
+    "pivot": "core.pivots",
+}
+
+__all__ = [
+    "BACKBONE_SOURCES",
+    "CODECS",
+    "METRICS",
+    "PIVOTS",
+    "SIDE_NETWORKS",
+    "STRATEGIES",
+    "TASKS",
+    "FedMobiLLM",
+    "MobiLLM",
+    "PaeMobiLLM",
+    "Settings",
+    "SideTunedModel",
+    "SideTuningClient",
+    "SideTuningStrategy",
+    "load_backbone",
+    "load_settings",
+    "make_strategy",
+    "pivot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"mobillm_flower.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

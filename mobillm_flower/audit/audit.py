@@ -1,0 +1,314 @@
+"""The audit: every attack on every cell of the grid, over seeds, as one JSON-like result."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobillm_flower import __version__
+from mobillm_flower.audit import secret_mixing
+from mobillm_flower.audit.attack import Attacked, Embed, attack
+from mobillm_flower.audit.cells import AS_SET, UNPROTECTED, Cell, grid
+from mobillm_flower.audit.draw import FULL, QUICK, Draw, Size, draw, load_devices
+from mobillm_flower.audit.empirical_epsilon import (
+    EpsilonCheck,
+    check_gaussian,
+    check_labelled_cap,
+    check_randomized_response,
+)
+from mobillm_flower.audit.finding import combine
+from mobillm_flower.audit.labels import argmax_of_draws
+from mobillm_flower.audit.pivots import attack_pivots
+from mobillm_flower.audit.plain_words import plain_words
+from mobillm_flower.audit.run_rows import device_folders, run_side_network, run_uploads
+from mobillm_flower.audit.uploads import RememberingBackbone
+from mobillm_flower.backbones import load_backbone
+from mobillm_flower.clients.device import Device
+from mobillm_flower.config import Settings
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.errors import SettingsError, UnsupportedError
+from mobillm_flower.privacy.accounting import gaussian_sigma, guarantee
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.labelled_cap import LabelledCap
+from mobillm_flower.privacy.protect import Protection
+from mobillm_flower.privacy.randomized_response import RandomizedResponse
+from mobillm_flower.tasks import LocalData
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+FORMAT = 1
+_CHECKED_EPSILONS = (1.0, 4.0)
+_WITHOUT_MIXING = ("privacy.mixing=", "privacy.mixing-key=")
+_LABEL_EPSILONS = (1.0, 2.0, 3.0)
+_DELTA = 1e-5
+_LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+_MEANING = "minilm"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is audited.
+
+    Parameters
+    ----------
+    settings : callable
+        ``key=value`` words to the settings with them; none give those audited.
+    run : Path or None
+        A run's folder, whose own uploads and side network are attacked.
+    """
+
+    settings: Callable[[Sequence[str]], Settings]
+    run: Path | None = None
+
+
+def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text: None) -> dict[str, Any]:
+    """Attack, and return what was found; no text, label or secret is in it.
+
+    Parameters
+    ----------
+    subject : Subject
+        A run or settings.
+    quick : bool
+        Few samples, two seeds, few cells: to see that it works.
+    say : callable
+        Called with a line as each cell is done.
+
+    Raises
+    ------
+    UnsupportedError
+        The task is a regression, or there are too few samples.
+    DataError
+        The data is not on this machine.
+    """
+    started, size = time.perf_counter(), QUICK if quick else FULL
+    settings = subject.settings([])
+    devices = load_devices(settings, len(device_folders(subject.run)) if subject.run else 0)
+    remarks: list[str] = []
+    audited = subject
+    if settings.privacy.mixing:
+        remarks.append(
+            "The secret rotation (privacy.mixing) is left out of all uploads: what it withstands, and how many leaked "
+            "pairs recover it, is measured by itself. What it does for labels is the attack on a rotated Δy."
+        )
+        audited = Subject(lambda words: subject.settings([*_WITHOUT_MIXING, *words]))
+        settings = audited.settings([])
+    backbone = _backbone(settings, devices[0], remarks)
+    embed = _embedding(backbone, remarks)
+    draws = [draw(devices, size, seed=seed) for seed in range(size.seeds)]
+    cells = []
+    for cell in grid(settings, quick=quick):
+        begun = time.perf_counter()
+        made = _audit_cell(cell, audited, devices, draws, backbone=backbone, embed=embed, size=size, remarks=remarks)
+        cells.append(made)
+        outcome = made["skipped"] or f"{made['quality']['value']:.3f} {devices[0].contract.metric}"
+        say(f"{cell.name}: {outcome} ({time.perf_counter() - begun:.0f} s)")
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "subject": "run" if subject.run else "settings",
+        "metric": devices[0].contract.metric,
+        "classes": devices[0].contract.num_outputs,
+        "devices": len(devices),
+        "samples": sum(len(device.train) for device in devices),
+        "attacked": [sum(len(d.train) for d in one.fleet.values()) for one in draws],
+        "attackers_texts": [len(one.public) for one in draws],
+        "held_out": [len(one.test) for one in draws],
+        "sizes": dataclasses.asdict(size),
+        "cells": cells,
+    }
+    say("pivots")
+    found["pivots"] = attack_pivots(draws[0], backbone)
+    say("secret mixing")
+    found["secret_mixing"] = _mixing(settings, draws, backbone)
+    say(f"empirical ε of the mechanisms, {size.draws:,} draws each")
+    found["epsilon_checks"] = [_check(one) for one in _epsilon_checks(devices[0].contract, size.draws)]
+    say("labels under randomization, on draws of their own")
+    found["label_checks"] = _label_checks(devices[0].contract, size.draws // 50)
+    found["retention_days"] = settings.cache.retention_days
+    found["remarks"] = remarks
+    found["plain_words"] = [list(pair) for pair in plain_words(found)]
+    found["seconds"] = round(time.perf_counter() - started, 1)
+    return found
+
+
+def _audit_cell(
+    cell: Cell,
+    subject: Subject,
+    devices: Sequence[LocalData],
+    draws: Sequence[Draw],
+    *,
+    backbone: RememberingBackbone,
+    embed: Embed | None,
+    size: Size,
+    remarks: list[str],
+) -> dict[str, Any]:
+    result: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "settings": list(cell.words), "skipped": ""}
+    attacked: list[Attacked] = []
+    try:
+        settings = subject.settings(cell.words)
+        for seed, drawn in enumerate(draws):
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobillm-audit-")))
+                given = released = None
+                if subject.run is not None and cell.kind == AS_SET:
+                    (folder / "run").mkdir()
+                    given = stack.enter_context(
+                        run_uploads(subject.run, settings, devices, drawn, backbone, folder / "run")
+                    )
+                    released = run_side_network(subject.run, settings, backbone) if given else None
+                    if given is None and seed == 0:
+                        remarks.append(
+                            "The rows of the run's cache could not be matched to the texts they are of (that takes the "
+                            "devices' folders and one backbone type): uploads were made anew under its settings."
+                        )
+                attacked.append(
+                    attack(
+                        settings,
+                        drawn,
+                        backbone=backbone,
+                        embed=embed,
+                        size=size,
+                        seed=seed,
+                        folder=folder,
+                        each_layer=cell.kind in (AS_SET, UNPROTECTED),
+                        given=given,
+                        released=released,
+                    )
+                )
+    except (SettingsError, UnsupportedError) as error:
+        return {**result, "skipped": str(error)}
+    return {**result, **_summary(attacked, devices[0].contract, settings)}
+
+
+def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Settings) -> dict[str, Any]:
+    spec = attacked[0].spec
+    names = attacked[0].measured
+    layers = [
+        {"layer": layer, **{key: combine([one.layers[i][key] for one in attacked]).to_dict() for key in measured}}
+        for i, (layer, measured) in enumerate(zip(spec.layers, attacked[0].layers, strict=False))
+    ]
+    return {
+        "epsilon": _claimed(spec, contract, settings.privacy.delta),
+        "pivot": spec.pivot,
+        "codec": spec.codec,
+        "layers_sampled": list(spec.layers),
+        "quality": combine([one.quality for one in attacked]).to_dict(),
+        "bytes_a_sample": round(sum(one.bytes_a_sample for one in attacked) / len(attacked), 1),
+        "device_seconds_a_sample": round(sum(one.device_seconds_a_sample for one in attacked) / len(attacked), 5),
+        "attacks": {name: combine([one.measured[name] for one in attacked]).to_dict() for name in names},
+        "layers": layers,
+    }
+
+
+def _claimed(spec: ExtractionSpec, contract: TaskContract, delta: float) -> dict[str, Any]:
+    """Return what the accountant says of one release."""
+    given = guarantee(
+        joint_epsilon=spec.joint_epsilon,
+        activation_sigma=spec.sigma,
+        clip_norm=0.0 if spec.joint_epsilon else spec.clip_norm,
+        delta=delta,
+        label_epsilon=spec.label_epsilon,
+        labels_sent=True,
+        base_is_constant=spec.constant_base,
+        classes=contract.num_outputs,
+    )
+    return {"total": given.epsilon, "delta": given.delta, "reason": given.reason}
+
+
+def _backbone(settings: Settings, data: LocalData, remarks: list[str]) -> RememberingBackbone:
+    with tempfile.TemporaryDirectory(prefix="mobillm-audit-") as folder:
+        owned = DeviceFolder(Path(folder) / "device")
+        try:
+            backbone = Device(settings, data, owned).backbone
+        finally:
+            owned.close()
+    if settings.backbone.choices:
+        remarks.append(f"Devices choose among backbones; all attacks are on {backbone.info.name}'s uploads.")
+    return RememberingBackbone(backbone)
+
+
+def _embedding(own: RememberingBackbone, remarks: list[str]) -> Embed | None:
+    """Return all-MiniLM-L6-v2's sentence embedding, or None where it is not installed."""
+    try:
+        loaded = load_backbone(_MEANING)
+    except UnsupportedError:
+        remarks.append("Similarity of meaning was left out: it needs the extra `demo` (all-MiniLM-L6-v2).")
+        return None
+    same = loaded.info.fingerprint == own.info.fingerprint
+    model = own if same else RememberingBackbone(loaded)
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        tokens = model.tokenize([text or " " for text in texts], None, 128)
+        found = model.extract(tokens, layers=[model.info.depth], pivot="mean").activations
+        return torch.stack([row.flatten() for row in found])
+
+    return embed
+
+
+def _mixing(settings: Settings, draws: Sequence[Draw], backbone: RememberingBackbone) -> dict[str, Any]:
+    """Say what a secret rotation of the last layer's mean would withstand, by leaked pairs and without any."""
+    depth, width = backbone.info.depth, backbone.info.width
+    pivot = settings.activations.pivot
+    pivot = "mean" if pivot == "auto" or PIVOTS[pivot].per_token else pivot
+    by_leaked: dict[int, list[Any]] = {}
+    unsupervised = []
+    for seed, drawn in enumerate(draws):
+        contract = next(iter(drawn.fleet.values())).contract
+        texts = [text for data in drawn.fleet.values() for text in data.train.texts]
+        sides = []
+        for part in (texts, drawn.public.texts):
+            tokens = backbone.tokenize(part, None, contract.max_length)
+            found = backbone.extract(tokens, layers=[depth], pivot=pivot).activations
+            sides.append(torch.stack([row.flatten() for row in found]))
+        plain, public = sides
+        width = plain.shape[1]
+        leaked = [m for m in _LEAKED if m < 0.8 * len(plain)]
+        measured = secret_mixing.matches_by_leaked_pairs(plain, public, leaked=leaked, seed=seed)
+        for m, one in measured.items():
+            by_leaked.setdefault(m, []).append(one)
+        key = secret_mixing.random_key(width, seed=seed)
+        guessed = secret_mixing.align_unsupervised(public, plain @ key)
+        unsupervised.append(secret_mixing.exact_matches(guessed, plain @ key, torch.cat([plain, public])))
+    return {
+        "width": width,
+        "layer": depth,
+        "pivot": pivot,
+        "leaked_pairs": [{"pairs": m, **combine(several).to_dict()} for m, several in sorted(by_leaked.items())],
+        "without_pairs": combine(unsupervised).to_dict(),
+    }
+
+
+def _epsilon_checks(contract: TaskContract, draws: int) -> list[EpsilonCheck]:
+    classes, checks = contract.num_outputs, []
+    for epsilon in _CHECKED_EPSILONS:
+        checks.append(check_labelled_cap(LabelledCap(epsilon, classes), draws=draws))
+        checks.append(check_randomized_response(RandomizedResponse(epsilon, classes), draws=draws))
+        sigma = gaussian_sigma(epsilon, _DELTA, 2.0)
+        checks.append(check_gaussian(sigma, 1.0, _DELTA, claimed=epsilon, draws=draws))
+    return checks
+
+
+def _label_checks(contract: TaskContract, draws: int) -> list[dict[str, Any]]:
+    """Compare the argmax attack with theory on more labels than a data set has, through the devices' own code."""
+    classes, checks = contract.num_outputs, []
+    for epsilon in _LABEL_EPSILONS:
+        for name, protection in (
+            ("randomized response", Protection(classes, label_epsilon=epsilon)),
+            ("labelled cap", Protection(classes, joint_epsilon=epsilon)),
+        ):
+            measured = combine([argmax_of_draws(protection, draws=draws)]).to_dict()
+            checks.append({"mechanism": name, "epsilon": epsilon, **measured})
+    return checks
+
+
+def _check(check: EpsilonCheck) -> dict[str, Any]:
+    return {**dataclasses.asdict(check), "holds": check.holds}

@@ -1,0 +1,86 @@
+"""What each kind of pivot says of a text: clean activations of one draw, without codec or protection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobillm_flower.audit import texts
+from mobillm_flower.audit.draw import Draw
+from mobillm_flower.audit.finding import Measured, combine, of_scores
+from mobillm_flower.audit.uploads import joined
+from mobillm_flower.backbones import Backbone
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.tasks import render
+
+_VICTIMS, _PUBLIC = 100, 600
+_CHUNK = 1024  # tokens looked up at a time
+
+
+def attack_pivots(drawn: Draw, backbone: Backbone) -> list[dict[str, Any]]:
+    """Recover words from each registered pivot of the backbone's first and last layer.
+
+    With one or a few vectors a text, a ridge regression from all of them; with a vector a token, each token is taken
+    for that of the nearest token vector in the attacker's texts.
+
+    Parameters
+    ----------
+    drawn : Draw
+        Whose first texts are attacked.
+    backbone : Backbone
+        Of devices and attacker.
+
+    Returns
+    -------
+    list of dict
+        "pivot", "layer", "victims" and a finding of word F1.
+    """
+    contract = next(iter(drawn.fleet.values())).contract
+    samples = joined([data.train for data in drawn.fleet.values()])
+    order = np.random.default_rng(0).permutation(len(samples))[:_VICTIMS]
+    victims = samples.take(order.tolist())
+    known = drawn.public.take(list(range(min(_PUBLIC, len(drawn.public)))))
+    tokens = [
+        backbone.tokenize(*render(part, contract), contract.max_length)  # texts, pairs
+        for part in (victims, known)
+    ]
+    layers = sorted({1, backbone.info.depth})
+    found = []
+    for pivot in PIVOTS:
+        sides = [backbone.extract(part, layers=layers, pivot=pivot).activations for part in tokens]
+        for block, layer in enumerate(layers):
+            at = [[sample[:, block].flatten(1) for sample in side] for side in sides]  # [T, P·d] a sample
+            if PIVOTS[pivot].per_token:
+                measured = _by_token(at[0], at[1], tokens[1], victims.texts, known.texts, backbone)
+            else:
+                decoder = texts.WordDecoder(torch.cat(at[1]), known.texts)
+                measured = decoder.recover(torch.cat(at[0]), victims.texts).measured
+            found.append({"pivot": pivot, "layer": layer, "victims": len(victims), **combine([measured]).to_dict()})
+    return found
+
+
+def _by_token(
+    victims: Sequence[Tensor],
+    known: Sequence[Tensor],
+    known_tokens: Sequence[dict[str, list[int]]],
+    truth: Sequence[str],
+    known_texts: Sequence[str],
+    backbone: Backbone,
+) -> Measured:
+    """Take each token vector for the token whose vector in a public text is nearest."""
+    ids = np.array([number for sample in known_tokens for number in sample["input_ids"]])
+    corpus, asked = torch.cat(list(known)), torch.cat(list(victims))
+    nearest = [torch.cdist(asked[i : i + _CHUNK], corpus).argmin(1).numpy() for i in range(0, len(asked), _CHUNK)]
+    named = ids[np.concatenate(nearest)]
+    ends = np.cumsum([len(sample) for sample in victims])
+    guesses = [
+        texts.words(backbone.tokenizer.decode(part.tolist(), skip_special_tokens=True))
+        for part in np.split(named, ends[:-1])
+    ]
+    scores = [texts.word_f1(texts.words(true), guess) for true, guess in zip(truth, guesses, strict=True)]
+    frequent = texts.words(" ".join(texts.Vocabulary.of(known_texts).words[:5]))
+    return of_scores(np.array(scores), float(np.mean([texts.word_f1(texts.words(true), frequent) for true in truth])))

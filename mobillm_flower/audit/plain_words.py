@@ -1,0 +1,108 @@
+"""What an audit found, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Statement = tuple[str, str]
+"""What it is about, and what was found."""
+
+
+def plain_words(found: Mapping[str, Any]) -> list[Statement]:
+    """Return what the server could learn under the audited settings, what not, and what is not protected at all.
+
+    Parameters
+    ----------
+    found : mapping
+        The audit's result so far.
+    """
+    cell = found["cells"][0]
+    if cell["skipped"]:
+        return [("Not audited", cell["skipped"])]
+    attacks = cell["attacks"]
+    could: list[str] = []
+    could_not: list[str] = []
+    for what, name in (
+        ("labels, from the targets alone", "label: argmax Δy"),
+        ("labels, from activations and class shares", "label: clusters and class shares"),
+        ("labels, from activations and one leaked pair a class", "label: clusters and one leaked pair a class"),
+        ("words of a text", "text: words"),
+        ("which of many suspected texts it is", "text: nearest of candidates"),
+        ("whose upload it is, without the pseudonym", "device: which one"),
+        ("that two uploads are of one device, without the pseudonym", "device: two uploads of one"),
+        ("whether a text was trained on", "membership AUC"),
+    ):
+        if name not in attacks:
+            continue
+        one = attacks[name]
+        figures = f"{what} ({one['value']:.2f}; without uploads {one['baseline']:.2f})"
+        (could if one["low"] > one["baseline"] else could_not).append(figures)
+    return [
+        ("Who attacks", _who()),
+        ("What this server could learn", _listed(could, "Nothing that these attacks show.")),
+        (
+            "What it could not",
+            _listed(could_not, "None of these attacks failed.")
+            + " An attack that fails proves nothing; a better one may "
+            "come. Only a named ε bounds them all.",
+        ),
+        ("The guarantee", _guarantee(cell["epsilon"])),
+        ("The floor", " ".join(_floor(attacks))),
+        ("What is not protected", _outside()),
+        ("How long it is kept", _kept(float(found["retention_days"]))),
+        ("What forgetting can undo", _forget()),
+    ]
+
+
+def _who() -> str:
+    return (
+        "An honest but curious server: it follows the protocol, keeps what it gets, knows the public backbone and the "
+        "settings, and has other texts of the same kind. With a colluding device it has that device's texts and "
+        "uploads too: the rows on leaked pairs count them. A passive listener learns sizes and times, where TLS is on."
+    )
+
+
+def _guarantee(epsilon: Mapping[str, Any]) -> str:
+    if epsilon["total"] is None:
+        return f"None: no ε can be named, because {epsilon['reason']}."
+    delta = f", δ = {epsilon['delta']:g}" if epsilon["delta"] else ", δ = 0"
+    return (
+        f"ε = {epsilon['total']:.4g}{delta} for one sample, text and label together, against anybody who sees its "
+        "upload. Several samples of one person add up."
+    )
+
+
+def _floor(attacks: Mapping[str, Any]) -> Iterator[str]:
+    one = attacks["label: trained side network"]
+    yield (
+        f"The trained side network tells the label of an upload in {one['value']:.0%} of the cases (guessing the most "
+        f"frequent class: {one['baseline']:.0%})."
+    )
+    yield "What the network was made to tell, no mechanism can keep from who has it and the activations."
+
+
+def _outside() -> str:
+    return (
+        "Outside every ε: how many samples a device has and declines to release, when it answers and how long it "
+        "takes, its memory, backbone and own metrics, the number of tokens where it is sent, its pseudonym, and that "
+        "it takes part. Codec and sparsification save bytes and are no protection. Secure aggregation does not apply, "
+        "since the server works on single samples."
+    )
+
+
+def _kept(days: float) -> str:
+    if days:
+        return f"Rows are deleted from the cache when it is opened and they are older than {days:g} days."
+    return "The cache keeps every upload until it is told to forget it (cache.retention-days = 0)."
+
+
+def _forget() -> str:
+    return (
+        "`mobillm cache forget` deletes a device's rows; with --retrain the side network is as if the device had never "
+        "been there. Copies that were made before, and what was learned from rows by then, stay with whoever has them."
+    )
+
+
+def _listed(parts: list[str], none: str) -> str:
+    return f"{'; '.join(parts)}." if parts else none

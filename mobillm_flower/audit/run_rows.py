@@ -1,0 +1,140 @@
+"""The uploads that a run's cache holds, matched to the texts they are of.
+
+Only an auditor can: it takes the data source, and the devices' secrets, which a simulation leaves in the run's folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mobillm_flower.audit.attack import Trained
+from mobillm_flower.audit.draw import Draw
+from mobillm_flower.audit.uploads import Uploads, at_places, decode_all, joined
+from mobillm_flower.backbones import Backbone
+from mobillm_flower.clients.device import Device
+from mobillm_flower.config import Settings
+from mobillm_flower.model import SideTunedModel
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.reports import read_run
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.tasks import LocalData
+
+
+@contextmanager
+def run_uploads(
+    run: Path, settings: Settings, devices: Sequence[LocalData], drawn: Draw, backbone: Backbone, folder: Path
+) -> Iterator[tuple[Uploads, ActivationCache] | None]:
+    """Give the drawn samples' rows of a run's cache, with a copy of that cache.
+
+    Parameters
+    ----------
+    run : path
+        The run's folder; it is only read.
+    settings : Settings
+        Its own.
+    devices : sequence of LocalData
+        All samples of each device.
+    drawn : Draw
+        Which of them to attack.
+    backbone : Backbone
+        The run's.
+    folder : path
+        Empty; for the copy.
+
+    Yields
+    ------
+    tuple or None
+        None where the cache's rows cannot be matched to the texts: no device folders (a deployment), other data, or
+        several backbone types.
+    """
+    owners = device_folders(run)
+    if len(owners) != len(devices):
+        yield None
+        return
+    _copy(run / "cache.sqlite", folder / "cache.sqlite")
+    with closing(ActivationCache(folder / "cache.sqlite")) as cache:
+        plan = TrainingPlan.of(cache)
+        spec = None if plan is None else plan.specs.get(backbone.info.fingerprint)
+        if plan is None or spec is None or len(plan.specs) > 1:
+            yield None
+            return
+        row_of = _rows_by_release(folder / "cache.sqlite")
+        rows, samples, numbers = [], [], []
+        for number, places in drawn.places.items():
+            own = folder / f"device-{number}"
+            shutil.copytree(owners[number], own)
+            with closing(DeviceFolder(own)) as owned:
+                device = Device(settings, devices[number], owned, partition=number)
+                device.backbone = backbone
+                shaping = device.shaping(spec)
+                ids = [owned.release_id(device.sample_ids[place], shaping) for place in places.tolist()]
+            held = [i for i, release in enumerate(ids) if release in row_of]
+            rows += [row_of[ids[i]] for i in held]
+            numbers += [number] * len(held)
+            samples.append(devices[number].train.take(places[held].tolist()))
+        if len(rows) < sum(len(places) for places in drawn.places.values()) / 2:
+            yield None
+            return
+        decoded, targets = decode_all(cache, spec, plan.contract)
+        places = np.array(rows, np.int64)
+        yield (
+            Uploads(
+                rows=decoded[torch.from_numpy(places)],
+                targets=at_places(targets, places),
+                samples=joined(samples),
+                devices=np.array(numbers, np.int64),
+                bytes_a_sample=_bytes_a_sample(run),
+                device_seconds_a_sample=0.0,
+                spec=spec,
+                contract=plan.contract,
+            ),
+            cache,
+        )
+
+
+def device_folders(run: Path) -> list[Path]:
+    """Return the folders of a simulated run's devices by their numbers; none of a deployment."""
+    found = {path.name: path for path in (run / "devices").glob("partition-*")}
+    numbered = [f"partition-{number}" for number in range(len(found))]
+    return [found[name] for name in numbered] if set(numbered) == set(found) else []
+
+
+def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Trained | None:
+    """Return the side network that a run released, or None where it has none (yet)."""
+    folder = run / "side_network"
+    if not (folder / "config.json").is_file():
+        return None
+    model = SideTunedModel.from_pretrained(folder, backbone=backbone, public_text=settings.activations.public_text)
+    assert model.side_network is not None
+    return Trained(model.side_network, model.rule)
+
+
+def _bytes_a_sample(run: Path) -> float:
+    """Return what was uploaded a sample, over all windows that a run's log tells of."""
+    windows = read_run(run).all("window")
+    sent, samples = (sum(int(window[what]) for window in windows) for what in ("bytes", "new"))
+    return sent / max(1, samples)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a cache as it is committed, without changing it."""
+    with (
+        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as from_,
+        closing(sqlite3.connect(target)) as to,
+    ):
+        from_.backup(to)
+
+
+def _rows_by_release(file: Path) -> dict[bytes, int]:
+    """Return where each release comes in the order of committing."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+        ordered = db.execute("SELECT release FROM samples ORDER BY id").fetchall()
+    return {release: place for place, (release,) in enumerate(ordered)}

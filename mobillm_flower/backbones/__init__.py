@@ -1,0 +1,18 @@
+"""Frozen language models on the device: load, describe, run forward-only."""
+
+from mobillm_flower.backbones.backbone import Backbone, Extraction
+from mobillm_flower.backbones.describe import BackboneInfo, fingerprint
+from mobillm_flower.backbones.load import BACKBONE_SOURCES, load_backbone, resolve_folder
+from mobillm_flower.backbones.public import public_text, public_transform
+
+__all__ = [
+    "BACKBONE_SOURCES",
+    "Backbone",
+    "BackboneInfo",
+    "Extraction",
+    "fingerprint",
+    "load_backbone",
+    "public_text",
+    "public_transform",
+    "resolve_folder",
+]

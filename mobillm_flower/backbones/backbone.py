@@ -1,0 +1,234 @@
+"""A frozen backbone that runs forward only and keeps nothing but pivots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.core.pivots import PIVOTS, Pivot
+from mobillm_flower.errors import DataError, SettingsError
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a forward pass over samples leaves.
+
+    Parameters
+    ----------
+    activations : list of Tensor
+        One sample each, [T, M, P, d_b] float32 on the CPU; T is 1 except with pivot `all`.
+    base_logits : Tensor or None
+        [B, K] float32, the backbone's own prediction; None where it has none.
+    """
+
+    activations: list[Tensor]
+    base_logits: Tensor | None
+
+
+class Backbone:
+    """A frozen language model on a device. Made by `load_backbone`.
+
+    The forward pass runs in inference mode without gradients; hooks on the sampled layers select pivots as each
+    layer ends, so that no layer's hidden states outlive the next layer. Samples are batched by length under a token
+    budget, right-padded, and come back in the order they were given.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What is called; frozen and in evaluation mode.
+    stack : sequence of nn.Module
+        Its layers 1..L.
+    stack_name : str
+        Where they are in the model.
+    tokenizer
+        transformers' tokenizer of the model.
+    info : BackboneInfo
+        What the model is.
+    label_head : tuple of Tensor or None
+        Weight [K, d_b] and bias [K] (or None) that turn the last token's final state into the base logits; None where
+        the model has its own head, or none.
+    token_budget : int
+        Most tokens of a forward batch, padding included.
+    device : torch.device
+        Where the model is.
+    """
+
+    engine = "torch"
+    """Name of what computes the forward pass; part of the release id."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        stack: Sequence[nn.Module],
+        stack_name: str,
+        tokenizer: Any,
+        info: BackboneInfo,
+        label_head: tuple[Tensor, Tensor | None] | None,
+        token_budget: int,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.stack = stack
+        self.stack_name = stack_name
+        self.tokenizer = tokenizer
+        self.info = info
+        self.token_budget = token_budget
+        self.device = device
+        self._label_head = label_head
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+    ) -> list[dict[str, list[int]]]:
+        """Tokenize texts, or text pairs, cut to `max_length` tokens, without padding.
+
+        Raises
+        ------
+        DataError
+            A text has no tokens.
+        SettingsError
+            `max_length` is beyond the model's positions.
+        """
+        positions = self._positions()
+        if positions and max_length > positions:
+            raise SettingsError(f"task.max-length={max_length}, but {self.info.name} has {positions} positions")
+        arguments = [list(texts)] + ([list(pairs)] if pairs is not None else [])
+        encoded = self.tokenizer(*arguments, truncation=True, max_length=max_length, padding=False)
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        samples = [{name: list(encoded[name][i]) for name in names} for i in range(len(texts))]
+        for i, sample in enumerate(samples):
+            if not sample["input_ids"]:
+                raise DataError(f"sample {i} has no tokens; remove empty texts from the data")
+        return samples
+
+    def extract(
+        self,
+        samples: Sequence[dict[str, list[int]]],
+        *,
+        layers: Sequence[int],
+        pivot: str,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> Extraction:
+        """Run samples forward and keep the pivots of the sampled layers.
+
+        Parameters
+        ----------
+        samples : sequence of dict
+            From `tokenize`.
+        layers : sequence of int
+            1-based layer numbers, ascending.
+        pivot : str
+            A name in `PIVOTS`.
+        transform : callable, optional
+            From `public_transform`: applied to each sample's activations.
+        """
+        select = PIVOTS[pivot]
+        activations: list[Tensor | None] = [None] * len(samples)
+        logits: list[Tensor | None] = [None] * len(samples)
+        for batch in self._batches(samples, self._by_length(samples)):
+            kept, batch_logits = self._forward([samples[i] for i in batch], layers, select)
+            for row, i in enumerate(batch):
+                length = len(samples[i]["input_ids"]) if select.per_token else 1
+                # [B, T, M, P, d] -> [T, M, P, d] without the padding
+                sample = kept[row, :length].float().cpu()
+                activations[i] = transform(sample) if transform else sample
+                if batch_logits is not None:
+                    logits[i] = batch_logits[row].float().cpu()
+        rows = [logit for logit in logits if logit is not None]
+        return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)
+
+    def _positions(self) -> int | None:
+        """Return how many tokens the model can place; None where there is no limit that it states."""
+        config: Any = self.model.config
+        limit: int | None = getattr(config, "max_position_embeddings", None)
+        if limit and self.info.family in ("roberta", "xlm-roberta", "camembert"):
+            limit -= config.pad_token_id + 1  # their positions are counted from behind the padding's
+        return limit
+
+    def padded_batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Tensor]]:
+        """Yield the model's inputs for samples, shortest first, as `extract` would run them."""
+        for batch in self._batches(samples, self._by_length(samples)):
+            yield self._pad([samples[i] for i in batch])
+
+    @staticmethod
+    def _by_length(samples: Sequence[dict[str, list[int]]]) -> list[int]:
+        return sorted(range(len(samples)), key=lambda i: (len(samples[i]["input_ids"]), i))
+
+    def _batches(self, samples: Sequence[dict[str, list[int]]], order: Sequence[int]) -> Iterator[list[int]]:
+        """Cut samples, shortest first, into batches of at most `token_budget` tokens, at least one sample each."""
+        batch: list[int] = []
+        for i in order:
+            if batch and len(samples[i]["input_ids"]) * (len(batch) + 1) > self.token_budget:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _forward(
+        self, batch: Sequence[dict[str, list[int]]], layers: Sequence[int], select: Pivot
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return pivots [B, T, M, P, d] (T = 1 except per token) and the base logits [B, K]."""
+        inputs = self._pad(batch)
+        mask = inputs["attention_mask"]
+        kept: list[Tensor] = []
+
+        def take(hidden: Tensor) -> None:
+            kept.append(_own(select.select(hidden, mask), hidden))
+
+        with _hooks([self.stack[layer - 1] for layer in layers], take):
+            output = self.model(**inputs)
+        stacked = torch.stack(kept, 1)  # [B, M, P or T, d]
+        stacked = stacked.transpose(1, 2).unsqueeze(3) if select.per_token else stacked.unsqueeze(1)
+        return stacked, self._base_logits(output, mask)
+
+    def _base_logits(self, output: Any, mask: Tensor) -> Tensor | None:
+        if self._label_head is None:
+            return output.logits if self.info.base_prediction == "classifier" else None
+        weight, bias = self._label_head
+        hidden = output.last_hidden_state
+        last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1].float()  # [B, d]
+        return nn.functional.linear(last, weight, bias)
+
+    def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        length = max(len(sample["input_ids"]) for sample in batch)
+        pad = getattr(self.model.config, "pad_token_id", None)
+        fill = {"input_ids": pad if isinstance(pad, int) and pad >= 0 else 0}
+        inputs = {
+            name: torch.tensor(
+                [sample[name] + [fill.get(name, 0)] * (length - len(sample[name])) for sample in batch],
+                device=self.device,
+            )
+            for name in batch[0]
+        }
+        inputs["attention_mask"] = torch.tensor(
+            [[1] * len(s["input_ids"]) + [0] * (length - len(s["input_ids"])) for s in batch], device=self.device
+        )
+        return inputs
+
+
+def _own(selected: Tensor, hidden: Tensor) -> Tensor:
+    """Return a tensor that does not keep a whole layer's hidden states alive: a view is copied."""
+    return selected.clone() if selected.numel() < hidden.numel() else selected
+
+
+@contextmanager
+def _hooks(modules: Sequence[nn.Module], take: Any) -> Iterator[None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        take(output[0] if isinstance(output, tuple) else output)
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(module.register_forward_hook(hook) for module in modules)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,129 @@
+"""What a backbone is, read off the model rather than off a list of names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from mobillm_flower.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """A backbone as it is loaded.
+
+    Parameters
+    ----------
+    name : str
+        As named in the settings.
+    family : str
+        transformers' model type ("bert", "opt").
+    causal : bool
+        Whether tokens see only their left; decides the default pivot.
+    depth : int
+        L, the layers that were loaded.
+    width : int
+        d_b.
+    precision : str
+        Number format of the weights.
+    fingerprint : str
+        64 hex digits over the weight files and the layers kept: the backbone's type, whatever its precision.
+    base_prediction : str
+        Where p_b comes from: "label-words", "classifier" or "constant".
+    revision : str
+        Of a hub model, where the settings name one.
+    """
+
+    name: str
+    family: str
+    causal: bool
+    depth: int
+    width: int
+    precision: str
+    fingerprint: str
+    base_prediction: str
+    revision: str = ""
+
+    @property
+    def default_pivot(self) -> str:
+        """`last` for causal models, whose last token is the one in the loss; `first+mean` for encoders."""
+        return "last" if self.causal else "first+mean"
+
+
+def is_causal(config: Any) -> bool:
+    """Whether a transformers config describes a decoder-only model, whatever head it was saved with.
+
+    That is a family which transformers knows as a causal but not as a masked language model, or any with `is_decoder`.
+    """
+    family = config.model_type
+    only_causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(getattr(config, "is_decoder", False)) or only_causal
+
+
+def layer_stack(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
+    """Find the stack of layers: the `nn.ModuleList` with as many entries as the config has layers.
+
+    Raises
+    ------
+    UnsupportedError
+        There is none, or the model is an encoder-decoder.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"{config.model_type} is an encoder-decoder; a backbone must be one stack of layers (an encoder such as "
+            "BERT or RoBERTa, or a decoder such as OPT, GPT-2, Llama or Qwen)"
+        )
+    depth = getattr(config, "num_hidden_layers", None)
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for name, module in lists:
+        if len(module) == depth and depth:
+            return name, module
+    seen = ", ".join(f"{name} ({len(module)})" for name, module in lists) or "none"
+    raise UnsupportedError(
+        f"{type(model).__name__}: looked for a torch.nn.ModuleList of {depth} layers (config.num_hidden_layers) and "
+        f"found {seen}; register a loader in BACKBONE_SOURCES that returns such a model"
+    )
+
+
+def fingerprint(folder: Path, family: str, depth: int) -> str:
+    """Hash the weight files of a model folder together with its family and the layers kept.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no weight files.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UnsupportedError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin")
+    digest = hashlib.sha256(f"{family}:{depth}".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(_file_hash(file, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _file_hash(file: Path, _size: int, _changed_ns: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash every parameter and buffer of a model in memory; equal before and after whatever left it alone."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update((flat if flat.dtype == torch.bool else flat.view(torch.uint8)).numpy().tobytes())
+    return digest.hexdigest()

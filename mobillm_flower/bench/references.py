@@ -1,0 +1,178 @@
+"""What a run's metric is read beside. These need all texts in one place: for simulations and benchmarks only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
+
+from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.model import SideTunedModel, saved_backbones, saved_contract
+from mobillm_flower.reports import read_run
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import TrainingPlan, can_replay, replay
+from mobillm_flower.strategies.run_plan import prediction_rule
+from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
+from mobillm_flower.wire.contract import TaskContract
+
+
+def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
+    """Measure a finished run's side network and its references on the whole test split.
+
+    Parameters
+    ----------
+    run_path : Path
+        A completed run of data that this machine can load.
+    train : bool
+        Whether to train the centralized side network too, from the run's cache by the run's schedule.
+
+    Returns
+    -------
+    dict
+        Empty where the devices' samples are not those of `data.source` (a `load_data` of their own). Otherwise `metric`
+        (its name), `num_test`, and the metric of: `tuned`, `base`, `majority`, `logistic_regression`,
+        `centralized`; `identical`: whether the centralized weights equal the run's bit by bit. For classes also
+        `labels`, their names, and `confusion`, K×K counts of the tuned model: rows true, columns predicted. Where a
+        fleet has several backbone types, each type's are under `types`, by the first 12 digits of its fingerprint;
+        above stand their means, and the sum of their counts.
+    """
+    settings = load_settings(file=run_path / "settings.yaml")
+    data = load_central_data(settings)
+    if not _same_data(run_path, settings, data):
+        return {}
+    folder = run_path / "side_network"
+    contract = saved_contract(folder)
+    found: dict[str, Any] = {
+        "metric": contract.metric,
+        "num_test": len(data.test),
+        "num_train": len(data.train),
+        "majority": _majority(data),
+    }
+    if not contract.is_regression:
+        found["labels"] = list(contract.labels)
+    network = _replayed(run_path, settings) if train else None
+    evaluations = read_run(run_path).all("evaluation-of-type")
+    untrained = {event["type"] for event in evaluations if not event["trained"]}
+    identical, types = [], {}
+    for info in saved_backbones(folder):
+        backbone = load_backbone(
+            info.name,
+            revision=info.revision,
+            layers=info.depth,
+            precision=info.precision,
+            token_budget=settings.backbone.token_budget,
+            num_labels=contract.num_outputs,
+            label_words=contract.label_words,
+        )
+        model = SideTunedModel.from_pretrained(
+            folder,
+            backbone=backbone,
+            public_text=settings.activations.public_text,
+            mixing_key=settings.privacy.mixing_key,
+        )
+        if info.fingerprint[:12] in untrained:
+            model.side_network = None  # as on its devices
+        scores = model.scores(data.test)
+        measured: dict[str, Any] = {
+            "tuned": measure(scores, data.test.labels, contract),
+            "logistic_regression": logistic_regression(backbone, data, contract),
+            "base": _base(model, data.test),
+        }
+        if not contract.is_regression:
+            measured["confusion"] = confusion(scores, data.test.labels, contract)
+        if network is not None and model.side_network is not None:
+            measured["centralized"] = _with(model, network).evaluate(data.test)
+            theirs, ours = network.state_dict(), model.side_network.state_dict()
+            identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
+        types[info.fingerprint[:12]] = measured
+    found |= _together(list(types.values()))
+    if len(types) > 1:
+        found["types"] = types
+    return found | ({"identical": all(identical)} if identical else {})
+
+
+def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the means of the types' metrics, and the sum of their counts; a metric that one lacks is left out."""
+    found: dict[str, Any] = {}
+    for key in types[0]:
+        values: list[Any] = [measured.get(key) for measured in types]
+        if key == "confusion":
+            found[key] = np.sum(values, axis=0).tolist()
+        else:
+            found[key] = None if None in values else float(np.mean(values))
+    return found
+
+
+def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
+    """Train from a run's cache by its own schedule; None where it began from weights that are not in the cache."""
+    cache = ActivationCache(run_path / "cache.sqlite")
+    try:
+        plan = TrainingPlan.of(cache)
+        if plan is None or not can_replay(cache):
+            return None
+        rule = prediction_rule(plan, send_base=settings.loss.send_base)
+        return replay(cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20)
+    finally:
+        cache.close()
+
+
+def _same_data(run_path: Path, settings: Settings, data: LocalData) -> bool:
+    """Whether the devices said that they hold what the source holds."""
+    said = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
+    most = settings.data.max_samples
+    return bool(most) or sum(said.values()) == len(data.train)
+
+
+def logistic_regression(backbone: Backbone, data: LocalData, contract: TaskContract) -> float:
+    """Return the metric of logistic regression (ridge for regression) on the last layer's mean, default strength."""
+    train, test = (_last_mean(backbone, samples, contract) for samples in (data.train, data.test))
+    if contract.is_regression:
+        predicted = Ridge().fit(train, data.train.labels.numpy()).predict(test)
+        return measure(torch.from_numpy(predicted).float().unsqueeze(1), data.test.labels, contract)
+    fitted = LogisticRegression(max_iter=2000).fit(train, data.train.labels.numpy())
+    scores = torch.full((len(test), contract.num_outputs), -1e9)
+    probabilities = torch.from_numpy(fitted.predict_proba(test)).float()
+    scores[:, torch.from_numpy(np.asarray(fitted.classes_)).long()] = probabilities
+    return measure(scores, data.test.labels, contract)
+
+
+def _last_mean(backbone: Backbone, samples: Samples, contract: TaskContract) -> np.ndarray:
+    texts, pairs = render(samples, contract)
+    tokens = backbone.tokenize(texts, pairs, contract.max_length)
+    found = backbone.extract(tokens, layers=[backbone.info.depth], pivot="mean")
+    return np.asarray(torch.stack(found.activations).flatten(1))
+
+
+def _majority(data: LocalData) -> float:
+    labels = data.train.labels
+    if data.contract.is_regression:
+        scores: Tensor = labels.mean().expand(len(data.test), 1)
+    else:
+        counts = torch.bincount(labels, minlength=data.contract.num_outputs).float()
+        scores = counts.expand(len(data.test), -1)
+    return measure(scores, data.test.labels, data.contract)
+
+
+def confusion(scores: Tensor, labels: Tensor, contract: TaskContract) -> list[list[int]]:
+    """Return K×K counts of scores [B, K] against labels [B]: rows the true class, columns the predicted one."""
+    size = contract.num_outputs
+    cells = labels * size + TASKS[contract.kind].predictions(scores)
+    counts: list[list[int]] = torch.bincount(cells, minlength=size * size).reshape(size, size).tolist()
+    return counts
+
+
+def _base(model: SideTunedModel, test: Samples) -> float | None:
+    """Return the backbone's own metric; None where it has no prediction of its own."""
+    if model.backbone.info.base_prediction == "constant":
+        return None
+    return model.with_network(None).evaluate(test)
+
+
+def _with(model: SideTunedModel, network: torch.nn.Module) -> SideTunedModel:
+    return model.with_network(network)

@@ -1,0 +1,63 @@
+"""The command `mobillm`; one module a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mobillm_flower.cli.audit import audit
+from mobillm_flower.cli.bench import app as bench
+from mobillm_flower.cli.cache import app as cache
+from mobillm_flower.cli.mixing_key import mixing_key
+from mobillm_flower.cli.predict import predict
+from mobillm_flower.cli.report import report
+from mobillm_flower.cli.run import run
+from mobillm_flower.cli.settings import settings
+from mobillm_flower.cli.status import status
+from mobillm_flower.errors import MobiLLMError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Forward-only federated fine-tuning of language models for Flower.",
+)
+app.command()(run)
+app.command()(status)
+app.command()(predict)
+app.add_typer(cache, name="cache")
+app.command()(settings)
+app.command()(report)
+app.command()(audit)
+app.command()(mixing_key)
+app.add_typer(bench, name="bench")
+_state = {"debug": False}
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    _state["debug"] = debug
+
+
+def main() -> None:
+    """Run the command line; an error that is meant for the user is one paragraph, and the exit code is 1."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    try:
+        app()
+    except MobiLLMError as error:
+        if _state["debug"]:
+            raise
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        console.print("error", style="bold red", end=" ")
+        console.print(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)

@@ -1,0 +1,148 @@
+"""`mobillm audit`: attack what a server holds, and say what it could learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobillm_flower.cli.output import print_rows, relative
+
+if TYPE_CHECKING:
+    from mobillm_flower.audit.audit import Subject
+
+Config = Annotated[list[str] | None, typer.Option("--config", "-c", help="A setting as key=value; several times.")]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Write everything to this file; a run's is audit.json in its folder.")
+]
+
+
+def audit(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, a YAML file of settings, or a Flower app's folder.")],
+    config: Config = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few samples and strengths: to see that it works.")] = False,
+    json_file: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="Write privacy against accuracy to this SVG file.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
+) -> None:
+    """Attack what a server holds under a run's or other settings, and say what it could learn."""
+    import torch
+
+    from mobillm_flower.audit.audit import run_audit
+    from mobillm_flower.reports.audit import frontier_file
+
+    audited = _subject(subject.expanduser(), config or [])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
+    finally:
+        torch.set_num_threads(before)
+    _print(found)
+    target = json_file or (audited.run / "audit.json" if audited.run else None)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        typer.echo(f"all figures: {relative(target.resolve())}")
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.write_text(frontier_file(found), "utf-8")
+        typer.echo(f"plot: {relative(plot.resolve())}")
+    if audited.run is not None and target == audited.run / "audit.json":
+        from mobillm_flower.reports import write_report
+
+        typer.echo(f"report: {relative(write_report(audited.run).resolve())}")
+
+
+def _subject(path: Path, config: Sequence[str]) -> Subject:
+    from mobillm_flower.audit.audit import Subject
+    from mobillm_flower.config import load_settings
+    from mobillm_flower.errors import SettingsError
+    from mobillm_flower.launch import read_app
+
+    if (path / "settings.yaml").is_file():
+        if config:
+            raise SettingsError("-c changes what a run was; audit its app or a settings file with -c instead")
+        return Subject(lambda words: load_settings(file=path / "settings.yaml", overrides=words), run=path)
+    if (path / "pyproject.toml").is_file():
+        app = read_app(path)
+        return Subject(lambda words: app.settings([*config, *words]))
+    if path.is_file():
+        return Subject(lambda words: load_settings(file=path, overrides=[*config, *words]))
+    raise SettingsError(f"{path} is no run's folder, settings file or app's folder; name one of these")
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    for cell in found["cells"]:
+        if cell["skipped"]:
+            print_rows(cell["name"], ("figure", "value", "remark"), [("skipped", "", cell["skipped"])])
+            continue
+        print_rows(cell["name"], ("figure", "value", "remark"), _rows(cell, found["metric"]))
+    of_pivots = [
+        (
+            f"pivot {one['pivot']}, layer {one['layer']}",
+            f"{one['value']:.3f}",
+            f"{one['low']:.3f} to {one['high']:.3f}; without uploads {one['baseline']:.3f}",
+        )
+        for one in found["pivots"]
+    ]
+    print_rows("Words recovered from clean activations, by pivot", ("vectors", "value", "remark"), of_pivots)
+    leaked = found["secret_mixing"]
+    rows = [(f"{row['pairs']} leaked pairs", f"{row['value']:.3f}", "") for row in leaked["leaked_pairs"]]
+    rows.append(("no pair, aligned to public text", f"{leaked['without_pairs']['value']:.3f}", ""))
+    title = f"A secret rotation (width {leaked['width']}): uploads looked up after the key was recovered"
+    print_rows(title, ("key recovered from", "value", "remark"), rows)
+    print_rows(
+        "Empirical ε of the mechanisms",
+        ("mechanism", "value", "remark"),
+        [
+            (
+                f"{check['mechanism']}, claimed ε = {check['claimed']:g}",
+                f"{check['lower']:.3f}",
+                f"lower bound from {check['draws']:,} draws: " + ("holds" if check["holds"] else "BROKEN"),
+            )
+            for check in found["epsilon_checks"]
+        ],
+    )
+    print_rows(
+        "The argmax attack under randomized labels, on draws of their own",
+        ("mechanism", "value", "remark"),
+        [
+            (
+                f"argmax Δy, {check['mechanism']} at ε = {check['epsilon']:g}",
+                f"{check['value']:.4f}",
+                f"theory {check['theory']:.4f}; {check['count']:,} labels",
+            )
+            for check in found["label_checks"]
+        ],
+    )
+    console = Console(highlight=False, markup=False, soft_wrap=not Console().is_terminal)
+    for title, text in found["plain_words"]:
+        console.print(f"\n{title}", style="bold")
+        console.print(text)
+    for remark in found["remarks"]:
+        console.print(f"\nNote: {remark}")
+
+
+def _rows(cell: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
+    quality, epsilon = cell["quality"], cell["epsilon"]["total"]
+    named = "none" if epsilon is None else f"{epsilon:.4g}"
+    rows = [
+        ("cell", cell["name"], f"ε: {named}"),
+        (f"task: {metric}", f"{quality['value']:.3f}", f"{quality['low']:.3f} to {quality['high']:.3f}"),
+        ("bytes a sample", f"{cell['bytes_a_sample']:,.0f}", ""),
+        ("device seconds a sample", f"{cell['device_seconds_a_sample']:.4f}", ""),
+    ]
+    for name, one in cell["attacks"].items():
+        theory = "" if one["theory"] is None else f"; theory {one['theory']:.3f}"
+        remark = f"{one['low']:.3f} to {one['high']:.3f}; without uploads {one['baseline']:.3f}{theory}"
+        rows.append((name, f"{one['value']:.3f}", remark))
+    for layer in cell["layers"]:
+        rows.append((f"layer {layer['layer']}: words", f"{layer['words']['value']:.3f}", ""))
+        rows.append((f"layer {layer['layer']}: nearest", f"{layer['nearest']['value']:.3f}", ""))
+    return rows

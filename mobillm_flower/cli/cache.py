@@ -1,0 +1,210 @@
+"""`mobillm cache`: what a run's activation cache holds, whether it is whole, and forgetting a device."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobillm_flower.cli import completion
+from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
+from mobillm_flower.cli.run_paths import run_cache, run_settings
+from mobillm_flower.errors import CacheError
+
+if TYPE_CHECKING:
+    from mobillm_flower.server import Holding
+
+app = typer.Typer(no_args_is_help=True, help="What a run's activation cache holds; checking it; forgetting a device.")
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+
+
+@app.command("ls")
+def list_devices(run: Run, as_json: AsJson = False) -> None:
+    """List the devices in a run's cache: samples, bytes, backbone, when the first and the last sample came."""
+    file = run_cache(run)
+    from mobillm_flower.server import ActivationCache, RunFolder
+
+    with closing(ActivationCache(file)) as cache:  # without the retention time: looking deletes nothing
+        holdings = cache.holdings()
+    names = _backbone_names(run)
+    rules = _rules(run)
+    holder = RunFolder(file.parent).holder()
+    if as_json:
+        devices = [
+            {
+                "device": held.device,
+                "samples": held.samples,
+                "bytes": held.num_bytes,
+                "backbone": names.get(held.device),
+                "fingerprint": held.backbone,
+                "first": round(held.first, 3),
+                "last": round(held.last, 3),
+            }
+            for held in holdings
+        ]
+        say_json({"run": str(run), "devices": devices, **rules, "in_use_by": holder})
+        return
+    print_rows(
+        "Activation cache",
+        ("device", "samples", "bytes", "backbone", "first", "last"),
+        [
+            [
+                held.device,
+                f"{held.samples:,}",
+                f"{held.num_bytes:,}",
+                f"{names.get(held.device, '?')} ({held.backbone[:12]})",
+                _when(held.first),
+                _when(held.last),
+            ]
+            for held in holdings
+        ],
+    )
+    typer.echo(_summary(holdings, rules) + ("" if holder is None else f"; in use by process {holder or 'unknown'}"))
+
+
+@app.command()
+def verify(run: Run, as_json: AsJson = False) -> None:
+    """Check every row of a run's cache against the hash it was committed with; exit code 1 where one is damaged."""
+    file = run_cache(run)
+    from mobillm_flower.server import ActivationCache
+
+    with closing(ActivationCache(file)) as cache:
+        found = cache.verify()
+        rows = None if found else len(cache)
+    if as_json:
+        damages = [{"row": d.row, "device": d.device or None, "problem": d.problem} for d in found]
+        say_json({"run": str(run), "rows": rows, "damages": damages})
+    elif rows is not None:
+        typer.echo(f"{rows:,} rows, all as they were committed")
+    for damage in [] if as_json else found:
+        typer.echo(str(damage))
+    if found:
+        if not as_json:
+            typer.echo(f"restore {relative(file)} from a copy, or forget the devices named and train again")
+        raise typer.Exit(1)
+
+
+@app.command()
+def forget(
+    run: Run,
+    device: Annotated[
+        str,
+        typer.Argument(help="A device's pseudonym, or how it alone begins.", autocompletion=completion.devices),
+    ],
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train the side network again from the other devices' samples.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed in a pipe.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a device's samples from a run's cache and overwrite their pages; what was trained on them stays.
+
+    With --retrain the side network is trained again without them, as if the device had never been there.
+    """
+    file = run_cache(run)
+    from mobillm_flower.server import ActivationCache, RunFolder
+
+    folder = RunFolder(file.parent)
+    with folder.hold(), closing(ActivationCache(file)) as cache:
+        held = cache.devices()
+        name = _one_device(device, list(held))
+        if retrain:
+            from mobillm_flower.config import load_settings
+            from mobillm_flower.strategies.retrain import discard_trained, require_retrainable
+            from mobillm_flower.strategies.retrain import retrain as train_again
+
+            settings = load_settings(file=run_settings(run))
+            require_retrainable(cache, without=name)
+    if not yes:
+        _confirm(f"Delete {held[name]:,} samples of device {name}?", as_json=as_json)
+    with folder.hold(), closing(ActivationCache(file)) as cache:  # not while somebody thinks about the answer
+        if retrain:
+            discard_trained(folder)
+        count = cache.forget(name)
+        folder.event("forgotten", device=name, samples=count)
+        steps = train_again(folder, cache, settings) if retrain else None
+    if steps is not None:
+        if as_json:
+            say_json({"run": str(run), "device": name, "samples": count, "retrained_steps": steps})
+            return
+        typer.echo(
+            f"{count:,} samples of device {name} are deleted, and their pages overwritten. The side network in "
+            f"{relative(folder.side_network)} is trained anew without them, in {steps:,} steps. The run's figures and "
+            "its report are still those from before."
+        )
+        return
+    left = [path.name for path in (folder.side_network, folder.checkpoint.parent) if path.exists()]
+    if as_json:
+        say_json({"run": str(run), "device": name, "samples": count, "trained_with_it": left})
+        return
+    typer.echo(f"{count:,} samples of device {name} are deleted, and their pages overwritten.")
+    if left:
+        typer.echo(
+            f"Still made with them: {' and '.join(left)} in {relative(folder.path)}, and the run's figures. To train "
+            f"without them, delete {' and '.join(left)} and start the run again with the same settings and "
+            f"--out {relative(folder.path)}; it trains from what is held."
+        )
+
+
+def _one_device(start: str, held: list[str]) -> str:
+    """Return the one device whose pseudonym begins so; raises CacheError where there is none, or several."""
+    found = [name for name in held if start and name.startswith(start.lower())]
+    if len(found) == 1:
+        return found[0]
+    if not held:
+        raise CacheError("the cache holds no device")
+    if found:
+        raise CacheError(f"{len(found)} devices begin with {start!r}: {', '.join(found[:5])}; give more of it")
+    raise CacheError(f"the cache holds no device {start!r}; it holds {', '.join(held[:5])}{' …' * (len(held) > 5)}")
+
+
+def _confirm(question: str, *, as_json: bool) -> None:
+    if as_json or not sys.stdin.isatty():
+        raise CacheError("nobody can be asked here, and nothing was deleted; give --yes to delete without a question")
+    if not typer.confirm(question, err=True):
+        typer.echo("nothing was deleted", err=True)
+        raise typer.Exit(1)
+
+
+def _backbone_names(run: Path) -> dict[str, str]:
+    """Return each device's backbone as the run's log names it."""
+    from mobillm_flower.errors import RunFailed
+    from mobillm_flower.reports import read_run
+
+    try:
+        return {event["device"]: event["backbone"] for event in read_run(run).all("device")}
+    except RunFailed:
+        return {}
+
+
+def _rules(run: Path) -> dict[str, Any]:
+    """Return quota and retention of the run's settings; empty where it has none."""
+    from mobillm_flower.config import load_settings
+    from mobillm_flower.errors import SettingsError
+
+    try:
+        cache = load_settings(file=run_settings(run)).cache
+    except SettingsError:
+        return {}
+    return {"quota_mib": cache.quota_mib, "retention_days": cache.retention_days}
+
+
+def _summary(holdings: list[Holding], rules: dict[str, Any]) -> str:
+    size = sum(held.num_bytes for held in holdings)
+    text = f"{len({held.device for held in holdings})} devices, {sum(held.samples for held in holdings):,} samples, "
+    text += f"{size:,} bytes"
+    if rules.get("quota_mib"):
+        text += f" of {rules['quota_mib']} MiB"
+    if rules.get("retention_days"):
+        text += f"; a run deletes rows older than {rules['retention_days']:g} days when it starts"
+    elif rules:
+        text += "; kept until they are forgotten"
+    return text
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

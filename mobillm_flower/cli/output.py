@@ -1,0 +1,48 @@
+"""How commands print: tables on a terminal, plain lines in a pipe, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else.")]
+
+
+def say_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    typer.echo(json.dumps(value))
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text; the second column holds figures, the last may be long.
+
+    On a terminal a table, in a pipe one aligned line a row without a heading.
+    """
+    console = Console()
+    if not console.is_terminal:
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
+        for row in rows:
+            cells = [f"{cell:>{widths[i]}}" if i == 1 else f"{cell:<{widths[i]}}" for i, cell in enumerate(row)]
+            typer.echo("   ".join(cells).rstrip())
+        return
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i == 1 else "left", style="dim" if i > 1 else None)
+    for row in rows:
+        table.add_row(*map(Text, row))  # a cell is shown as it is: no markup
+    console.print(table)
+
+
+def relative(path: Path) -> str:
+    """Return a path as seen from the current folder, where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

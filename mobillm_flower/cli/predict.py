@@ -1,0 +1,183 @@
+"""`mobillm predict`: labels of texts from a trained side network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mobillm_flower.cli.output import AsJson, print_rows
+from mobillm_flower.cli.run_paths import run_settings, side_network
+from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+
+if TYPE_CHECKING:
+    from mobillm_flower.model import SideTunedModel
+    from mobillm_flower.tasks import Text
+    from mobillm_flower.wire.contract import TaskContract
+
+_BATCH = 64  # texts whose activations are in memory at once
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or the folder of a side network itself.")],
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times.")] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option("--pair", help="The second text to each --text, where the task is of pairs.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file: .jsonl, .csv or .parquet with the texts in columns, any other one text a line (or two, with "
+            "a tab between them). Without --text and --file, lines are read from standard input."
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the text in --file; by default the run's data.text-column.")
+    ] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second text in --file; by default the run's data.pair-column.")
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Predict with the backbone alone, where it has a prediction of its own.")
+    ] = False,
+    backbone: Annotated[
+        str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
+    ] = "",
+    mixing_key: Annotated[
+        str, typer.Option(help="The devices' secret rotation, where the run had one; by default the run's own file.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Predict labels of texts: label, score and text, one line each; for a regression the number and the text."""
+    from mobillm_flower.model import SideTunedModel, saved_contract
+
+    folder = side_network(run)
+    reading = _Reading.of(run, folder, saved_contract(folder))
+    reading = replace(
+        reading,
+        text_column=text_column or reading.text_column,
+        pair_column=pair_column or reading.pair_column or ("text_pair" if pair and reading.run is None else ""),
+    )
+    texts = _not_empty(reading.texts(text or [], pair or [], file))
+    model = SideTunedModel.from_pretrained(
+        folder,
+        backbone=backbone,
+        token_budget=reading.token_budget,
+        public_text=reading.public_text,
+        mixing_key=mixing_key or reading.mixing_key,
+    )
+    rows = _predictions(_base(model) if base else model, texts)
+    if as_json:
+        _print_json(rows)
+    elif Console().is_terminal:
+        _print_table(list(rows))
+    else:
+        for row in rows:
+            typer.echo("\t".join(map(_cell, row.values())))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How texts are read: what the run's settings say of its data, or what holds for a side network alone."""
+
+    run: Path | None
+    text_column: str
+    pair_column: str
+    token_budget: int
+    public_text: str
+    mixing_key: str
+
+    @classmethod
+    def of(cls, named: Path, folder: Path, contract: TaskContract) -> _Reading:
+        from mobillm_flower.config import Settings, load_settings
+
+        run = None if folder == named.expanduser() else named
+        settings = Settings() if run is None else load_settings(file=run_settings(run))
+        pair_column = settings.data.pair_column or ("text_pair" if contract.kind == "pairs" else "")
+        return cls(
+            run,
+            settings.data.text_column,
+            pair_column,
+            settings.backbone.token_budget,
+            settings.activations.public_text,
+            settings.privacy.mixing_key,
+        )
+
+    def texts(self, texts: list[str], pairs: list[str], file: Path | None) -> Iterator[Text]:
+        """Return texts from the options, a file, or standard input."""
+        from mobillm_flower.tasks import read_texts, text_lines
+
+        if file is not None and (texts or pairs):
+            raise SettingsError("give --text or --file, not both")
+        if file is not None:
+            return read_texts(file.expanduser(), text_column=self.text_column, pair_column=self.pair_column)
+        if texts or pairs:
+            if pairs and not self.pair_column:
+                raise SettingsError("this run's task has one text; leave out --pair")
+            if self.pair_column and len(texts) != len(pairs):
+                raise SettingsError(f"{len(texts)} --text and {len(pairs)} --pair: give one --pair to each --text")
+            return itertools.zip_longest(texts, pairs)
+        if sys.stdin.isatty():
+            raise SettingsError("there is nothing to predict; give --text or --file, or pipe in one text a line")
+        return text_lines(sys.stdin, pairs=bool(self.pair_column))
+
+
+def _not_empty(texts: Iterator[Text]) -> Iterator[Text]:
+    """Read the first text, so that what is wrong with the input is said before a backbone is loaded."""
+    first = next(texts, None)
+    if first is None:
+        raise DataError("there is nothing to predict: the input holds no text")
+    return itertools.chain([first], texts)
+
+
+def _base(model: SideTunedModel) -> SideTunedModel:
+    info = model.backbone.info
+    if info.base_prediction == "constant":
+        raise UnsupportedError(
+            f"{info.name} has no prediction of its own: neither label words nor a trained head; leave out --base"
+        )
+    return model.with_network(None)
+
+
+def _predictions(model: SideTunedModel, texts: Iterator[Text]) -> Iterator[dict[str, Any]]:
+    names = model.contract.labels
+    number = 0
+    while batch := list(itertools.islice(texts, _BATCH)):
+        for number, (text, _) in enumerate(batch, start=number + 1):  # noqa: B020 - counts on over the batches
+            if not text.strip():
+                raise DataError(f"text {number} is empty; remove it")
+        firsts = [text for text, _ in batch]
+        seconds = [pair for _, pair in batch if pair is not None]
+        found = model.predict(firsts, seconds or None)
+        for (text, pair), label, scores in zip(batch, found.labels, found.scores, strict=True):
+            row = {"label": label, "score": scores[names.index(label)].item()} if names else {"value": label}
+            yield row | {"text": text} | ({} if pair is None else {"pair": pair})
+
+
+def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+    before = "["
+    for row in rows:
+        typer.echo(f"{before}{json.dumps(row)}", nl=False)
+        before = ",\n"
+    typer.echo("]")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    names = list(rows[0])
+    if names[0] == "value":  # figures are in the second column
+        names[:2] = ["text", "value"]
+    print_rows("Predictions", names, [[_cell(row[name]) for name in names] for row in rows])
+
+
+def _cell(value: str | float) -> str:
+    """Return a value on one line, without what would move a terminal's cursor."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "".join(character if character.isprintable() else " " for character in value)

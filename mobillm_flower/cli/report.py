@@ -1,0 +1,26 @@
+"""`mobillm report`: make a run's page again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobillm_flower.cli.output import AsJson, relative, say_json
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the run's folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run's report.html again, from its folder alone; it may be in progress, or have failed."""
+    from mobillm_flower.reports import read_run, write_report
+
+    file = write_report(run, out).resolve()
+    outcome = read_run(run).outcome
+    if as_json:
+        say_json({"report": str(file), "run": str(run.expanduser().resolve()), "outcome": outcome})
+    else:
+        typer.echo(f"report: {relative(file)}   the run: {outcome}")

@@ -1,0 +1,147 @@
+"""`mobillm run`: run a Flower app, watch it, print its results."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobillm_flower.cli import completion
+from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
+from mobillm_flower.cli.watch import Watcher
+from mobillm_flower.errors import SettingsError
+
+if TYPE_CHECKING:
+    from mobillm_flower.launch import RunOutcome
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(help="Folder of a Flower app.")],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A setting, key=value; may be given several times.",
+            autocompletion=completion.setting_words,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's folder; by default runs/TIME below the current one, and with --superlink where "
+            "the ServerApp puts it."
+        ),
+    ] = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(help="Run on this SuperLink, a connection in Flower's config.toml, instead of in simulation."),
+    ] = None,
+    flwr_home: Annotated[
+        Path | None, typer.Option(help="The folder of config.toml; by default FLWR_HOME, or .flwr in the home folder.")
+    ] = None,
+    as_json: AsJson = False,
+    references: Annotated[
+        bool, typer.Option(help="Measure references afterwards; they need all texts on this machine.")
+    ] = True,
+) -> None:
+    """Run a Flower app in simulation or on a SuperLink, watch it, print its results; the exit code tells the truth."""
+    from mobillm_flower.cli.names import check_names
+    from mobillm_flower.launch import read_app, run_app, run_on
+
+    flower_app = read_app(folder)
+    words = list(config or [])
+    settings = flower_app.settings(words)
+    check_names(flower_app, settings)
+    if flwr_home is not None and superlink is None:
+        raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
+    with Watcher(quiet=as_json) as watcher:
+        try:
+            if superlink is None:
+                named = out or (Path(settings.run.folder) if settings.run.folder else None)
+                path = (named or Path("runs") / time.strftime("%Y%m%d-%H%M%S")).expanduser().resolve()
+                watcher.follow(path)
+                outcome = run_app(flower_app, words, run_path=path, on_event=watcher.event)
+            else:
+                words += [f"run.folder={out.expanduser().resolve()}"] if out else []
+                outcome = run_on(flower_app, words, superlink=superlink, on_event=watcher.event, home=flwr_home)
+            results = _results(outcome, watcher, references)
+        except BaseException as error:  # stopped by the keyboard, too
+            watcher.stop()
+            page = _report(watcher.run_path)
+            if page:
+                typer.echo(f"report: {relative(page)}", err=True)
+            if superlink and watcher.run_id and not isinstance(error, Exception):
+                typer.echo(f"the run goes on; to stop it: flwr stop {watcher.run_id} {superlink}", err=True)
+            raise
+    page = _report(outcome.run_path)
+    if as_json:
+        say_json({**results, "report": page and str(page)})
+        return
+    print_rows("Results", ("what", "figure", "remark"), results["table"])
+    if outcome.run_path:
+        path = outcome.run_path
+        files = {"side network": path / "side_network", "all figures": path / "results.json", "report": page}
+        typer.echo("   ".join(f"{name}: {relative(file)}" for name, file in files.items() if file))
+
+
+def _report(path: Path | None) -> Path | None:
+    """Write report.html where there are events; the run's outcome stands, whatever becomes of its page."""
+    from mobillm_flower.reports import write_report
+
+    if path is None or not (path / "events.jsonl").exists():
+        return None
+    try:
+        return write_report(path)
+    except Exception as error:
+        typer.echo(f"report.html was not written: {error}", err=True)
+        return None
+
+
+def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
+    """Return what is known of a run that completed; where its folder is here, results.json is written, too."""
+    from mobillm_flower.reports import read_run, results_rows
+
+    path = outcome.run_path
+    measured: dict[str, Any] = {}
+    if path is None:
+        rows = [
+            ("run", outcome.run_id, "Flower's id"),
+            ("status", outcome.status, f"after {outcome.seconds:.0f} s"),
+            ("metric, bytes, memory", "not known here", "the run folder is where the ServerApp ran: mobillm report"),
+        ]
+    else:
+        measured = _references(path, watcher) if references else {}
+        rows = results_rows(read_run(path), measured)
+    results = {
+        "run": path and str(path),
+        "run_id": outcome.run_id,
+        "references": measured,
+        "table": [list(row) for row in rows],
+        "status": outcome.status,
+        "seconds": round(outcome.seconds, 1),
+    }
+    if path is not None:
+        (path / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+    return results
+
+
+def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
+    """Return references beside which a run is shown; empty where they cannot be had."""
+    from mobillm_flower.bench.memory import measure_memory
+    from mobillm_flower.bench.references import measure_references
+
+    measured: dict[str, Any] = {}
+    watcher.say("measuring references: logistic regression, centralized side-tuning, memory")
+    try:
+        measured = measure_references(path)
+        if measured:
+            measured["memory"] = measure_memory(path)
+        else:
+            watcher.say("no references: the devices' samples are not those of data.source")
+    except Exception as error:  # the run itself went well, whatever its references do
+        watcher.say(f"references were not measured: {error}")
+    return measured

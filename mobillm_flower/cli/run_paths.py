@@ -1,0 +1,68 @@
+"""Run folders as the commands are given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobillm_flower.cli.output import relative
+from mobillm_flower.errors import CacheError, RunFailed, SettingsError, UnsupportedError
+
+
+def require_run(path: Path) -> Path:
+    """Return a run's folder; raises RunFailed where it is none."""
+    path = path.expanduser()
+    if not path.is_dir():
+        raise RunFailed(f"{path} is no folder; name a run's folder, such as runs/20260101-120000")
+    return path
+
+
+def run_settings(path: Path) -> Path:
+    """Return a run's settings.yaml; raises SettingsError where there is none."""
+    file = require_run(path) / "settings.yaml"
+    if not file.is_file():
+        raise SettingsError(f"{relative(path)} holds no settings.yaml; name a run's folder")
+    return file
+
+
+def run_cache(path: Path) -> Path:
+    """Return a run's cache.sqlite; raises CacheError where there is none."""
+    file = require_run(path) / "cache.sqlite"
+    if not file.is_file():
+        raise CacheError(f"{relative(path)} holds no cache.sqlite; name the folder of a run that has begun")
+    return file
+
+
+def side_network(path: Path) -> Path:
+    """Return the folder of a side network: the one named, or that of a run.
+
+    Raises
+    ------
+    UnsupportedError
+        There is none (yet), with what became of the run.
+    """
+    path = path.expanduser()
+    for folder in (path, path / "side_network"):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.is_dir():
+        raise UnsupportedError(f"{path} is no folder; name a run's folder, or that of a side network")
+    raise UnsupportedError(f"{relative(path)} holds no side network{_reason(path)}")
+
+
+def _reason(path: Path) -> str:
+    from mobillm_flower.reports import read_run
+    from mobillm_flower.server import RunFolder
+
+    try:
+        events = read_run(path).events
+    except RunFailed:
+        log = path / "flower" / "superlink.log"
+        return f": the run never began, see {relative(log)}" if log.is_file() else "; name a run's folder, or its own"
+    for event in reversed(events):
+        if event["event"] == "finished" and event["outcome"] != "completed":
+            return f": the run failed. {event.get('reason', '')}".rstrip()
+        if event["event"] == "started":
+            break
+    if RunFolder(path).holder() is not None:
+        return " yet: the run goes on; it is saved when training has ended"
+    return ": the run was interrupted; start it again with the same settings and run folder, and it goes on"

@@ -1,0 +1,274 @@
+"""A device: its backbone, its samples, its folder; a window of releases made from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones.choose import Choice, choose
+from mobillm_flower.config import Settings
+from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.core.targets import base_prediction
+from mobillm_flower.errors import DataError, ReleaseRefused
+from mobillm_flower.privacy.accounting import Guarantee
+from mobillm_flower.privacy.device_folder import DeviceFolder, Release
+from mobillm_flower.privacy.mixing import MixingKey, mixing_key
+from mobillm_flower.tasks import LocalData, render
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
+from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
+from mobillm_flower.wire.target_bytes import encode_targets
+from mobillm_flower.wire.window import SampleBytes
+
+
+@dataclass(frozen=True)
+class MadeWindow:
+    """What `Device.window` returns: the samples to send, and what is left."""
+
+    samples: list[SampleBytes]
+    total: int
+    remaining: int
+    refused: int
+    forward_seconds: float
+
+
+class Device:
+    """One device of a fleet.
+
+    Parameters
+    ----------
+    settings : Settings
+        The device's own; a server's request must agree with them.
+    data : LocalData
+        What it holds.
+    folder : DeviceFolder
+        Its secret and ledger, and which backbone it chose.
+    partition : int
+        Its number in a simulation, for `backbone.name=by-partition`.
+    """
+
+    def __init__(self, settings: Settings, data: LocalData, folder: DeviceFolder, *, partition: int = 0) -> None:
+        self.settings, self.data, self.folder, self.partition = settings, data, folder, partition
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Which backbone it runs; decided once, and remembered in its folder."""
+        contract = self.data.contract
+        return choose(
+            self.settings.backbone,
+            file=self.folder.path / "backbone.json",
+            partition=self.partition,
+            max_length=contract.max_length,
+            pivot=self.settings.activations.pivot,
+            num_labels=contract.num_outputs,
+            label_words=contract.label_words,
+        )
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen model, loaded once per process and settings."""
+        named, contract = self.settings.backbone, self.data.contract
+        return _shared_backbone(
+            self.choice.name,
+            named.revision,
+            self.choice.layers,
+            named.precision.value,
+            named.device,
+            named.token_budget,
+            contract.num_outputs,
+            contract.label_words,
+        )
+
+    @cached_property
+    def sample_ids(self) -> list[bytes]:
+        """Keyed hashes of the samples; equal samples are told apart by how often they occurred before."""
+        seen: dict[str, int] = {}
+        ids = []
+        for i in range(len(self.data.train)):
+            content = self.data.train.content(i)
+            key = json.dumps(content, sort_keys=True)
+            seen[key] = seen.get(key, 0) + 1
+            ids.append(self.folder.sample_id({**content, "occurrence": seen[key]}))
+        return ids
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """Keyed hash of the set of samples."""
+        return self.folder.data_fingerprint(self.sample_ids)
+
+    def describe(self) -> DeviceDescription:
+        """Say what the device is.
+
+        Raises
+        ------
+        SettingsError
+            A mixing key that its settings name is not there.
+        """
+        _ = self.mixing  # at the first meeting, not with the first sample
+        return DeviceDescription(
+            pseudonym=self.folder.pseudonym,
+            backbone=self.backbone.info,
+            contract=self.data.contract,
+            num_train=len(self.data.train),
+            num_test=len(self.data.test),
+            chosen=self.choice.reason[:MAX_CHOSEN],
+        )
+
+    def agree(self, contract: TaskContract, spec: ExtractionSpec) -> None:
+        """Check that a request asks for exactly what this device's own settings say.
+
+        The number of blocks alone is the server's to choose, since it knows the shallowest backbone of the fleet.
+
+        Raises
+        ------
+        MismatchError
+            Task or extraction differ; every differing field is named.
+        """
+        self.data.contract.require_same(contract, mine="on this device", theirs="at the server")
+        num_blocks = self.settings.activations.num_blocks or len(spec.layers)
+        mine = extraction_spec(self.backbone.info, self.settings, num_blocks=num_blocks)
+        mine.require_same(spec, mine="on this device", theirs="at the server")
+
+    @cached_property
+    def mixing(self) -> MixingKey | None:
+        """The fleet's secret rotation, where its settings name one.
+
+        Raises
+        ------
+        SettingsError
+            The key is not there, or is another than the one named.
+        """
+        private = self.settings.privacy
+        return mixing_key(private.mixing, private.mixing_key)
+
+    def guarantee(self, spec: ExtractionSpec) -> Guarantee:
+        """Return what one release guarantees."""
+        return spec.guarantee(self.data.contract, delta=self.settings.privacy.delta)
+
+    def shaping(self, spec: ExtractionSpec) -> str:
+        """Return, canonically, everything beside the sample that shapes a release.
+
+        The metric is left out: it shapes no byte, and must not buy a fresh draw of the noise.
+        """
+        return json.dumps(
+            {
+                "contract": replace(self.data.contract, metric="").to_json(),
+                "extraction": spec.to_json(),
+                "precision": self.backbone.info.precision,
+                "engine": self.backbone.engine,
+                "schema": keys.SCHEMA_VERSION,
+            },
+            sort_keys=True,
+        )
+
+    def window(self, spec: ExtractionSpec, *, held: frozenset[bytes], size: int, max_bytes: int) -> MadeWindow:
+        """Make the next window: what the server does not hold, at most `size` samples and `max_bytes` of payload.
+
+        Bytes that wait in the outbox are sent again as they are. New ones are written to the ledger first.
+        """
+        shaping = self.shaping(spec)
+        release_ids = [self.folder.release_id(sample, shaping) for sample in self.sample_ids]
+        self.folder.acknowledge(held)
+        gone = self.folder.held() - held
+        missing = [i for i, release in enumerate(release_ids) if release not in held]
+        open_ = [i for i in missing if release_ids[i] not in gone]
+        refused = len(missing) - len(open_)
+        waiting = self.folder.outbox([release_ids[i] for i in open_])
+        epsilon = self.guarantee(spec).epsilon
+        chosen: list[int] = []
+        fresh: list[int] = []
+        for i in open_:
+            if len(chosen) == size:
+                break
+            if release_ids[i] not in waiting:
+                try:
+                    self.folder.check(self.sample_ids[i], release_ids[i], epsilon=epsilon)
+                except ReleaseRefused:
+                    refused += 1
+                    continue
+                fresh.append(i)
+            chosen.append(i)
+        seconds = self._release(fresh, release_ids, spec)
+        waiting |= self.folder.outbox([release_ids[i] for i in fresh])
+        samples: list[SampleBytes] = []
+        used = 0
+        for i in chosen:
+            item = waiting[release_ids[i]]
+            used += len(item.activations) + len(item.target) + 32
+            if samples and used > max_bytes:
+                break  # stays in the outbox for the next window
+            samples.append(SampleBytes(item.release, item.tokens, item.activations, item.target))
+        return MadeWindow(
+            samples=samples,
+            total=len(release_ids),
+            remaining=len(missing) - refused - len(samples),
+            refused=refused,
+            forward_seconds=seconds,
+        )
+
+    def _release(self, indices: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
+        """Run samples forward, perturb, encode, and write them into the ledger; returns the forward pass's seconds."""
+        if not indices:
+            return 0.0
+        samples, contract = self.data.train.take(indices), self.data.contract
+        texts, pairs = render(samples, contract)
+        transform = spec.transform(
+            self.backbone,
+            max_length=contract.max_length,
+            file=self.settings.activations.public_text,
+            remembered_in=self.folder.path,
+        )
+        started = time.perf_counter()
+        extraction = self.backbone.extract(
+            self.backbone.tokenize(texts, pairs, contract.max_length),
+            layers=spec.layers,
+            pivot=spec.pivot,
+            transform=transform,
+        )
+        seconds = time.perf_counter() - started
+        logits = None if spec.constant_base else extraction.base_logits
+        base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
+        noise_keys = [self.folder.noise_key(release_ids[i]) for i in indices]
+        found = extraction.activations
+        found = [self.mixing.activations(sample) for sample in found] if self.mixing else found
+        protected, labels = spec.protection(contract)(found, samples.labels, noise_keys)
+        targets = encode_targets(labels, base, spec, contract, mixing=self.mixing)
+        codec = CODECS[spec.codec]
+        made: list[tuple[bytes, Release]] = []
+        for i, activations, target in zip(indices, protected, targets, strict=True):
+            release = release_ids[i]
+            try:
+                blob = encode_sample(activations, codec, spec.keep)
+            except ValueError as error:
+                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
+            made.append((self.sample_ids[i], Release(release, len(activations), blob, target)))
+        self.folder.record(made, epsilon=self.guarantee(spec).epsilon)
+        return seconds
+
+
+@lru_cache(maxsize=4)
+def _shared_backbone(
+    name: str,
+    revision: str,
+    layers: int,
+    precision: str,
+    device: str,
+    token_budget: int,
+    num_labels: int,
+    label_words: tuple[str, ...],
+) -> Backbone:
+    return load_backbone(
+        name,
+        revision=revision,
+        layers=layers,
+        precision=precision,
+        device=device,
+        token_budget=token_budget,
+        num_labels=num_labels,
+        label_words=label_words,
+    )

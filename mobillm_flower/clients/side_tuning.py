@@ -1,0 +1,175 @@
+"""The forward-only device as a Flower ClientApp (MobiLLM, PAE MobiLLM, Fed MobiLLM)."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from mobillm_flower.backbones.memory import peak_memory_bytes
+from mobillm_flower.clients.device import Device
+from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.errors import DataError, MobiLLMError
+from mobillm_flower.model import PredictionRule, SideTunedModel
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.tasks import load_local_data, read_rows
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import (
+    open_evaluation,
+    open_request,
+    pack_description,
+    pack_metrics,
+    pack_refusal,
+)
+from mobillm_flower.wire.window import pack_window
+
+logger = logging.getLogger(__name__)
+
+LoadData = Callable[[Context], tuple[Any, Any]]
+_OPEN_DEVICES = 64  # a simulation's actor serves several devices in turn
+
+
+class SideTuningClient:
+    """Makes the ClientApp of a forward-only device.
+
+    It answers three messages: `query.describe` (what the device is), `train.extract` (the next window of samples)
+    and `evaluate` (the metric of a side network on the device's test data). What goes wrong on purpose (other
+    settings, refused releases, unusable data) comes back as a reason, not as an exception; an unexpected exception
+    is passed on without its message, which could hold sample text.
+
+    Parameters
+    ----------
+    load_data : callable, optional
+        Context -> (train, test), two `datasets.Dataset` with the columns that the settings name. By default
+        `data.source` is cut by the node's `partition-id` and `num-partitions`.
+
+    Examples
+    --------
+    >>> client = SideTuningClient()
+    >>> app = client.app
+    """
+
+    def __init__(self, load_data: LoadData | None = None) -> None:
+        self._load_data = load_data
+        self._devices: OrderedDict[tuple[str, str], Device] = OrderedDict()
+        self.app = ClientApp()
+        self.app.train("extract")(self._answer(self._extract))
+        self.app.evaluate()(self._answer(self._evaluate))
+        self.app.query("describe")(self._answer(self._describe))
+
+    def _describe(self, device: Device, _content: RecordDict) -> RecordDict:
+        return pack_description(device.describe())
+
+    def _extract(self, device: Device, content: RecordDict) -> RecordDict:
+        request = open_request(content)
+        device.agree(request.contract, request.spec)
+        made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
+        return pack_window(
+            made.samples,
+            spec=request.spec,
+            contract=request.contract,
+            pseudonym=device.folder.pseudonym,
+            data_fingerprint=device.data_fingerprint,
+            total=made.total,
+            remaining=made.remaining,
+            refused=made.refused,
+            forward_seconds=made.forward_seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def _evaluate(self, device: Device, content: RecordDict) -> RecordDict:
+        request = open_evaluation(content)
+        device.agree(request.contract, request.spec)
+        device.folder.acknowledge(request.held)
+        network = None  # a type that sent no sample has its base model
+        if request.state:
+            network = request.side_config.build()
+            network.load_state_dict(dict(request.state))
+        model = SideTunedModel(
+            device.backbone,
+            network,
+            spec=request.spec,
+            contract=request.contract,
+            rule=PredictionRule(**request.prediction),
+            public_text=device.settings.activations.public_text,
+            remembered_in=device.folder.path,
+            mixing=device.mixing,
+        )
+        test = device.data.test
+        metrics = {keys.NUM_EXAMPLES: float(len(test))}
+        if len(test):
+            metrics[request.contract.metric] = model.evaluate(test)
+        return pack_metrics(metrics)
+
+    def _answer(self, handle: Callable[[Device, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            try:
+                content = handle(self._device(context), message.content)
+            except MobiLLMError as error:
+                content = pack_refusal(f"{type(error).__name__}: {error}")
+            except Exception as error:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
+                logger.error("unexpected %s at %s", type(error).__name__, where)
+                raise RuntimeError(f"unexpected {type(error).__name__} at {where}") from None
+            return Message(content, reply_to=message)
+
+        return answer
+
+    def _device(self, context: Context) -> Device:
+        settings = device_settings(context)
+        folder = device_folder(settings, context)
+        key = (str(folder), to_yaml(settings))
+        if key not in self._devices:
+            if self._load_data is None:
+                data = load_local_data(settings, *_partition(context))
+            else:
+                data = read_rows(*self._load_data(context), settings)
+            private = settings.privacy
+            owned = DeviceFolder(folder, max_releases=private.max_releases, budget=private.budget)
+            self._devices[key] = Device(settings, data, owned, partition=_number(context))
+            if len(self._devices) > _OPEN_DEVICES:
+                _, oldest = self._devices.popitem(last=False)
+                oldest.folder.close()
+        self._devices.move_to_end(key)
+        return self._devices[key]
+
+
+def device_settings(context: Context) -> Settings:
+    """Return a device's settings: the run's, overridden by what the node's own config names (dotted keys).
+
+    The node's own win over everything that the server sends, its privacy settings first of all.
+    """
+    own = [f"{key}={value}" for key, value in context.node_config.items() if "." in key]
+    return load_settings(context.run_config, overrides=own)
+
+
+def device_folder(settings: Settings, context: Context) -> Path:
+    """Return the device's folder: `device-folder` of its node config, or one per partition in the run's folder."""
+    named = context.node_config.get("device-folder")
+    if named:
+        return Path(str(named)).expanduser()
+    partition_id = context.node_config.get("partition-id", context.node_id)
+    return run_folder(settings, context.run_id) / "devices" / f"partition-{partition_id}"
+
+
+def _number(context: Context) -> int:
+    """Return a device's partition-id, or 0 where it has none."""
+    number = str(context.node_config.get("partition-id", 0))
+    return int(number) if number.isdecimal() else 0
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    try:
+        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            "the node config lacks partition-id and num-partitions; start the SuperNode with "
+            "--node-config 'partition-id=0 num-partitions=2', or give SideTuningClient(load_data=…)"
+        ) from error

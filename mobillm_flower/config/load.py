@@ -1,0 +1,243 @@
+"""Typed settings: one dataclass a part, presets for the papers, validated where they enter.
+
+Settings come from four places, later ones win: the preset, a YAML file (`settings-file`), Flower's run_config
+(``-c 'trainer.epochs=5'``) and the inline string `settings` (``-c 'settings="loss.name=logit trainer.epochs=5"'``),
+which also reaches keys that an app's `pyproject.toml` does not list. Keys are written in kebab-case or snake_case.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mobillm_flower.config.check import check
+from mobillm_flower.config.parts import Settings
+from mobillm_flower.errors import SettingsError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # MobiLLM: every token's activations and the label, cross-entropy on the server.
+    "mobillm": {"strategy": "mobillm", "activations.pivot": "all", "loss.objective": "label"},
+    # PAE MobiLLM: pivot token(s) and a prediction difference, each sample once.
+    "pae": {"strategy": "pae", "activations.pivot": "auto", "loss.objective": "difference"},
+    # Fed MobiLLM: as PAE; the server trains on every arrival, devices may differ.
+    "fed": {"strategy": "fed", "activations.pivot": "auto", "loss.objective": "difference"},
+}
+"""What each preset sets beyond the defaults, by dotted key."""
+
+
+def setting_keys() -> list[str]:
+    """Return every setting as a dotted key in kebab-case."""
+    return list(_known_keys())
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    return tuple(_kebab(key) for key in _leaves(Settings()))
+
+
+def setting_key(name: str) -> str:
+    """Return a setting's name as a dotted key in kebab-case.
+
+    Raises
+    ------
+    SettingsError
+        There is no such setting; the nearest one is named.
+    """
+    known = _known_keys()
+    key = _kebab(name.strip())
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"unknown setting {key!r}; did you mean {near!r}?")
+    return key
+
+
+def load_settings(
+    run_config: Mapping[str, Any] | None = None,
+    *,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> Settings:
+    """Merge preset, YAML file, run_config and overrides into validated settings.
+
+    Parameters
+    ----------
+    run_config : mapping, optional
+        Flat dotted keys as in Flower's `Context.run_config`. Beside settings it may hold `settings-file` (a YAML
+        path) and `settings` (an inline string of ``key=value`` words).
+    file : path, optional
+        YAML file with nested settings.
+    overrides : iterable of str
+        ``key=value`` words, as from a command line; they win.
+
+    Raises
+    ------
+    SettingsError
+        A key is unknown (the nearest valid one is named), a value has the wrong type or is out of range.
+    """
+    merged: dict[str, Any] = {}
+    for _, values in _layers(run_config, file, overrides):
+        merged |= values
+    config = OmegaConf.structured(Settings)
+    for key, value in merged.items():
+        _set(config, key, value)
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    check(settings)
+    return settings
+
+
+def setting_sources(
+    run_config: Mapping[str, Any] | None = None,
+    *,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+) -> dict[str, str]:
+    """Return where each setting's value comes from, by dotted key in kebab-case.
+
+    Takes what `load_settings` takes. The sources are "default", "preset NAME", "file", "run config", "inline string"
+    and "command line".
+    """
+    sources = dict.fromkeys(setting_keys(), "default")
+    for source, values in _layers(run_config, file, overrides):
+        sources |= {setting_key(key): source for key in values}
+    return sources
+
+
+def _layers(
+    run_config: Mapping[str, Any] | None, file: str | Path | None, overrides: Iterable[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the values of each source under snake_case keys, from the weakest to the strongest."""
+    flat = {_snake(key): value for key, value in (run_config or {}).items()}
+    inline = str(flat.pop("settings", "") or "")
+    file = file or str(flat.pop("settings_file", "") or "") or None
+    flat.pop("settings_file", None)
+    try:
+        words = _words(shlex.split(inline))
+    except ValueError as error:
+        raise SettingsError(f"settings={inline!r} cannot be split into key=value words: {error}") from error
+    layers = [
+        ("file", _read_yaml(Path(file)) if file else {}),
+        ("run config", flat),
+        ("inline string", words),
+        ("command line", _words(overrides)),
+    ]
+    preset = Settings.preset
+    for _, values in layers:
+        preset = str(values.get("preset", preset))
+    if preset not in PRESETS:
+        raise SettingsError(f"preset={preset!r} is not known; choose one of {', '.join(PRESETS)}")
+    return [(f"preset {preset}", {_snake(key): value for key, value in PRESETS[preset].items()}), *layers]
+
+
+def run_folder(settings: Settings, run_id: int | str) -> Path:
+    """Return where a run is kept: `run.folder`, or runs/RUN_ID below MOBILLM_HOME (by default ~/.mobillm).
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's.
+    run_id : int or str
+        Flower's, from the context.
+    """
+    if settings.run.folder:
+        return Path(settings.run.folder).expanduser()
+    return Path(os.environ.get("MOBILLM_HOME", "~/.mobillm")).expanduser() / "runs" / str(run_id)
+
+
+def to_yaml(settings: Settings) -> str:
+    """Return settings as YAML, every key included."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def _snake(key: str) -> str:
+    return key.replace("-", "_")
+
+
+def _kebab(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _leaves(part: Any, prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for item in fields(part):
+        value = getattr(part, item.name)
+        if is_dataclass(value):
+            keys += _leaves(value, f"{prefix}{item.name}.")
+        else:
+            keys.append(prefix + item.name)
+    return keys
+
+
+def _words(words: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise SettingsError(f"{word!r} is not of the form key=value, such as trainer.epochs=5")
+        found[_snake(key.strip())] = unquoted(value)
+    return found
+
+
+def unquoted(text: str) -> str:
+    """Strip blanks and one matching pair of quotes."""
+    text = text.strip()
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+    except Exception as error:  # yaml's own errors have no base that omegaconf exports
+        raise SettingsError(f"settings file {path} is not valid YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise SettingsError(f"settings file {path} must hold a mapping of settings")
+    flat: dict[str, Any] = {}
+
+    def flatten(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{_snake(str(key))}.")
+            else:
+                flat[prefix + _snake(str(key))] = value
+
+    container = OmegaConf.to_container(loaded)
+    assert isinstance(container, dict)
+    flatten({str(key): value for key, value in container.items()}, "")
+    return flat
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    shown = setting_key(key)
+    current = OmegaConf.select(config, key)
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str) and ("${" in item or item.strip() == "???"):
+            raise SettingsError(f"{shown}={value!r} must not hold ${{…}} or ???; write the value itself")
+        if isinstance(value, list) and isinstance(item, bool):
+            raise SettingsError(f"{shown}={value!r} holds a YAML boolean; put words such as 'yes' in quotes")
+    if OmegaConf.is_list(current) and isinstance(value, str):  # Flower's run_config has no lists
+        value = [unquoted(item) for item in value.strip("[]").split(",") if item.strip()]
+    if isinstance(current, str) and not isinstance(value, str | Enum):
+        raise SettingsError(f"{shown}={value!r} must be text")
+    if isinstance(current, bool) and not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
+        raise SettingsError(f"{shown}={value!r} must be true or false")
+    if isinstance(current, int) and not isinstance(current, bool) and isinstance(value, float | bool):
+        raise SettingsError(f"{shown}={value!r} must be a whole number")
+    try:
+        OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{shown}={value!r} is not usable: {reason}") from error

@@ -1,0 +1,1 @@
+"""Pure tensors: no Flower, no transformers, no files."""

@@ -1,0 +1,72 @@
+"""Layer sampling: which layers of a stack feed the side network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mobillm_flower.errors import SettingsError
+
+
+def sample_layers(
+    depth: int, num_blocks: int, *, scheme: str = "uniform", layers: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Cut layers 1..L into M contiguous blocks and return the last layer of each.
+
+    Fed MobiLLM (2508.06765) samples the last layer of each block; MobiLLM (2502.20421) makes blocks finer near the
+    output. The last layer L is always sampled.
+
+    Parameters
+    ----------
+    depth : int
+        L, the number of layers of the backbone as it is loaded.
+    num_blocks : int
+        M; 0 means one block a layer.
+    scheme : {"uniform", "top-heavy"}
+        `uniform`: block ends at round(i·L/M). `top-heavy`: block ends at L·(1 − (1 − i/M)²), so that blocks shrink
+        towards the output; our reading, the paper gives no formula.
+    layers : sequence of int
+        Explicit 1-based layer numbers, ascending, ending with L; overrides the scheme.
+
+    Returns
+    -------
+    tuple of int
+        M ascending 1-based layer numbers; the last is L.
+
+    Raises
+    ------
+    SettingsError
+        M is larger than L, the explicit list does not fit, or the scheme is unknown.
+
+    Examples
+    --------
+    >>> sample_layers(12, 4)
+    (3, 6, 9, 12)
+    >>> sample_layers(12, 4, scheme="top-heavy")
+    (5, 9, 11, 12)
+    """
+    if layers:
+        chosen = tuple(layers)
+        if list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] != depth:
+            raise SettingsError(
+                f"activations.layers={list(chosen)} must ascend from 1 or later and end with the backbone's last layer "
+                f"{depth}; to stop earlier, load fewer layers with backbone.layers"
+            )
+        if num_blocks not in (0, len(chosen)):
+            raise SettingsError(f"activations.layers names {len(chosen)} layers, but {num_blocks} blocks are asked for")
+        return chosen
+    num_blocks = num_blocks or depth
+    if not 1 <= num_blocks <= depth:
+        raise SettingsError(
+            f"activations.num-blocks={num_blocks}: a backbone of {depth} layers has at most {depth} blocks"
+        )
+    if scheme == "uniform":
+        return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
+    if scheme == "top-heavy":
+        ends = [round(depth * (1 - (1 - i / num_blocks) ** 2)) for i in range(1, num_blocks + 1)]
+        ends[-1] = depth
+        for i in range(num_blocks - 2, -1, -1):  # keep block ends distinct where rounding merged them
+            ends[i] = min(ends[i], ends[i + 1] - 1)
+        for i in range(num_blocks):
+            ends[i] = max(ends[i], i + 1)
+        return tuple(ends)
+    raise SettingsError(f"activations.sampling={scheme!r} must be uniform or top-heavy")

@@ -1,0 +1,80 @@
+"""One short unit vector from all sampled vectors of a sample, along the directions in which public text varies most.
+
+Noise at full width is hopeless: it grows with the number of values, and most of them say little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobillm_flower.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Centre, project, scale to unit norm.
+
+    Parameters
+    ----------
+    centre : Tensor
+        [D], float64; D = M·P·d_b.
+    basis : Tensor
+        [D, d], float64.
+    """
+
+    centre: Tensor
+    basis: Tensor
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        """Return unit vectors [T, 1, 1, d], float64, of activations [T, M, P, d_b]."""
+        projected = (activations.flatten(1).double() - self.centre) @ self.basis
+        norms = torch.linalg.vector_norm(projected, dim=1, keepdim=True)
+        first = torch.zeros_like(projected)
+        first[:, 0] = 1  # a sample at the very centre has no direction: any will do
+        unit = torch.where(norms > 1e-9, projected / norms.clamp_min(1e-9), first)
+        return unit[:, None, None, :]
+
+
+def fit_projection(activations: Tensor, dimensions: int) -> Projection:
+    """Fit whitened principal directions on public activations.
+
+    Parameters
+    ----------
+    activations : Tensor
+        [N, M, P, d_b]: N public texts.
+    dimensions : int
+        d; below N and at most M·P·d_b.
+
+    Returns
+    -------
+    Projection
+        The mean, and the d directions of the largest variance, each divided by its standard deviation. The sign of
+        each is fixed, so that devices that fit it by themselves agree up to rounding.
+
+    Raises
+    ------
+    SettingsError
+        There are too few texts, or they vary in fewer directions.
+    """
+    rows = activations.flatten(1).double()
+    most = min(len(rows) - 1, rows.shape[1])
+    if dimensions > most:
+        raise SettingsError(
+            f"activations.projection={dimensions} needs more than {len(rows)} public texts, and at most "
+            f"{rows.shape[1]} values a sample; choose at most {most}, or give more in activations.public-text"
+        )
+    centre = rows.mean(0)
+    _, singular, directions = torch.linalg.svd(rows - centre, full_matrices=False)
+    singular, directions = singular[:dimensions], directions[:dimensions]
+    if float(singular[-1]) <= 1e-6 * float(singular[0]):
+        raise SettingsError(
+            f"activations.projection={dimensions}: the public texts vary in fewer directions; choose fewer, or give "
+            "more varied texts in activations.public-text"
+        )
+    largest = directions.abs().argmax(1, keepdim=True)
+    directions = directions * directions.gather(1, largest).sign()
+    deviations = singular / len(rows) ** 0.5
+    return Projection(centre, (directions / deviations[:, None]).T.contiguous())

@@ -1,0 +1,62 @@
+"""One small tree of exceptions; every one of them is meant to be read by a user.
+
+The message names the value that is wrong and what to do about it. It never holds sample text, labels or
+secrets: Flower carries the text of a client's exception to the server.
+"""
+
+
+class MobiLLMError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class SettingsError(MobiLLMError, ValueError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(MobiLLMError, ValueError):
+    """A data set cannot be read, or a row of it cannot be used for the task."""
+
+
+class UnsupportedError(MobiLLMError):
+    """Something that cannot be handled, with what was looked for."""
+
+
+class MismatchError(MobiLLMError):
+    """Two parties disagree about something that must be the same on both sides."""
+
+
+class ReleaseRefused(MobiLLMError):  # noqa: N818 - the event's name in the design
+    """The device declines to release a sample, to keep what it promised about its data."""
+
+
+class PacketRejected(MobiLLMError):  # noqa: N818 - the event's name in the design
+    """An uploaded packet broke a rule; nothing of it was kept.
+
+    Parameters
+    ----------
+    rule : str
+        Short kebab-case name of the broken rule, counted and reported per device.
+    detail : str
+        What was found and what was expected. Numbers and names of fields only.
+    """
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+
+
+class CacheError(MobiLLMError):
+    """The activation cache is damaged, full, or of another version."""
+
+
+class CacheFull(CacheError):  # noqa: N818 - a state, not a fault
+    """The cache's quota is used up; what is held stays usable."""
+
+
+class InUseError(MobiLLMError):
+    """A run's folder is in use by another process."""
+
+
+class RunFailed(MobiLLMError):  # noqa: N818 - an outcome, as `finished:failed` in Flower
+    """A run ended without a result."""

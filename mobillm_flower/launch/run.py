@@ -1,0 +1,155 @@
+"""Run a Flower app, in simulation or on a SuperLink that is there, and tell the truth about how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobillm_flower.config import run_folder
+from mobillm_flower.errors import RunFailed
+from mobillm_flower.launch.app import App
+from mobillm_flower.launch.superlink import last_error, named_connection, simulation_superlink
+from mobillm_flower.launch.watch import EventReader, OnEvent, watch
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended.
+
+    Parameters
+    ----------
+    run_path : Path or None
+        The run's folder; None: it is not on this machine.
+    status : str
+        Flower's word: "finished:completed", "finished:failed", "finished:stopped".
+    seconds : float
+        From submission to end.
+    run_id : str
+        Flower's.
+    """
+
+    run_path: Path | None
+    status: str
+    seconds: float
+    run_id: str
+
+
+def run_app(
+    app: App,
+    overrides: Sequence[str],
+    *,
+    run_path: Path,
+    on_event: OnEvent,
+    timeout_s: float = 24 * 3600,
+) -> RunOutcome:
+    """Run an app in Flower's simulation.
+
+    Parameters
+    ----------
+    app : App
+        From `read_app`.
+    overrides : sequence of str
+        ``key=value`` words.
+    run_path : Path
+        The run's folder; events and Flower's own logs are written there.
+    on_event : callable
+        Called with each event of the run as it is written, and with "submitted", "found" and "status", see `watch`.
+    timeout_s : float
+        The run is stopped after this.
+
+    Raises
+    ------
+    SettingsError
+        Settings are wrong; nothing was started.
+    RunFailed
+        The run did not complete; the message holds the reason and where the log is.
+    """
+    settings = app.settings(overrides)
+    run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home = run_path / "flower"
+    home.mkdir(exist_ok=True)
+    toml = home / "run_config.toml"
+    _write_toml(toml, app.run_config([*overrides, f"run.folder={run_path}"]))
+    cores = os.cpu_count() or 1
+    federation = (
+        f"num-supernodes={settings.data.num_devices} client-resources-num-cpus={cores} init-args-num-cpus={cores}"
+    )
+    began = time.monotonic()
+    with simulation_superlink(home) as (connection, superlink):
+        run_id = connection.submit(app, toml, federation)
+        on_event({"event": "submitted", "run": run_id})
+        seen = EventReader(run_path / "events.jsonl", run_id, on_event)
+        status = watch(
+            connection,
+            run_id,
+            seen,
+            on_event=on_event,
+            lost=lambda: "" if superlink.poll() is None else f"flower-superlink ended with code {superlink.returncode}",
+            timeout_s=timeout_s,
+        )
+    if status != "finished:completed" or seen.outcome != "completed":
+        log = home / "superlink.log"
+        reason = seen.reason or last_error(log.read_text("utf-8", "replace"))
+        raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {log}")
+    return RunOutcome(run_path, status, time.monotonic() - began, run_id)
+
+
+def run_on(
+    app: App,
+    overrides: Sequence[str],
+    *,
+    superlink: str,
+    on_event: OnEvent,
+    home: Path | None = None,
+) -> RunOutcome:
+    """Run an app on a SuperLink that is there, with the SuperNodes that are connected to it.
+
+    Where the ServerApp runs on this machine, the run's events are followed; elsewhere its status alone is known.
+
+    Parameters
+    ----------
+    app : App
+        From `read_app`.
+    overrides : sequence of str
+        ``key=value`` words; run.folder is a folder of the machine where the ServerApp runs.
+    superlink : str
+        Name of a connection in Flower's `config.toml`.
+    on_event : callable
+        As with `run_app`.
+    home : Path, optional
+        The folder of `config.toml`; by default FLWR_HOME, or .flwr in the home folder.
+
+    Raises
+    ------
+    SettingsError
+        Settings are wrong, or there is no such connection; nothing was submitted.
+    RunFailed
+        The run did not complete, or is not known any more; the message holds the reason.
+    """
+    settings = app.settings(overrides)
+    connection = named_connection(superlink, home)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        toml = Path(folder) / "run_config.toml"
+        _write_toml(toml, app.run_config(overrides))
+        run_id = connection.submit(app, toml)
+    on_event({"event": "submitted", "run": run_id})
+    run_path = run_folder(settings, run_id)
+    seen = EventReader(run_path / "events.jsonl", run_id, on_event)
+    status = watch(connection, run_id, seen, on_event=on_event)
+    if status != "finished:completed" or (seen.found and seen.outcome != "completed"):
+        reason = seen.reason or connection.last_error(run_id)
+        raise RunFailed(
+            f"{app.folder.name} ended as {status}: {reason}. The log is that of `flwr log {run_id} {superlink}`"
+        )
+    return RunOutcome(run_path if seen.found else None, status, time.monotonic() - began, run_id)
+
+
+def _write_toml(file: Path, words: Mapping[str, Any]) -> None:
+    file.write_text("".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in words.items()), "utf-8")

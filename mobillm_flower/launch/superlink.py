@@ -1,0 +1,279 @@
+"""Flower's programs: their environment, a SuperLink of our own, the commands that talk to one.
+
+`flwr run` returns 0 even when the run failed, starts a detached SuperLink and installs the app's dependencies. Here a
+SuperLink is a child of this process on ports of its own, ends with it, and a run's status is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mobillm_flower.errors import RunFailed, SettingsError
+from mobillm_flower.launch.app import App
+
+_START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A SuperLink as Flower's own commands reach it.
+
+    Parameters
+    ----------
+    name : str
+        Its name in `config.toml`.
+    environment : mapping of str to str
+        The commands' environment; FLWR_HOME says where `config.toml` is.
+    """
+
+    name: str
+    environment: Mapping[str, str]
+
+    def submit(self, app: App, run_config: Path, federation: str = "") -> str:
+        """Hand an app in and return the run's id.
+
+        Parameters
+        ----------
+        app : App
+            From `read_app`.
+        run_config : Path
+            TOML file of what to override in the app's config.
+        federation : str
+            Flower's `--federation-config`, for a simulation.
+
+        Raises
+        ------
+        RunFailed
+            Flower did not accept it; with its reason.
+        """
+        words = ["run", str(app.folder), self.name, "--format", "json", "--run-config", str(run_config)]
+        answer = self.flwr(*words, *(["--federation-config", federation] if federation else []))
+        parsed = _json(answer.stdout)
+        if not parsed.get("success") or "run-id" not in parsed:
+            reason = parsed.get("error-message") or (answer.stdout + answer.stderr).strip()[-600:]
+            raise RunFailed(f"flwr run did not accept {app.folder.name}: {reason}")
+        return str(parsed["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Return Flower's word for how a run stands, such as "finished:failed"; "unknown" where it does not say."""
+        answer = self.flwr("list", self.name, "--run-id", run_id, "--format", "json")
+        runs = _json(answer.stdout).get("runs") or [{}]
+        return str(runs[0].get("status", "unknown"))
+
+    def last_error(self, run_id: str) -> str:
+        """Return the last line of the ServerApp's log that speaks of an error, as the SuperLink has it."""
+        try:
+            answer = self.flwr("log", run_id, self.name, "--show", timeout_s=60)
+        except subprocess.TimeoutExpired:
+            return "nothing was logged"
+        return last_error(answer.stdout)
+
+    def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Run one of Flower's commands to its end; its exit code may not tell the truth."""
+        return subprocess.run(
+            [program("flwr", self.environment), *words],
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+
+
+def flower_environment(home: Path | None = None) -> dict[str, str]:
+    """Return this process's environment for Flower's programs: no telemetry, no installing, no progress bars.
+
+    Parameters
+    ----------
+    home : Path, optional
+        The folder of Flower's `config.toml`; by default the user's own.
+    """
+    binaries = Path(sys.executable).parent
+    return {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        **({"FLWR_HOME": str(home)} if home else {}),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def named_connection(name: str, home: Path | None = None) -> Connection:
+    """Return a connection of the user's `config.toml`.
+
+    Parameters
+    ----------
+    name : str
+        As it stands there, under [superlink].
+    home : Path, optional
+        The folder of `config.toml`; by default FLWR_HOME, or .flwr in the home folder.
+
+    Raises
+    ------
+    SettingsError
+        The file cannot be read, or has no such connection.
+    """
+    home = (home or Path(os.environ.get("FLWR_HOME") or "~/.flwr")).expanduser().resolve()
+    file = home / "config.toml"
+    try:
+        known = tomllib.loads(file.read_text("utf-8")).get("superlink", {})
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file} cannot be read; Flower's connections stand there ({error})") from error
+    names = sorted(key for key, value in known.items() if isinstance(value, dict))
+    if name not in names:
+        raise SettingsError(f"{file} has no [superlink.{name}]; it has {', '.join(names) or 'no connection'}")
+    return Connection(name, flower_environment(home))
+
+
+@contextlib.contextmanager
+def simulation_superlink(home: Path) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
+    """Run a SuperLink of our own for Flower's simulation; yields how to reach it, and its process."""
+    port, control = free_port(), free_port()
+    environment = flower_environment(home)
+    command = [program("flower-superlink", environment), "--insecure", "--simulation", "--isolation", "subprocess"]
+    command += ["--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
+    log = home / "superlink.log"
+    with started(command, environment, log) as process:
+        wait_healthy(process, f"http://127.0.0.1:{port}", log)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "run"\n\n[superlink.run]\naddress = "127.0.0.1:{port}"\ninsecure = true\n', "utf-8"
+        )
+        yield Connection("run", environment), process
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str], environment: Mapping[str, str], log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program; whatever happens, it and all that it started are ended afterwards.
+
+    Parameters
+    ----------
+    command : list of str
+        The program and its arguments.
+    environment : mapping of str to str
+        Its environment.
+    log : Path, optional
+        Its output is appended here, and the keyboard does not reach it; by default it shares this process's terminal.
+    """
+    if log is None:
+        process = subprocess.Popen(command, env=dict(environment))
+    else:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command, env=dict(environment), stdout=output, stderr=output, start_new_session=True
+            )
+    try:
+        yield process
+    finally:
+        end(process)
+
+
+def wait_healthy(
+    process: subprocess.Popen[bytes], address: str, log: Path, *, trusted: ssl.SSLContext | None = None
+) -> None:
+    """Wait until a SuperLink answers.
+
+    Parameters
+    ----------
+    process : Popen
+        The SuperLink.
+    address : str
+        Its address, with http:// or https://.
+    log : Path
+        Its log, for the reason where it ends.
+    trusted : SSLContext, optional
+        Whom to trust, for https.
+
+    Raises
+    ------
+    RunFailed
+        It ended, or did not answer in time.
+    """
+
+    def healthy() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{address}/health", timeout=2, context=trusted) as answer,  # noqa: S310 - our own
+        ):
+            return bool(answer.status == 200)
+        return False
+
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            said = last_error(log.read_text("utf-8", "replace"))
+            raise RunFailed(f"flower-superlink ended with code {process.returncode}: {said}. The log is {log}")
+        if healthy():
+            return
+        time.sleep(0.2)
+    raise RunFailed(f"flower-superlink was not ready after {_START_S:g} s. The log is {log}")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and everything it started, by process id."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [*parent.children(recursive=True), parent]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for member in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+def program(name: str, environment: Mapping[str, str]) -> str:
+    """Return the path of one of Flower's programs; raises RunFailed where it is not installed."""
+    found = shutil.which(name, path=environment["PATH"])
+    if found is None:
+        raise RunFailed(f"{name} is not installed beside {sys.executable}; pip install 'mobillm-flower[simulation]'")
+    return found
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def last_error(log: str) -> str:
+    """Return the last line of a log that speaks of an error."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "rror" in line]
+    return (errors or lines or ["nothing was logged"])[-1][-400:]
+
+
+def _json(text: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(text[text.index("{") :])
+        if isinstance(parsed, dict):
+            return parsed
+    return {}

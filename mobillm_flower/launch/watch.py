@@ -1,0 +1,140 @@
+"""Watching a run: its events where its folder is on this machine, its status everywhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mobillm_flower.errors import RunFailed
+from mobillm_flower.launch.superlink import Connection
+
+OnEvent = Callable[[dict[str, Any]], None]
+_LOOK_S = 0.2
+_SILENCE_S = 20.0  # without events, ask Flower whether the run is still going
+_ASK_S = 10.0  # the same for a run on a SuperLink that is not ours, while its events are not seen
+_LOST_S = 120.0  # without an answer about the run, nothing is known of it any more
+
+
+class EventReader:
+    """Follows one Flower run's lines in an events.jsonl, which need not be there, or be that run's.
+
+    Parameters
+    ----------
+    file : Path
+        Where the events are, if they are on this machine.
+    run_id : str
+        Flower's; other runs' lines, such as those of the run that this one goes on with, are passed over.
+    on_event : callable
+        Called with each event.
+
+    Attributes
+    ----------
+    found : bool
+        Whether a line of the run was seen.
+    outcome, reason : str
+        What its last event says of how it ended; empty while it goes on.
+    """
+
+    def __init__(self, file: Path, run_id: str, on_event: OnEvent) -> None:
+        self._file, self._run_id, self._on_event = file, run_id, on_event
+        self._at = 0
+        self.found = False
+        self.outcome = ""
+        self.reason = ""
+
+    def read(self) -> bool:
+        """Pass on complete new lines; returns whether there were any."""
+        before = self._at
+        try:
+            with self._file.open("rb") as stream:
+                stream.seek(self._at)
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._at += len(line)
+                    self._take(json.loads(line))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return False  # the ServerApp runs elsewhere, or has not begun
+        return self._at > before
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event.get("run") != self._run_id:
+            return
+        if not self.found:
+            self.found = True
+            self._on_event({"event": "found", "folder": str(self._file.parent)})
+        if event["event"] == "finished":
+            self.outcome, self.reason = event["outcome"], event.get("reason", "")
+        self._on_event(event)
+
+
+def watch(
+    connection: Connection,
+    run_id: str,
+    seen: EventReader,
+    *,
+    on_event: OnEvent,
+    lost: Callable[[], str] | None = None,
+    timeout_s: float | None = None,
+) -> str:
+    """Follow a run until it is over.
+
+    Parameters
+    ----------
+    connection : Connection
+        Where it was submitted.
+    run_id : str
+        Flower's.
+    seen : EventReader
+        Where its events may be.
+    on_event : callable
+        Called with {"event": "status", "status": …} when Flower's word for the run has changed.
+    lost : callable, optional
+        Says why the run cannot go on any more, empty while it can; where the SuperLink is a child of this process.
+    timeout_s : float, optional
+        Longest time to wait.
+
+    Returns
+    -------
+    str
+        Flower's status, "finished:…", or "lost: …" with what `lost` said.
+
+    Raises
+    ------
+    RunFailed
+        It took longer than `timeout_s`, or the SuperLink does not answer any more.
+    """
+    now = time.monotonic()
+    deadline = now + timeout_s if timeout_s else None
+    heard = asked = answered = now
+    known = ""
+    foreign = lost is None
+    while True:
+        if seen.read():
+            heard = time.monotonic()
+        if lost is not None and (reason := lost()):
+            return f"lost: {reason}"
+        now = time.monotonic()
+        late = deadline is not None and now > deadline
+        if seen.outcome or late or now - max(heard, asked) > (_ASK_S if foreign and not seen.found else _SILENCE_S):
+            status = connection.status(run_id)
+            asked = time.monotonic()
+            if status != "unknown":
+                answered = asked
+            if status.startswith("finished"):
+                seen.read()
+                return status
+            if late:
+                raise RunFailed("the run took longer than it was allowed and was stopped")
+            if asked - answered > _LOST_S:
+                raise RunFailed(
+                    f"the SuperLink of {connection.name!r} does not answer for {_LOST_S:g} s; the run may go on: ask "
+                    f"flwr list {connection.name} --run-id {run_id}"
+                )
+            if status not in (known, "unknown"):
+                known = status
+                on_event({"event": "status", "status": status})
+        time.sleep(_LOOK_S)

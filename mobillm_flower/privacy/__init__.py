@@ -1,0 +1,1 @@
+"""The device's secrets, its release ledger, and the noise it draws."""

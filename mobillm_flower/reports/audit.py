@@ -1,0 +1,110 @@
+"""The audit's section of a report, from `audit.json` in a run's folder, and the plot of privacy against accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mobillm_flower.errors import RunFailed
+from mobillm_flower.reports.charts import Dot, scatter_chart
+from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+
+_FORMAT = 1
+_STYLE = (
+    "text{font:11px system-ui,sans-serif;fill:#1b2128}.tick,.axis{fill:#56616d}.grid{stroke:#d9dee5}"
+    ".zero{stroke:#56616d}.dot{fill:#1f5fd0}.mark{fill:#b3261e}"
+)
+_CHART_HEIGHT = 230
+_LABELS = (
+    "label: argmax Δy",
+    "label: clusters and class shares",
+    "label: clusters and one leaked pair a class",
+    "label: side network and released label",
+)
+_WORDS = ("text: words", "text: words, decoder of clean text", "text: words, decoder that knows the noise")
+
+
+def audit_section(found: Mapping[str, Any]) -> Markup:
+    """Return what an audit found: plain words, the plot, and every attack; empty without an audit.
+
+    Parameters
+    ----------
+    found : mapping
+        `audit.json`, or empty.
+
+    Raises
+    ------
+    RunFailed
+        It is of another format.
+    """
+    if not found:
+        return Markup("")
+    if found.get("format") != _FORMAT:
+        raise RunFailed(
+            f"audit.json has format {found.get('format')!r}, this version reads {_FORMAT}; move it away, or audit again"
+        )
+    cells = [cell for cell in found["cells"] if not cell["skipped"]]
+    said = [join(element("dt", title), element("dd", text)) for title, text in found["plain_words"]]
+    names = list(dict.fromkeys(name for cell in cells for name in cell["attacks"]))
+    rows = [_line("task: " + found["metric"], [cell["quality"] for cell in cells])]
+    rows += [_line(name, [cell["attacks"].get(name) for cell in cells]) for name in names]
+    rows.append(["bytes a sample", *(f"{cell['bytes_a_sample']:,.0f}" for cell in cells)])
+    rows.append(["device seconds a sample", *(f"{cell['device_seconds_a_sample']:.4f}" for cell in cells)])
+    columns = ["attack", *_numbered(found)]
+    listing = table("What each attack reached", columns, rows, numeric=range(1, len(columns)), class_="audit")
+    note = (
+        "The plots have the columns by their numbers, the audited settings in another colour. Behind each value, after "
+        "“/”, stands what is reached without looking at uploads. Each column but the first is of the "
+        f"run's settings with another protection. {found['sizes']['seeds']} seeds of {found['attacked'][0]:,} uploads."
+    )
+    return join(
+        element("dl", said, class_="says"),
+        element("div", frontiers(found), class_="charts"),
+        listing,
+        paragraph(note, class_="note"),
+        [paragraph(remark, class_="note") for remark in found["remarks"]],
+    )
+
+
+def frontiers(found: Mapping[str, Any]) -> list[Markup]:
+    """Return privacy against accuracy: the best label attack, and the best word decoder, each against the metric."""
+    charts = []
+    for names, what in ((_LABELS, "labels inferred (best attack)"), (_WORDS, "words recovered (F1, best decoder)")):
+        dots = []
+        for number, cell in enumerate((cell for cell in found["cells"] if not cell["skipped"]), start=1):
+            reached = max((cell["attacks"][name]["value"] for name in names if name in cell["attacks"]), default=0.0)
+            quality = cell["quality"]["value"]
+            text = f"{cell['name']}: {what} {reached:.3f}, {found['metric']} {quality:.3f}"
+            dots.append(Dot(reached, quality, str(number), text, strong=cell["kind"] in ("as set", "unprotected")))
+        if dots:
+            summary = f"{found['metric']} against {what}; further left is more private, higher is more accurate"
+            charts.append(scatter_chart(dots, x_label=what, y_label=found["metric"], summary=summary))
+    return charts
+
+
+def frontier_file(found: Mapping[str, Any]) -> str:
+    """Return the plots with the names of their dots as one SVG file of its own."""
+    charts, names = frontiers(found), _numbered(found)
+    top = _CHART_HEIGHT * len(charts)
+    height = top + 16 * len(names) + 10
+    return element(
+        "svg",
+        element("style", Markup(_STYLE)),
+        element("rect", x=0, y=0, width=360, height=height, fill="#fff"),
+        [element("svg", chart, y=_CHART_HEIGHT * i, width=360, height=_CHART_HEIGHT) for i, chart in enumerate(charts)],
+        [element("text", name, x=52, y=top + 16 * (i + 1)) for i, name in enumerate(names)],
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 360 {height}",
+        width=720,
+        height=2 * height,
+    )
+
+
+def _numbered(found: Mapping[str, Any]) -> list[str]:
+    """Return the cells' names with the numbers that the plots have them by."""
+    names = [cell["name"] for cell in found["cells"] if not cell["skipped"]]
+    return [f"{number} {name}" for number, name in enumerate(names, start=1)]
+
+
+def _line(name: str, values: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    return [name, *("–" if one is None else f"{one['value']:.3f} / {one['baseline']:.3f}" for one in values)]

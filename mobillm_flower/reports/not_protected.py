@@ -1,0 +1,171 @@
+"""What a run does not protect, said from its own settings; docs/explanation/not-protected.md gives the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mobillm_flower.reports.source import ReportSource
+from mobillm_flower.reports.units import bytes_text
+from mobillm_flower.setting_reference import value_text
+
+Statement = tuple[str, str]
+"""What it is about, and what holds for this run."""
+
+
+def not_protected(source: ReportSource) -> list[Statement]:
+    """Return what the server, or whoever reads the run's folder, can learn about the devices' data."""
+    return [
+        ("Labels", " ".join(_labels(source))),
+        ("Texts", " ".join(_texts(source))),
+        ("What is guaranteed", " ".join(_guarantee(source))),
+        ("Several releases of a sample", _releases(source)),
+        ("What the server keeps", " ".join(_kept(source))),
+        (
+            "What else the server sees",
+            "How many training and test samples a device has and how many it declines to release; when windows arrive, "
+            "how long the forward pass took, and how much memory it needed; name, depth, width and precision of the "
+            "backbone; each device's own metric; and a pseudonym that stays the same as long as a device keeps its "
+            "folder, so that runs can be linked. None of it carries noise.",
+        ),
+        (
+            "The side network",
+            "It goes to every device that is evaluated. What its weights reveal of the training data has not been "
+            "bounded. Deleting a device's rows from the cache does not take back what the weights have learned.",
+        ),
+    ]
+
+
+def _labels(source: ReportSource) -> Iterator[str]:
+    if source.setting("loss.objective") == "label":
+        yield "Not protected: with objective label each device sends every sample's label as it is."
+        if source.setting("loss.send-base"):
+            yield "It sends the backbone's own prediction beside it."
+    elif source.is_regression:
+        yield "Not protected: each device sends Δy = y − ŷ_b, how far off the backbone's own prediction is."
+        backbones = source.side_network.get("backbones", {}).values()
+        if backbones and all(backbone["base_prediction"] == "constant" for backbone in backbones):
+            yield "This run's backbones have no prediction of their own, ŷ_b is 0, and Δy is the target itself."
+        else:
+            yield "Where a backbone has no prediction of its own, ŷ_b is 0 and Δy is the target itself."
+    elif source.setting("privacy.joint-epsilon") or source.setting("privacy.label-epsilon"):
+        kind = "with the text" if source.setting("privacy.joint-epsilon") else "by randomized response"
+        yield (
+            f"Protected {kind}: each device draws a label ỹ that may be another and sends Δy = onehot(ỹ) − 1/K, from "
+            "which ỹ can be read, without any attack."
+        )
+        yield "Where a label is kept more often than not, ỹ is still the best guess, and as good as ε allows."
+    else:
+        yield (
+            "Not protected: each device sends Δy = onehot(y) − p_b. Only the entry of the true class can be positive, "
+            "so argmax(Δy) is the label, without any attack, and p_b = onehot(y) − Δy follows."
+        )
+        if source.setting("loss.name") == "logit":
+            yield "This run's loss, logit, reads both back before each step: the server uses the labels."
+        else:
+            yield (
+                "This run's loss, square, does not need them in a step; the server reads the labels back all the same, "
+                "to report accuracies."
+            )
+
+
+def _texts(source: ReportSource) -> Iterator[str]:
+    pivots = sorted(set(source.run.last("prepared").get("pivots", {}).values())) or [
+        source.setting("activations.pivot")
+    ]
+    named = ", ".join(str(pivot) for pivot in pivots)
+    found = source.run.last("prepared").get("guarantee") or {}
+    if any(name.startswith("activations") for name in found.get("parts", {})):
+        yield "Each device sends one noisy vector for a text; how much of the text is in it, ε bounds."
+        yield "What a real attack gets out of it, mobillm audit measures."
+        return
+    if "all" in pivots:
+        yield (
+            "Not protected: with pivot all each device sends a vector for every token and sampled layer; those of "
+            "early layers stay close to the tokens' own embeddings, and the number of tokens is plain."
+        )
+    else:
+        yield (
+            f"Not protected: each device sends activations of every text (pivot {named}), a few vectors for each "
+            "sampled layer. Published attacks rebuild much of a short text from one such vector."
+        )
+    yield "Whoever has the same backbone can test a guess by comparing vectors. Treat uploads as if they were the text."
+    codec, keep = source.setting("activations.codec"), _shown(source.setting("activations.keep"))
+    yield f"The codec ({codec}) and the share of values kept ({keep}) save bytes; neither is protection."
+
+
+def _guarantee(source: ReportSource) -> Iterator[str]:
+    """Return ε and δ of one sample's release, or why there is none."""
+    found = source.run.last("prepared").get("guarantee") or {"epsilon": None, "reason": "the run did not get so far"}
+    parts = [
+        f"{name}: ε = {part[0]:.3g}" + (f", δ = {part[1]:g}" if part[1] else "")
+        for name, part in found.get("parts", {}).items()
+    ]
+    if found["epsilon"] is None:
+        yield from _noise(source)
+        if parts:
+            yield f"Protected by themselves are {'; '.join(parts)}."
+        yield f"No ε can be named for a sample: {found['reason']}."
+        return
+    epsilon, delta = f"{found['epsilon']:.3g}", f", δ = {found['delta']:g}" if found["delta"] else ""
+    yield (
+        f"One release of one sample is locally differentially private with ε = {epsilon}{delta}: whatever the server "
+        f"makes of it, another sample in its place changes how likely that is by a factor of at most e^{epsilon}."
+    )
+    yield f"Parts: {'; '.join(parts)}."
+    most = max((device.samples for device in source.devices), default=0)
+    if most:
+        yield (
+            f"It is a promise for each sample, not for each person: the device with the most samples sent {most:,}, "
+            f"and all of them together have an ε of up to {most * found['epsilon']:.4g}."
+        )
+    yield "Outside it are metrics, times, counts and the fact of taking part, and that numbers have finite precision."
+
+
+def _noise(source: ReportSource) -> Iterator[str]:
+    clip, sigma = source.setting("activations.clip-norm"), source.setting("activations.noise-sigma")
+    bound, spread = _shown(clip), _shown(sigma)
+    if sigma:
+        yield (
+            f"A sample's activations are clipped to an L2 norm of {bound}, and noise of standard deviation {spread} is "
+            "added to each value."
+        )
+    elif clip:
+        yield f"Clipping only: activations have an L2 norm of at most {bound} a sample; that alone hides nothing."
+    elif not source.setting("privacy.activation-epsilon"):
+        yield "Off: activations are sent as they are, up to the codec's rounding."
+
+
+def _releases(source: ReportSource) -> str:
+    most, budget = source.setting("privacy.max-releases"), source.setting("privacy.budget")
+    bound = f"A device releases a sample at most {most} times" if most else "Devices count them and set no bound"
+    found = source.run.last("prepared").get("guarantee") or {}
+    if found.get("epsilon") is None:
+        return f"{bound} (privacy.max-releases). Without an ε nothing composes their losses of privacy."
+    return (
+        f"{bound} (privacy.max-releases). A device adds up the ε of all releases of a sample, of all runs, in its "
+        f"ledger, and refuses what is beyond {_shown(budget) if budget else 'that of one release'} (privacy.budget)."
+    )
+
+
+def _kept(source: ReportSource) -> Iterator[str]:
+    held = source.run.last("round")
+    amount = f" ({held['num-held']:,} samples, {bytes_text(held['cache-bytes'])} at the last round)" if held else ""
+    yield (
+        f"cache.sqlite in the run's folder holds all uploaded activations and targets{amount}, with device pseudonyms, "
+        "unencrypted, readable by the file's owner alone."
+    )
+    days = source.setting("cache.retention-days")
+    yield (
+        f"Rows older than {_shown(days)} days are deleted when the cache is opened."
+        if days
+        else "Rows are kept for ever."
+    )
+    if (source.run.path / "devices").is_dir():
+        yield (
+            "This was a simulation: the devices' own folders, with their secrets, are in the run's folder too, below "
+            "devices/. Where they are read, keyed ids protect nothing."
+        )
+
+
+def _shown(value: object) -> str:
+    return value_text(value).removesuffix(".0")

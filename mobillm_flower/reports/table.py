@@ -1,0 +1,124 @@
+"""The results table of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mobillm_flower.reports.devices import device_totals
+from mobillm_flower.reports.events import RunRecord
+from mobillm_flower.reports.units import bytes_text
+
+Row = tuple[str, str, str]
+
+_OF_TYPE = (
+    *("time", "event", "run", "round"),
+    *("type", "backbone", "layers", "width", "trained", "num-examples", "devices"),
+)
+_ON_THE_WHOLE = (
+    ("tuned", "side-tuned"),
+    ("centralized", "centralized"),
+    ("logistic_regression", "logistic regression"),
+    ("base", "alone"),
+)
+
+
+def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
+    """Return (what, figure, remark) rows: the metric beside its references, bytes, seconds, memory.
+
+    Parameters
+    ----------
+    run : RunRecord
+        The run.
+    references : dict
+        From `mobillm_flower.bench.references.measure_references`; may lack entries that were not measured.
+    """
+    devices = device_totals(run)
+    windows = run.all("window")
+    samples = sum(window["new"] for window in windows)
+    count = max(1, len(devices))
+    metric = references.get("metric", "metric")
+    rows: list[Row] = []
+
+    def add(what: str, figure: str, remark: str = "") -> None:
+        rows.append((what, figure, remark))
+
+    gathered = f"last layer's mean, {references.get('num_train', 0):,} texts in one place"
+    held_out = f"{references['num_test']:,} held-out samples" if "num_test" in references else ""
+    if "types" in references:  # each on all held-out samples
+        held_out += f"; here and below, the mean of {len(references['types'])} backbone types"
+    for key, what, remark in (
+        ("tuned", f"{metric}, side-tuned", held_out),
+        ("base", f"{metric}, backbone alone", "before training: its own prediction, or a constant"),
+        ("majority", f"{metric}, majority class", ""),
+        ("logistic_regression", f"{metric}, logistic regression", gathered),
+        ("centralized", f"{metric}, centralized side-tuning", "same cache and schedule, no Flower"),
+    ):
+        if references.get(key) is not None:
+            add(what, f"{references[key]:.4f}", remark)
+    if "identical" in references:
+        add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
+    evaluation = run.last("evaluation")
+    for name, value in evaluation.items():
+        if name not in ("time", "event", "run", "round", "devices", "num-examples"):
+            add(
+                f"{name}, on the devices",
+                f"{value:.4f}",
+                f"{evaluation['num-examples']} samples, {evaluation['devices']} devices",
+            )
+    rows += _type_rows(run, references)
+    found = run.last("prepared").get("guarantee")
+    if found and (found["epsilon"] is not None or found["parts"]):
+        add("privacy of a sample", *_privacy(found))
+    up = sum(window["bytes"] for window in windows)
+    down = [device.bytes_down for device in devices if device.bytes_down is not None]  # known when a run has ended
+    add("devices, samples", f"{len(devices)}, {samples:,}", "each sample uploaded once")
+    add("bytes up, a device", bytes_text(up / count), f"{bytes_text(up / max(1, samples))} a sample")
+    if down:
+        add("bytes down, a device", bytes_text(sum(down) / count), "requests, and the side network to evaluate")
+    seconds = sum(window["forward_seconds"] for window in windows)
+    add(
+        "device seconds",
+        f"{seconds / count:.2f} s",
+        f"forward pass, {1000 * seconds / max(1, samples):.1f} ms a sample",
+    )
+    memory = references.get("memory") or {}
+    if memory:
+        add(
+            "device memory, peak",
+            bytes_text(memory["ours_bytes"]),
+            f"above the loaded model; plain inference {bytes_text(memory['plain_bytes'])}, ratio {memory['ratio']:.2f}",
+        )
+    trained, finished = run.last("trained"), run.last("finished")
+    if trained:
+        add("server steps", f"{trained['steps']:,}", f"{trained['epochs']} epochs from the cache")
+    if run.outcome != "in progress":
+        add("run", f"{finished['seconds']:.0f} s", finished["outcome"])
+    troubled = [device for device in devices if device.troubled]
+    if troubled:
+        add("devices with trouble", str(len(troubled)), "see events.jsonl")
+    return rows
+
+
+def _type_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
+    """Return a row for each backbone type of a mixed fleet: as its devices measured it at last, references beside."""
+    types = {event["type"]: event for event in run.all("evaluation-of-type")}
+    if len(types) < 2:
+        return []
+    rows: list[Row] = []
+    for name, event in sorted(types.items(), key=lambda item: (item[1]["backbone"], item[1]["layers"], item[0])):
+        metric = str(references.get("metric") or next(key for key in event if key not in _OF_TYPE))
+        remark = f"{event['num-examples']:,} samples, {event['devices']} devices"
+        remark += "" if event["trained"] else "; not trained: it sent no sample"
+        measured = references.get("types", {}).get(name, {})
+        whole = [f"{what} {measured[key]:.4f}" for key, what in _ON_THE_WHOLE if measured.get(key) is not None]
+        remark += f"; whole test split: {', '.join(whole)}" if whole else ""
+        rows.append((f"{metric}, {event['backbone']} with {event['layers']} layers", f"{event[metric]:.4f}", remark))
+    return rows
+
+
+def _privacy(guarantee: dict[str, Any]) -> tuple[str, str]:
+    """Return ε of one release, and what it covers or lacks."""
+    parts = ", ".join(f"{name} ε = {part[0]:.3g}" for name, part in guarantee["parts"].items())
+    if guarantee["epsilon"] is None:
+        return "no ε", f"{parts}; {guarantee['reason']}"
+    return f"ε = {guarantee['epsilon']:.3g}", f"δ = {guarantee['delta']:g}, local, one release; {parts}"

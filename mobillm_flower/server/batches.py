@@ -1,0 +1,118 @@
+"""From rows of the cache to tensors: decode, and keep decoded what fits a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.side_network import ActivationBatch
+from mobillm_flower.core.sparse import decode_samples
+from mobillm_flower.server.cache import ActivationCache
+from mobillm_flower.server.rows import RowRef, Rows
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.target_bytes import TargetBatch, decode_targets
+
+
+class BatchLoader:
+    """Reads and decodes batches.
+
+    Samples decoded once stay in memory until `memory_bytes` are used; later ones are decoded again each time.
+    Epochs visit every sample equally often, so it does not matter which ones stay.
+
+    Parameters
+    ----------
+    cache : ActivationCache
+        Where the rows are.
+    specs : mapping of str to ExtractionSpec
+        What each backbone type uploads.
+    contract : TaskContract
+        The task.
+    memory_bytes : int
+        Budget of the decoded tier.
+    """
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        specs: Mapping[str, ExtractionSpec],
+        contract: TaskContract,
+        *,
+        memory_bytes: int,
+    ) -> None:
+        self.cache, self.specs, self.contract = cache, dict(specs), contract
+        self.memory_bytes = memory_bytes
+        self._decoded: dict[int, tuple[Tensor, bytes]] = {}
+        self._used = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of activations that are held decoded."""
+        return self._used
+
+    @property
+    def labels_protected(self) -> bool:
+        """Whether a label that can be read from a target may not be the sample's own."""
+        return any(spec.labels_protected for spec in self.specs.values())
+
+    def load(self, rows: Sequence[RowRef]) -> tuple[list[ActivationBatch], TargetBatch]:
+        """Return activations grouped by backbone type, and targets in the same order."""
+        groups: dict[str, list[RowRef]] = {}
+        for row in rows:
+            groups.setdefault(row.backbone, []).append(row)
+        batches, targets = [], []
+        for backbone, members in groups.items():
+            spec = self.specs[backbone]
+            samples = self._samples(members, spec)
+            per_token = PIVOTS[spec.pivot].per_token
+            lengths = torch.tensor([row.tokens for row in members]) if per_token else None
+            batches.append(ActivationBatch(backbone, torch.cat([rows for rows, _ in samples]), lengths))
+            targets.append(decode_targets([target for _, target in samples], spec, self.contract))
+        return batches, _join(targets)
+
+    def targets(self, rows: Rows) -> dict[str, TargetBatch]:
+        """Return the targets of rows by backbone type, without their activations."""
+        by_type = rows.column("backbone")
+        return {
+            rows.names("backbone")[number]: decode_targets(
+                self.cache.targets(row.id for row in rows.take(by_type == number)),
+                self.specs[rows.names("backbone")[number]],
+                self.contract,
+            )
+            for number in np.unique(by_type).tolist()
+        }
+
+    def _samples(self, rows: Sequence[RowRef], spec: ExtractionSpec) -> list[tuple[Tensor, bytes]]:
+        """Return (activations [T, M, P·d], target) of rows of one type."""
+        missing = [row for row in rows if row.id not in self._decoded]
+        fresh: dict[int, tuple[Tensor, bytes]] = {}
+        if missing:
+            raw = self.cache.read(row.id for row in missing)
+            counts = [row.tokens * spec.vectors_per_row for row in missing]
+            blocks, _, width = spec.row_shape
+            vectors = decode_samples([a for a, _ in raw], counts, width, CODECS[spec.codec], spec.keep)
+            for row, part, (_, target) in zip(missing, torch.split(vectors, counts), raw, strict=True):
+                sample = part.reshape(row.tokens, blocks, -1)  # [T·M·P, d] -> [T, M, P·d]
+                fresh[row.id] = (sample, target)
+                size = sample.numel() * sample.element_size()
+                if self._used + size <= self.memory_bytes:
+                    self._decoded[row.id] = (sample.clone(), target)  # not a view of the whole batch
+                    self._used += size
+        return [self._decoded.get(row.id) or fresh[row.id] for row in rows]
+
+
+def _join(targets: Sequence[TargetBatch]) -> TargetBatch:
+    if len(targets) == 1:
+        return targets[0]
+
+    def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    return TargetBatch(
+        cat([t.differences for t in targets]), cat([t.labels for t in targets]), cat([t.base for t in targets])
+    )

@@ -1,0 +1,403 @@
+"""The activation cache: SQLite, one row a sample, key (device, release).
+
+A row is committed before the device is told that it is held, and a repeated upload is a no-op. Rows are read in the
+order of the hash of their bytes, so that neither arrival nor the partition into devices matters to training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobillm_flower.errors import CacheError, CacheFull
+from mobillm_flower.server.rows import Rows
+from mobillm_flower.wire.window import SampleBytes
+
+_VERSION = 1
+_MAPPED_BYTES = 1 << 40  # SQLite cuts it to its own limit, as a rule 2 GiB; what lies beyond is read by system calls
+_LOCK_WAIT_S = 60.0  # SQLite waits and tries again so long for another process that is writing
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS samples (
+    id INTEGER PRIMARY KEY,
+    device TEXT NOT NULL,
+    release BLOB NOT NULL,
+    backbone TEXT NOT NULL,
+    stage INTEGER NOT NULL,
+    round INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    received REAL NOT NULL,
+    digest BLOB NOT NULL,
+    activations BLOB NOT NULL,
+    target BLOB NOT NULL,
+    UNIQUE (device, release)
+);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the cache holds of one device.
+
+    Parameters
+    ----------
+    device : str
+        Its pseudonym.
+    backbone : str
+        Fingerprint of its type.
+    samples, num_bytes : int
+        Rows, and bytes of their activations and targets.
+    first, last : float
+        When its first and its last row were committed, in Unix seconds.
+    """
+
+    device: str
+    backbone: str
+    samples: int
+    num_bytes: int
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that `ActivationCache.verify` found.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong.
+    row : int or None
+        Row number in SQLite; None where it is not about one row.
+    device : str
+        The row's device; empty without a row.
+    """
+
+    problem: str
+    row: int | None = None
+    device: str = ""
+
+    def __str__(self) -> str:
+        return self.problem if self.row is None else f"row {self.row} of device {self.device}: {self.problem}"
+
+
+class ActivationCache:
+    """Activations and targets of all devices on disk.
+
+    Parameters
+    ----------
+    file : path
+        SQLite file, made with mode 0600.
+    quota_bytes : int
+        Most bytes of activations and targets (0: no limit).
+    retention_s : float
+        Rows older than this are deleted when the cache is opened and by `expire` (0: kept for ever).
+
+    Raises
+    ------
+    CacheError
+        The file is no cache, or of another version.
+    """
+
+    def __init__(self, file: str | Path, *, quota_bytes: int = 0, retention_s: float = 0.0) -> None:
+        self.file = Path(file)
+        self.quota_bytes, self.retention_s = quota_bytes, retention_s
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
+        self.file.chmod(0o600)
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(self.file, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA secure_delete=ON")
+            # pages of the system's own cache, read without a copy: half the time of a random row. Writing is unchanged
+            self._db.execute(f"PRAGMA mmap_size={_MAPPED_BYTES}")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                raise CacheError(f"{self.file} has version {version}, this release reads {_VERSION}; use its release")
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise CacheError(f"{self.file} cannot be used as a cache: {error}; move it away to start anew") from error
+        self._rows: Rows | None = None
+        self._last_id = 0  # the last of those in `_rows`
+        self._known_size: tuple[int, int] | None = None
+        self._data_version = 0
+        self.expire()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __len__(self) -> int:
+        return self._size()[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of activations and targets."""
+        return self._size()[1]
+
+    def _size(self) -> tuple[int, int]:
+        """Return the number of rows and their bytes; counted once, then kept up to date by `add`."""
+        with self._access():
+            self._heed_others()
+            if self._known_size is None:
+                query = "SELECT COUNT(*), COALESCE(SUM(LENGTH(activations) + LENGTH(target)), 0) FROM samples"
+                count, size = self._db.execute(query).fetchone()
+                self._known_size = (int(count), int(size))
+            return self._known_size
+
+    def add(self, device: str, samples: Sequence[SampleBytes], *, backbone: str, round_: int, stage: int = 0) -> int:
+        """Commit a window, all of it or nothing; rows that are held already stay as they are.
+
+        Returns
+        -------
+        int
+            Rows that are new.
+
+        Raises
+        ------
+        CacheFull
+            The quota would be passed.
+        CacheError
+            The disk refuses.
+        """
+        now = time.time()
+        rows = [
+            (device, s.release, backbone, stage, round_, s.tokens, now, _digest(backbone, s), s.activations, s.target)
+            for s in samples
+        ]
+        with self._lock:
+            held = self.held(device)
+            count, size = self._size()
+            size += sum(len(s.activations) + len(s.target) for s in samples if s.release not in held)
+            if self.quota_bytes and size > self.quota_bytes:
+                raise CacheFull(
+                    f"cache.quota-mib={self.quota_bytes >> 20} is full: {size} bytes would be held; raise the quota, "
+                    "or forget a device"
+                )
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                before = self._db.total_changes
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO samples (device, release, backbone, stage, round, tokens, received, digest, "
+                    "activations, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                added = self._db.total_changes - before
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise CacheError(
+                    f"{self.file}: a window was not committed: {error}; what was committed before is safe; put that "
+                    "right and start the run again in the same folder"
+                ) from error
+            self._known_size = (count + added, size)
+            return added
+
+    def held(self, device: str) -> frozenset[bytes]:
+        """Return the release ids of a device that are committed."""
+        with self._access():
+            return frozenset(
+                row[0] for row in self._db.execute("SELECT release FROM samples WHERE device = ?", (device,))
+            )
+
+    def devices(self) -> dict[str, int]:
+        """Return the number of samples of each device."""
+        with self._access():
+            return dict(self._db.execute("SELECT device, COUNT(*) FROM samples GROUP BY device ORDER BY device"))
+
+    def holdings(self) -> list[Holding]:
+        """Return what is held of each device, in the order of their pseudonyms."""
+        query = (
+            "SELECT device, backbone, COUNT(*), SUM(LENGTH(activations) + LENGTH(target)), MIN(received), "
+            "MAX(received) FROM samples GROUP BY device, backbone ORDER BY device, backbone"
+        )
+        with self._access():
+            return [Holding(*row) for row in self._db.execute(query)]
+
+    def rows(self, *, before_round: int | None = None) -> Rows:
+        """Return references in the order of their digests, optionally only those committed before a round."""
+        columns = "SELECT digest, id, backbone, tokens, round, device FROM samples"
+        with self._access(), self._one_state():
+            self._heed_others()
+            if self._rows is None:
+                self._rows = Rows(self._db.execute(f"{columns} ORDER BY digest, id"), len(self))
+            else:  # ids only grow, unless rows are deleted, and then nothing is known any more
+                new = self._db.execute(f"{columns} WHERE id > ?", (self._last_id,)).fetchall()
+                self._rows = self._rows.with_new(new) if new else self._rows
+            (self._last_id,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM samples").fetchone()
+            rows = self._rows
+        return rows if before_round is None else rows.before(before_round)
+
+    def targets(self, ids: Iterable[int]) -> list[bytes]:
+        """Return the target bytes of rows, in the order asked, without reading their activations.
+
+        Raises
+        ------
+        CacheError
+            A row is not there.
+        """
+        query = "SELECT samples.id, target FROM json_each(?) AS asked CROSS JOIN samples ON samples.id = asked.value"
+        return [target for (target,) in self._in_order(query, ids)]
+
+    def read(self, ids: Iterable[int]) -> list[tuple[bytes, bytes]]:
+        """Return (activations, target) bytes of rows, in the order asked.
+
+        Raises
+        ------
+        CacheError
+            A row is not there.
+        """
+        query = (
+            "SELECT samples.id, activations, target FROM json_each(?) AS asked CROSS JOIN samples "
+            "ON samples.id = asked.value"
+        )
+        return [(activations, target) for activations, target in self._in_order(query, ids)]
+
+    def _in_order(self, query: str, ids: Iterable[int]) -> list[tuple[bytes, ...]]:
+        """Read rows by one statement for all; CROSS JOIN keeps the order of the array."""
+        wanted = list(ids)
+        with self._access():
+            found = self._db.execute(query, (json.dumps(wanted),)).fetchall()
+        if [row[0] for row in found] != wanted:
+            gone = sorted(set(wanted) - {row[0] for row in found})
+            raise CacheError(f"{self.file}: row {gone[0]} is gone; it was forgotten while it was in use")
+        return [row[1:] for row in found]
+
+    def verify(self) -> list[Damage]:
+        """Check SQLite's own integrity and every row's digest; returns what is wrong."""
+        found = []
+        with self._lock, self._one_state():
+            try:
+                found += self._integrity()
+                # from the index, then row by row: an unreadable page shall not hide the others
+                numbers = self._db.execute("SELECT id, device FROM samples ORDER BY device, release").fetchall()
+                for number, device in sorted(numbers):
+                    problem = self._problem(number)
+                    if problem:
+                        found.append(Damage(problem, number, device))
+            except sqlite3.DatabaseError as error:
+                found.append(Damage(f"the rows cannot be listed: {error}"))
+        return found
+
+    def _integrity(self) -> list[Damage]:
+        try:
+            return [Damage(str(line)) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
+        except sqlite3.DatabaseError as error:
+            return [Damage(f"SQLite's own check cannot go on: {error}")]
+
+    def _problem(self, number: int) -> str:
+        query = "SELECT backbone, release, tokens, activations, target, digest FROM samples WHERE id = ?"
+        try:
+            row = self._db.execute(query, (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            return f"it cannot be read: {error}"
+        if row is None:
+            return "only the index has it"
+        backbone, release, tokens, activations, target, digest = row
+        if _digest(backbone, SampleBytes(release, tokens, activations, target)) == digest:
+            return ""
+        return "its bytes are not those that were committed"
+
+    def forget(self, device: str) -> int:
+        """Delete a device's rows, overwrite their pages, and return how many there were.
+
+        Raises
+        ------
+        CacheError
+            The rows are deleted, but another process has the file open, which keeps their bytes on disk.
+        """
+        with self._access():
+            count = self._db.execute("DELETE FROM samples WHERE device = ?", (device,)).rowcount
+            if not self._shrink(count):
+                raise CacheError(
+                    f"{self.file}: {count} rows are deleted, but another process has the file open; their bytes leave "
+                    "the disk when the last one closes it"
+                )
+            return int(count)
+
+    def expire(self, now: float | None = None) -> int:
+        """Delete rows older than the retention time and return how many there were.
+
+        While another process has the file open, their bytes stay on disk until the last one closes it.
+        """
+        if not self.retention_s:
+            return 0
+        oldest = (time.time() if now is None else now) - self.retention_s
+        with self._access():
+            count = self._db.execute("DELETE FROM samples WHERE received < ?", (oldest,)).rowcount
+            self._shrink(count)
+            return int(count)
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Store a short text beside the samples."""
+        with self._access():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def meta(self, key: str) -> str | None:
+        """Return a text stored by `set_meta`."""
+        with self._access():
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def _shrink(self, count: int) -> bool:
+        """Overwrite the pages of deleted rows; False where another process is in the way."""
+        if not count:
+            return True
+        self._forget_what_is_known()
+        try:
+            self._db.execute("VACUUM")
+            (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:  # locked
+            return False
+        return not busy
+
+    def _forget_what_is_known(self) -> None:
+        """Read all again when it is next asked for: rows were deleted, and SQLite may give their ids to others."""
+        self._rows = self._known_size = None
+
+    def _heed_others(self) -> None:
+        """Forget what is known if another connection has committed since."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            self._forget_what_is_known()
+
+    @contextlib.contextmanager
+    def _one_state(self) -> Iterator[None]:
+        """Read one state of the file inside, whatever others commit meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.DatabaseError):  # nothing was written
+                self._db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _access(self) -> Iterator[None]:
+        """Use the file, one thread at a time; what SQLite cannot do is a CacheError."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                raise CacheError(
+                    f"{self.file} cannot be used: {error}; `mobillm cache verify` says which rows are damaged"
+                ) from error
+
+
+def _digest(backbone: str, sample: SampleBytes) -> bytes:
+    digest = hashlib.sha256(f"{backbone}:{sample.tokens}:{len(sample.activations)}:".encode())
+    digest.update(sample.activations)
+    digest.update(sample.target)
+    return digest.digest()

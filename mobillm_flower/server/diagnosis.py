@@ -1,0 +1,66 @@
+"""Whose samples do not fit: each device's loss and agreement under the trained side network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mobillm_flower.server.cache import ActivationCache
+from mobillm_flower.server.trainer import Trainer
+
+_FAR = 3.5  # modified z-score, the usual bound for outliers (Iglewicz and Hoaglin)
+_FEWEST = 5  # devices below which no outlier is called
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One device under the trained side network.
+
+    Parameters
+    ----------
+    device : str
+        Pseudonym.
+    samples : int
+        Rows in the cache.
+    loss : float
+        Mean loss on them, in training or not.
+    agreement : float or None
+        Share of its labels that the side network predicts, where targets are unprotected.
+    distance : float
+        Modified z-score of the loss among the devices: 0.6745 (loss - median) / MAD.
+    outlier : bool
+        Whether the loss is far above the others'.
+    """
+
+    device: str
+    samples: int
+    loss: float
+    agreement: float | None
+    distance: float
+    outlier: bool
+
+
+def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
+    """Return a diagnosis of each device, the worst first."""
+    everything = cache.rows()
+    numbers = everything.column("device")
+    rows = {name: everything.take(numbers == number) for number, name in enumerate(everything.names("device"))}
+    measured = {device: trainer.validation(of_device) for device, of_device in rows.items()}
+    losses = np.array([values["loss"] for values in measured.values()])
+    middle = float(np.median(losses)) if len(losses) else 0.0
+    spread = float(np.median(np.abs(losses - middle))) if len(losses) else 0.0
+    found = []
+    for device, values in measured.items():
+        distance = 0.6745 * (values["loss"] - middle) / spread if spread else 0.0
+        found.append(
+            Diagnosis(
+                device=device,
+                samples=len(rows[device]),
+                loss=round(values["loss"], 6),
+                agreement=values.get("accuracy"),
+                distance=round(distance, 3),
+                outlier=distance > _FAR and len(rows) >= _FEWEST,
+            )
+        )
+    return sorted(found, key=lambda item: -item.loss)

@@ -1,0 +1,102 @@
+"""The loss and the server's own accuracy for each objective."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mobillm_flower.core.targets import logit_loss, recover, square_loss
+from mobillm_flower.errors import SettingsError
+from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.target_bytes import TargetBatch
+
+MAX_WEIGHT = 10.0
+"""Most that a sample weighs under the square loss for being rare among its type's."""
+
+
+class Loss(Protocol):
+    """A loss over one batch."""
+
+    def __call__(self, side: Tensor, targets: TargetBatch, shift: Tensor | None = None) -> Tensor:
+        """Return the scalar loss.
+
+        Parameters
+        ----------
+        side : Tensor
+            s(A), [B, K].
+        targets : TargetBatch
+            Of the same samples.
+        shift : Tensor or None
+            log P(y | type) / P(y) of each sample's type, [B, K]: added to the logits (balanced softmax), or under the
+            square loss each sample weighs P(y) / P(y | type) of its label, at most `MAX_WEIGHT`.
+        """
+
+
+def make_loss(
+    contract: TaskContract, *, objective: str, loss: str, scale: float, label_rates: tuple[float, float] = (1.0, 0.0)
+) -> Loss:
+    """Return the loss of an objective.
+
+    Parameters
+    ----------
+    objective : {"difference", "label"}
+        What devices upload.
+    loss : {"square", "logit"}
+        For `difference`; `label` takes cross-entropy, or the square for regression.
+    scale : float
+        c of the square loss.
+    label_rates : tuple of float
+        p = P[ỹ = y] and q = P[ỹ = k] of each other label k, where labels are randomized. The losses are corrected for
+        it: Δy/(p − q) is an unbiased estimate of the true difference (with p_b = 1/K), and the cross-entropy is taken
+        of q + (p − q)·softmax (forward correction, Patrini et al., 1609.03683).
+
+    Raises
+    ------
+    SettingsError
+        The logit loss is asked for numbers.
+    """
+    if loss == "logit" and objective == "difference" and contract.is_regression:
+        raise SettingsError("loss.name=logit needs classes; use loss.name=square for regression")
+
+    kept, flipped = label_rates
+
+    def on_difference(side: Tensor, targets: TargetBatch, shift: Tensor | None = None) -> Tensor:
+        assert targets.differences is not None
+        if loss == "logit":
+            labels, base = recover(targets.differences)
+            if flipped:
+                return functional.nll_loss((flipped + (kept - flipped) * side.softmax(1)).log(), labels)
+            return logit_loss(_shifted(side, shift), labels, base)
+        if shift is None:
+            return square_loss(side, targets.differences / (kept - flipped), scale)
+        labels = targets.differences.argmax(1, keepdim=True)
+        weights = (-shift.gather(1, labels)).exp().clamp_max(MAX_WEIGHT)  # [B, 1]
+        return square_loss(weights.sqrt() * side, weights.sqrt() * targets.differences, scale)
+
+    def on_label(side: Tensor, targets: TargetBatch, shift: Tensor | None = None) -> Tensor:
+        assert targets.labels is not None
+        if contract.is_regression:
+            base = targets.base if targets.base is not None else torch.zeros_like(targets.labels)
+            return square_loss(side, targets.labels - base, scale)
+        base = targets.base if targets.base is not None else torch.ones_like(side)
+        return logit_loss(_shifted(side, shift), targets.labels, base)
+
+    return on_difference if objective == "difference" else on_label
+
+
+def _shifted(side: Tensor, shift: Tensor | None) -> Tensor:
+    return side if shift is None else side + shift
+
+
+def recovered_truth(contract: TaskContract, targets: TargetBatch) -> tuple[Tensor, Tensor] | None:
+    """Return (labels [B], p_b [B, K]) as the server can read them from unprotected targets; None for regression."""
+    if contract.is_regression:
+        return None
+    if targets.differences is not None:
+        return recover(targets.differences)
+    assert targets.labels is not None
+    base = targets.base if targets.base is not None else torch.ones(len(targets.labels), contract.num_outputs)
+    return targets.labels, base

@@ -1,0 +1,230 @@
+"""Everything that training depends on beside the cached samples, kept in the cache itself.
+
+With it a cache can be trained from again, without Flower and without devices: `replay`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.side_network import SideNetworkConfig
+from mobillm_flower.errors import CacheError
+from mobillm_flower.server.batches import BatchLoader
+from mobillm_flower.server.cache import ActivationCache
+from mobillm_flower.server.objective import make_loss
+from mobillm_flower.server.trainer import Trainer, TrainerOptions
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+_KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"
+_BACKBONES = "backbones"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run fixes when it starts.
+
+    Parameters
+    ----------
+    contract, specs : TaskContract, dict of str to ExtractionSpec
+        The task, and what each backbone type uploads.
+    side_config : SideNetworkConfig
+        The side network.
+    objective, loss, scale : str, str, float
+        See `make_loss`.
+    options : TrainerOptions
+        Optimisation.
+    num_threads : int
+        torch's threads; bits are equal only for equal counts.
+    """
+
+    contract: TaskContract
+    specs: dict[str, ExtractionSpec]
+    side_config: SideNetworkConfig
+    objective: str
+    loss: str
+    scale: float
+    options: TrainerOptions
+    num_threads: int
+
+    def store(self, cache: ActivationCache) -> None:
+        """Keep the plan in a cache."""
+        values = dataclasses.asdict(self)
+        values["contract"] = self.contract.to_json()
+        values["specs"] = {name: spec.to_json() for name, spec in self.specs.items()}
+        values["side_config"] = self.side_config.to_dict()
+        cache.set_meta(_KEY, json.dumps(values, sort_keys=True))
+
+    @classmethod
+    def of(cls, cache: ActivationCache) -> TrainingPlan | None:
+        """Return the plan kept in a cache, or None."""
+        text = cache.meta(_KEY)
+        if text is None:
+            return None
+        values: dict[str, Any] = json.loads(text)
+        values["contract"] = TaskContract.from_json(values["contract"])
+        values["specs"] = {name: ExtractionSpec.from_json(spec) for name, spec in values["specs"].items()}
+        values["side_config"] = SideNetworkConfig.from_dict(values["side_config"])
+        values["options"] = TrainerOptions(**values["options"])
+        return cls(**values)
+
+    def trainer(
+        self,
+        cache: ActivationCache,
+        *,
+        scores: Callable[[Tensor, Tensor], Tensor],
+        memory_bytes: int,
+        checkpoint: Path | None = None,
+        on_event: Callable[..., None] = lambda *_args, **_values: None,
+    ) -> Trainer:
+        """Make a trainer with a fresh side network (or the checkpoint's)."""
+        torch.set_num_threads(self.num_threads)
+        return Trainer(
+            network=self.side_config.build(),
+            loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes),
+            loss=make_loss(
+                self.contract,
+                objective=self.objective,
+                loss=self.loss,
+                scale=self.scale,
+                label_rates=next(iter(self.specs.values())).protection(self.contract).label_rates,
+            ),
+            scores=scores,
+            options=self.options,
+            checkpoint=checkpoint,
+            on_event=on_event,
+            newcomers=self.side_config.joined,
+        )
+
+    def joined_by(self, spec: ExtractionSpec) -> TrainingPlan:
+        """Return the plan with one more backbone type."""
+        width = spec.alignment
+        return dataclasses.replace(
+            self,
+            specs={**self.specs, spec.backbone: spec},
+            side_config=self.side_config.joined_by(spec.backbone, width),
+        )
+
+    def of_what_is_held(self, cache: ActivationCache, *, width: int) -> TrainingPlan:
+        """Return the plan of a run that never met the devices without rows.
+
+        Types without rows leave the side network, and the schedule is laid out for the rows that are left. M stays,
+        since the cached layers were chosen with it.
+
+        Parameters
+        ----------
+        cache : ActivationCache
+            With a row at least.
+        width : int
+            `side-network.width` of the run's settings.
+        """
+        rows, side, options = cache.rows(), self.side_config, self.options
+        types = {name: spec for name, spec in side.types.items() if name in rows.names("backbone")}
+        joined = tuple(name for name in side.joined if name in types)
+        if first := {name: spec for name, spec in types.items() if name not in joined}:
+            shape = {"num_blocks": side.num_blocks, "bottleneck": side.bottleneck, "num_outputs": side.num_outputs}
+            chosen = SideNetworkConfig.of(first, width=width, name=side.name, **shape)
+            side = dataclasses.replace(side, width=chosen.width, identity_alignment=chosen.identity_alignment)
+        steps = planned_steps(
+            len(rows),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            validation_share=options.validation_share,
+            rounds=last_round(cache),
+            overlap_steps=options.overlap_steps,
+        )
+        return dataclasses.replace(
+            self,
+            specs={name: spec for name, spec in self.specs.items() if name in types},
+            side_config=dataclasses.replace(side, types=types, joined=joined),
+            options=dataclasses.replace(options, planned_steps=steps),
+        )
+
+
+def planned_steps(
+    num_samples: int, *, epochs: int, batch_size: int, validation_share: float, rounds: int, overlap_steps: int
+) -> int:
+    """Return the steps that the learning rate's schedule is laid out for.
+
+    Parameters
+    ----------
+    num_samples : int
+        Training samples of the whole fleet.
+    epochs, batch_size, validation_share, overlap_steps : int, int, float, int
+        See `TrainerOptions`.
+    rounds : int
+        Rounds; all but the first are followed by overlapping steps.
+    """
+    an_epoch = -(-int(num_samples * (1 - validation_share)) // batch_size)
+    return epochs * an_epoch + max(0, rounds - 1) * overlap_steps
+
+
+def note_backbones(cache: ActivationCache, backbones: Mapping[str, Mapping[str, Any]]) -> None:
+    """Remember what types are, by fingerprint: their devices may be away when the side network is saved."""
+    cache.set_meta(_BACKBONES, json.dumps({**known_backbones(cache), **backbones}, sort_keys=True))
+
+
+def known_backbones(cache: ActivationCache) -> dict[str, dict[str, Any]]:
+    """Return what was noted of backbone types, by fingerprint."""
+    found: dict[str, dict[str, Any]] = json.loads(cache.meta(_BACKBONES) or "{}")
+    return found
+
+
+def note_round(cache: ActivationCache, round_: int) -> None:
+    """Remember that a round was finished."""
+    cache.set_meta(_LAST_ROUND, str(round_))
+
+
+def last_round(cache: ActivationCache) -> int:
+    """Return the last finished round, 0 before the first."""
+    return int(cache.meta(_LAST_ROUND) or 0)
+
+
+def note_stop(cache: ActivationCache, steps: int) -> None:
+    """Remember that training was ended after so many steps, before its schedule was."""
+    cache.set_meta(_STOPPED, str(steps))
+
+
+def note_warm_start(cache: ActivationCache) -> None:
+    """Remember that training began from weights that are not in the cache, so that it cannot be replayed."""
+    cache.set_meta(_WARM, "yes")
+
+
+def can_replay(cache: ActivationCache) -> bool:
+    """Whether `replay` can train the run's side network again."""
+    return cache.meta(_KEY) is not None and cache.meta(_WARM) is None
+
+
+def replay(
+    cache: ActivationCache, *, scores: Callable[[Tensor, Tensor], Tensor], memory_bytes: int = 1 << 30
+) -> nn.Module:
+    """Train from a complete cache in one place, by the run's own schedule; returns the side network.
+
+    Raises
+    ------
+    CacheError
+        The cache holds no plan, or the run began from weights that it was given.
+    """
+    plan = TrainingPlan.of(cache)
+    if plan is None or not can_replay(cache):
+        raise CacheError(f"{cache.file} holds no run that can be replayed: no plan, or it began from given weights")
+    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes)
+    train_again(trainer)
+    return trainer.network
+
+
+def train_again(trainer: Trainer) -> None:
+    """Take all of a finished run's steps, with a trainer of its plan."""
+    cache = trainer.loader.cache
+    for round_ in range(1, last_round(cache) + 1):
+        while trainer.overlap_step(round_):
+            pass
+    stopped = cache.meta(_STOPPED)
+    trainer.run_epochs(stop=lambda: stopped is not None and trainer.position.steps >= int(stopped))

@@ -1,0 +1,167 @@
+"""A run's folder and its log of events, from which reports are made."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from mobillm_flower.errors import InUseError
+
+_LOCK = "lock"
+_LOCK_WAIT_S = 1.0  # longer than a look at the lock takes
+
+
+class RunFolder:
+    """Names the files of a run and appends to `events.jsonl`.
+
+    Parameters
+    ----------
+    path : path
+        The folder; made where it is missing, readable by its owner alone.
+    run_id : str
+        Flower's id of the run that logs here, which each of its events carries; empty outside of runs. A folder has
+        events of several runs where one goes on with another.
+    """
+
+    def __init__(self, path: str | Path, *, run_id: str = "") -> None:
+        self.run_id = run_id
+        self.path = Path(path).expanduser()
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @property
+    def settings(self) -> Path:
+        """settings.yaml."""
+        return self.path / "settings.yaml"
+
+    @property
+    def events(self) -> Path:
+        """events.jsonl."""
+        return self.path / "events.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """cache.sqlite."""
+        return self.path / "cache.sqlite"
+
+    @property
+    def checkpoint(self) -> Path:
+        """checkpoint/trainer.pt."""
+        return self.path / "checkpoint" / "trainer.pt"
+
+    @property
+    def side_network(self) -> Path:
+        """side_network/."""
+        return self.path / "side_network"
+
+    def hold(self) -> RunLock:
+        """Take the folder for this process, until `release` or the end of the process, however it ends.
+
+        A strategy holds it while it runs; what changes the cache from outside must hold it too.
+
+        Raises
+        ------
+        InUseError
+            Another process has it.
+        """
+        # Not inherited by programs that are started from here, so that none of them can outlive the run with it.
+        stream = (self.path / _LOCK).open("a+", encoding="utf-8")
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while not _lock(stream, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                stream.close()
+                raise InUseError(
+                    f"{self.path} is in use by process {self.holder() or 'unknown'}; wait until it has ended"
+                )
+            time.sleep(0.05)
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        return RunLock(stream)
+
+    def holder(self) -> int | None:
+        """Return the id of the process that holds the folder, None where there is none (0: not known)."""
+        try:
+            with (self.path / _LOCK).open(encoding="utf-8") as stream:
+                if _lock(stream, fcntl.LOCK_SH):
+                    return None
+                text = stream.read().strip()
+        except FileNotFoundError:
+            return None
+        return int(text) if text.isdigit() else 0
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one event: a JSON line with the time (Unix seconds), the kind and the run's id.
+
+        Never sample text or labels.
+        """
+        run = {"run": self.run_id} if self.run_id else {}
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **run, **values}, sort_keys=False)
+        with self.events.open("ab+") as stream:
+            _cut_torn_line(stream)
+            stream.write(line.encode() + b"\n")
+
+
+class RunLock:
+    """A run's folder, held; the operating system lets go of it when the process ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def release(self) -> None:
+        """Let go of the folder."""
+        self._stream.close()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _lock(stream: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody can be kept out
+        return True
+    return True
+
+
+def _cut_torn_line(stream: BinaryIO) -> None:
+    """Cut what a writer that was killed, or that found the disk full, left of a line."""
+    end = stream.seek(0, os.SEEK_END)
+    if not end:
+        return
+    stream.seek(end - 1)
+    if stream.read(1) == b"\n":
+        return
+    stream.seek(0)
+    stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write bytes so that the file is either the old or the new one, also after a crash.
+
+    One process at a time: the draft has one name, so that a killed process leaves at most one behind.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.draft")
+    try:
+        with draft.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        draft.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    draft.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,73 @@
+"""Which samples a step takes: drawn from (seed, phase, number) over rows in the order of their digests."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from mobillm_flower.server.rows import Rows
+
+
+def split_validation(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows into training and validation by a keyed hash of their digests.
+
+    A row's side never changes as the cache grows, and does not depend on who sent it.
+    """
+    bound = int(share * 2**64)
+    key = seed.to_bytes(8, "big", signed=True)
+
+    def is_held_back(digest: bytes) -> bool:
+        return int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=key).digest(), "big") < bound
+
+    held_back = rows.by_digest(("validation", bound, key), is_held_back)  # as the cache grows, of its new rows alone
+    return rows.take(~held_back), rows.take(held_back)
+
+
+def draw_order(count: int, *, seed: int, phase: int, number: int) -> np.ndarray:
+    """Return a permutation of 0..count−1 that depends on its arguments alone.
+
+    Parameters
+    ----------
+    phase : int
+        0 for epochs, 1 for steps that overlap with a round.
+    number : int
+        Which epoch, or which draw of which round.
+    """
+    generator = np.random.Generator(np.random.PCG64([abs(seed), int(seed < 0), phase, number]))
+    return generator.permutation(count)
+
+
+def epoch_order(rows: Rows, *, seed: int, epoch: int, device_cap: int = 0, balance_types: bool = False) -> np.ndarray:
+    """Return the places in `rows` that an epoch takes, in order.
+
+    Parameters
+    ----------
+    rows : Rows
+        The training rows.
+    device_cap : int
+        Most samples of one device in an epoch (0: all); which ones is drawn anew each epoch.
+    balance_types : bool
+        Give each backbone type the same number of places, in turns, as many in all as there would be without: a
+        smaller type's samples are repeated, some of a larger one's are left out for an epoch.
+    """
+    order = draw_order(len(rows), seed=seed, phase=0, number=epoch)
+    if device_cap:
+        order = order[_occurrence(rows.column("device")[order]) < device_cap]
+    if balance_types and len(order):
+        types = rows.column("backbone")[order]
+        # by name, since the numbers depend on who came first
+        present = sorted(set(types.tolist()), key=lambda number: rows.names("backbone")[number])
+        places = -(-len(order) // len(present))
+        columns = [np.resize(order[types == number], places) for number in present]  # repeats from its beginning
+        order = np.stack(columns, axis=1).reshape(-1)
+    return order
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """Return, for each place, how often its value occurred before."""
+    by_value = np.argsort(values, kind="stable")
+    _, starts, counts = np.unique(values[by_value], return_index=True, return_counts=True)
+    found = np.empty(len(values), np.int64)
+    found[by_value] = np.arange(len(values)) - np.repeat(starts, counts)
+    return found

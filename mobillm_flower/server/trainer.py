@@ -1,0 +1,470 @@
+"""Training of the side network from the cache.
+
+Given the rows (each with the round it was committed in), the options and the seed, the result is bit-identical on
+one machine and thread count, whatever the order of arrival, the partition into devices, and interruptions.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.discriminant import ClassSums, DiscriminantSideNetwork
+from mobillm_flower.core.side_network import ActivationBatch
+from mobillm_flower.errors import CacheError
+from mobillm_flower.server.batches import BatchLoader
+from mobillm_flower.server.label_shift import LabelShift
+from mobillm_flower.server.objective import Loss, recovered_truth
+from mobillm_flower.server.rows import RowRef, Rows
+from mobillm_flower.server.run_folder import write_atomically
+from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
+
+_OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
+_FIT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Values of `TrainerSettings`; `planned_steps` is what the learning rate's schedule is laid out for.
+
+    `fresh_share` of each overlapping step's batch is drawn from what the round before brought, the rest from all that
+    is held. `newcomer_steps`: so many first steps of a type that joined late move its own alignment alone.
+    `adjust_types`: see `LabelShift`.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    averaging: float
+    warmup: float
+    grad_clip: float
+    validation_share: float
+    patience: int
+    overlap_steps: int
+    checkpoint_every: int
+    planned_steps: int
+    seed: int
+    fresh_share: float = 0.0
+    newcomer_steps: int = 0
+    device_cap: int = 0
+    balance_types: bool = False
+    adjust_types: bool = False
+
+
+@dataclass
+class Position:
+    """Where training stands: next overlapping step of a round, or next step of an epoch."""
+
+    round: int = 0
+    round_step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    steps: int = 0
+    best_loss: float = float("inf")
+    bad_epochs: int = 0
+    finished: bool = False
+    newcomer_steps: dict[str, int] = field(default_factory=dict)
+
+
+class Trainer:
+    """AdamW with linear warm-up and decay, gradient clipping, weight averaging, early stopping, atomic checkpoints.
+
+    Attributes
+    ----------
+    network : nn.Module
+        What is measured, saved and sent: the running average of the trained weights, or the best epoch's in the end.
+    position : Position
+        Where training stands.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A fresh side network.
+    loader : BatchLoader
+        Decoded batches.
+    loss : callable
+        From `make_loss`.
+    scores : callable
+        (s(A) [B, K], p_b [B, K]) -> scores [B, K], the prediction rule, for the accuracy on the validation share.
+    options : TrainerOptions
+        Optimisation.
+    checkpoint : path, optional
+        Where to save every `checkpoint_every` steps and after each epoch; training goes on from it if it is there.
+    on_event : callable
+        Called with a kind and values for the run's log.
+    newcomers : sequence of str
+        Backbone types that joined late; see `TrainerOptions.newcomer_steps`.
+
+    Raises
+    ------
+    CacheError
+        The checkpoint cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loader: BatchLoader,
+        loss: Loss,
+        scores: Callable[[Tensor, Tensor], Tensor],
+        options: TrainerOptions,
+        checkpoint: Path | None = None,
+        on_event: Callable[..., None] = lambda *_args, **_values: None,
+        newcomers: Sequence[str] = (),
+    ) -> None:
+        self.loader, self.options = loader, options
+        self._newcomers = frozenset(newcomers)
+        self._hold(network)
+        self._loss, self._scores = loss, scores
+        self._shift = LabelShift(loader)
+        self._adjusts = options.adjust_types and not loader.labels_protected
+        self._checkpoint, self._on_event = checkpoint, on_event
+        self.position = Position()
+        self._best: dict[str, Tensor] | None = None
+        self._plan: tuple[int, list[Rows]] | None = None
+        if checkpoint is not None and checkpoint.exists():
+            self.load(checkpoint)
+
+    def overlap_step(self, round_: int) -> bool:
+        """Take one of the round's `overlap_steps` on what was committed before it; False when they are done.
+
+        Rounds must come in order; one that is over is passed by.
+        """
+        position, options = self.position, self.options
+        if isinstance(self.network, DiscriminantSideNetwork):
+            return False
+        if position.round > round_ or position.epoch or position.epoch_step or position.finished:
+            return False
+        if position.round < round_:
+            position.round, position.round_step = round_, 0
+        if position.round_step >= options.overlap_steps:
+            return False
+        if self._plan is None or self._plan[0] != round_:
+            rows, _ = self._split(self.loader.cache.rows(before_round=round_))
+            if self._adjusts:
+                self._shift.count(rows, before_round=round_)
+            self._plan = (round_, self._overlap_batches(rows, round_))
+        batches = self._plan[1]
+        if not batches:
+            return False
+        self._step(batches[position.round_step])
+        position.round_step += 1
+        self._save_sometimes()
+        return True
+
+    def run_epochs(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train for the epochs that are left, on all rows; returns False where `stop` ended it before.
+
+        After each epoch the loss on the validation share is measured; the best state is kept and restored at the
+        end, and `patience` epochs without a better one end it early.
+        """
+        position, options = self.position, self.options
+        if isinstance(self.network, DiscriminantSideNetwork):
+            return self._fit(self.network, stop)
+        train, validation = self._split(self.loader.cache.rows())
+        if self._adjusts:
+            self._shift.recount(train)
+        while not position.finished and position.epoch < options.epochs and train:
+            if options.patience and position.bad_epochs >= options.patience and not position.epoch_step:
+                break
+            order = epoch_order(
+                train,
+                seed=options.seed,
+                epoch=position.epoch,
+                device_cap=options.device_cap,
+                balance_types=options.balance_types,
+            )
+            batches = [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
+            while position.epoch_step < len(batches):
+                if stop():
+                    self.save()
+                    return False
+                self._step(train.take(batches[position.epoch_step]))
+                position.epoch_step += 1
+                self._save_sometimes()
+            position.epoch, position.epoch_step = position.epoch + 1, 0
+            self._end_epoch(validation)
+            self.save()
+        if not position.finished:
+            position.finished = True
+            if self._best is not None:
+                self.network.load_state_dict(self._best)
+            self.save()
+        return True
+
+    def _fit(self, network: DiscriminantSideNetwork, stop: Callable[[], bool]) -> bool:
+        """Fit a side network in closed form, on all rows in the order of their digests."""
+        rows, position = self.loader.cache.rows(), self.position
+        contract, specs = self.loader.contract, self.loader.specs
+        sums: dict[str, ClassSums] = {}
+        for start in range(0, 0 if position.finished else len(rows), _FIT_ROWS):
+            if stop():
+                return False
+            batches, targets = self.loader.load(rows[start : start + _FIT_ROWS])
+            truth = recovered_truth(contract, targets)
+            assert truth is not None  # classes are checked when the network is made
+            done = 0
+            for batch in batches:
+                of_type = sums.setdefault(batch.backbone, network.empty_sums(batch.backbone))
+                of_type.add(truth[0][done : done + len(batch.rows)], batch.rows.flatten(1))
+                done += len(batch.rows)
+            position.steps += 1
+        if not position.finished:
+            for backbone, of_type in sums.items():
+                protection = specs[backbone].protection(contract)
+                of_type.label_rates, of_type.mixture = protection.label_rates, protection.mixture
+                of_type.variance = protection.variance
+            network.fit(sums)
+            self._live.load_state_dict(network.state_dict())
+            position.epoch, position.finished = 1, True
+            self._on_event("epoch", epoch=1, step=position.steps)
+            self.save()
+        return True
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of another side network of the same shape, before the first step."""
+        self.network.load_state_dict(dict(state))
+        self._live.load_state_dict(dict(state))
+
+    def validation(self, rows: Sequence[RowRef]) -> dict[str, float]:
+        """Return the loss on rows and, where targets are unprotected, the share of labels predicted."""
+        self.network.eval()
+        total, correct, known = 0.0, 0, 0
+        with torch.inference_mode():
+            for start in range(0, len(rows), 256):
+                part = rows[start : start + 256]
+                batches, targets = self.loader.load(part)
+                side = self.network(batches)
+                total += float(self._loss(side, targets, self._shift(batches))) * len(part)
+                truth = recovered_truth(self.loader.contract, targets)
+                if truth is not None and not self.loader.labels_protected:
+                    labels, base = truth
+                    scores = self._scores(side, base)
+                    correct += int((scores.argmax(1) == labels).sum())
+                    known += len(part)
+        measured = {"loss": total / max(1, len(rows))}
+        if known:
+            measured["accuracy"] = correct / known
+        return measured
+
+    def save(self) -> None:
+        """Write averaged and trained weights, optimizer and position, atomically.
+
+        No generator and no scheduler is part of it: what is drawn depends on the seed and the position alone, and so
+        does the learning rate.
+        """
+        if self._checkpoint is None:
+            return
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "network": self.network.state_dict(),
+                "live": self._live.state_dict(),
+                "optimizer": self._moments(),
+                "best": self._best,
+                "position": asdict(self.position),
+                "options": asdict(self.options),
+            },
+            buffer,
+        )
+        write_atomically(self._checkpoint, buffer.getvalue())
+
+    def load(self, file: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        CacheError
+            It cannot be read, or was made with other options.
+        """
+        try:
+            saved = torch.load(file, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CacheError(
+                f"checkpoint {file} cannot be read ({type(error).__name__}); move it away to train anew"
+            ) from error
+        mine, theirs = asdict(self.options), saved["options"]
+        different = sorted(key for key in mine if mine[key] != theirs.get(key))
+        if different:
+            raise CacheError(
+                f"checkpoint {file} was made with another {', '.join(different)}; use the run's settings, or another "
+                "run folder"
+            )
+        self._take_over(saved["network"], saved["live"], saved["optimizer"])
+        self._best = saved["best"]
+        self.position = Position(**saved["position"])
+
+    def grow(self, network: nn.Module, newcomer: str) -> None:
+        """Go on with a side network that has one more type; what it shares with the old one keeps its state.
+
+        Parameters
+        ----------
+        network : nn.Module
+            Fresh, from the configuration with the type. Since a parameter without a gradient is left alone, the
+            result is the same as if the type had been there, silent, from the start.
+        newcomer : str
+            The type's fingerprint.
+        """
+        self._newcomers |= {newcomer}
+        states = self.network.state_dict(), self._live.state_dict(), self._moments()
+        self._hold(network)
+        self._take_over(*states)
+        # the validation share has another type now: losses from before it are no measure for those after
+        self._best, self.position.best_loss, self.position.bad_epochs = None, float("inf"), 0
+        self.save()
+
+    def _hold(self, network: nn.Module) -> None:
+        """Train a network from now on."""
+        self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
+        # walking the modules for their parameters takes as long as a small layer: once, and not at each step
+        self._averaged: list[Tensor] = list(self.network.parameters())
+        self._trained: list[Tensor] = list(self._live.parameters())
+        self._optimizer = torch.optim.AdamW(_parameter_groups(self._live, self.options), fused=True)
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """Return AdamW's state by parameter name."""
+        state = self._optimizer.state
+        return {name: dict(state[p]) for name, p in self._live.named_parameters() if p in state}
+
+    def _take_over(
+        self, network: Mapping[str, Tensor], live: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
+        """Load states that may lack a type which joined since."""
+        for module, state in ((self.network, network), (self._live, live)):
+            module.load_state_dict({**module.state_dict(), **state})
+        for name, parameter in self._live.named_parameters():
+            if name in moments:
+                self._optimizer.state[parameter] = {key: value.clone() for key, value in moments[name].items()}
+
+    def _step(self, rows: Sequence[RowRef]) -> None:
+        options = self.options
+        if not self._live.training:  # it walks the modules too
+            self._live.train()
+        batches, targets = self.loader.load(rows)
+        if options.dropout:
+            batches = _drop(batches, options.dropout, seed=options.seed, step=self.position.steps)
+        loss = self._loss(self._forward(batches), targets, self._shift(batches))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._trained, options.grad_clip)
+        rate = self._rate(self.position.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        self._optimizer.step()
+        self.position.steps += 1
+        if options.averaging:
+            steps = self.position.steps
+            kept = min(options.averaging, steps / (steps + 9))  # a short memory at first
+            with torch.no_grad():
+                torch._foreach_lerp_(self._averaged, self._trained, 1 - kept)
+
+    def _forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A) [B, K] in training; a newcomer's first samples reach its own alignment alone.
+
+        Through the shared adapters, gates and output they are computed with the weights as constants.
+        """
+        seen, enough = self.position.newcomer_steps, self.options.newcomer_steps
+        new = {b.backbone for b in batches if b.backbone in self._newcomers and seen.get(b.backbone, 0) < enough}
+        if not new:
+            return self._live(batches)  # type: ignore[no-any-return]
+        parts: list[Tensor] = []
+        for batch in batches:
+            if batch.backbone in new:
+                seen[batch.backbone] = seen.get(batch.backbone, 0) + 1
+                own = f"alignment.{batch.backbone}."
+                constants = {n: p.detach() for n, p in self._live.named_parameters() if not n.startswith(own)}
+                parts.append(torch.func.functional_call(self._live, constants, ([batch],)))
+            else:
+                parts.append(self._live([batch]))
+        return torch.cat(parts)
+
+    def _end_epoch(self, validation: Sequence[RowRef]) -> None:
+        position = self.position
+        values: dict[str, Any] = {"epoch": position.epoch, "step": position.steps}
+        if validation:
+            measured = self.validation(validation)
+            values |= {f"validation_{name}": value for name, value in measured.items()}
+            if measured["loss"] < position.best_loss:
+                position.best_loss, position.bad_epochs = measured["loss"], 0
+                self._best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+            else:
+                position.bad_epochs += 1
+        self._on_event("epoch", **values)
+
+    def _split(self, rows: Rows) -> tuple[Rows, Rows]:
+        return split_validation(rows, self.options.validation_share, self.options.seed)
+
+    def _overlap_batches(self, rows: Rows, round_: int) -> list[Rows]:
+        """Return the round's batches: permutations one after another, cut into `overlap_steps` batches.
+
+        `fresh_share` of each batch comes from the rows that the round before brought, the rest from all rows.
+        """
+        if not rows:
+            return []
+        options = self.options
+        everything, newest = np.arange(len(rows)), np.flatnonzero(rows.column("round") == round_ - 1)
+        num_fresh = round(options.fresh_share * options.batch_size) if len(newest) else 0
+        fresh = self._draw(newest, num_fresh, round_, _FRESH)
+        others = self._draw(everything, options.batch_size - num_fresh, round_, _OVERLAP)
+        return [rows.take(np.concatenate(pair)) for pair in zip(fresh, others, strict=True)]
+
+    def _draw(self, places: np.ndarray, size: int, round_: int, phase: int) -> list[np.ndarray]:
+        """Return `overlap_steps` batches of so many of the places."""
+        steps, drawn = self.options.overlap_steps, [places[:0]]
+        for draw in range(-(-size * steps // max(1, len(places)))):
+            number = round_ * 1_000_003 + draw
+            drawn.append(places[draw_order(len(places), seed=self.options.seed, phase=phase, number=number)])
+        order = np.concatenate(drawn)
+        return [order[k * size : (k + 1) * size] for k in range(steps)]
+
+    def _save_sometimes(self) -> None:
+        if self.position.steps % self.options.checkpoint_every == 0:
+            self.save()
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate's factor: linear up over the warm-up, then linear down to a twentieth."""
+        planned = max(1, self.options.planned_steps)
+        warm = self.options.warmup * planned
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return max(0.05, (planned - step) / max(1.0, planned - warm))
+
+
+def _drop(batches: Sequence[ActivationBatch], share: float, *, seed: int, step: int) -> list[ActivationBatch]:
+    """Zero a share of the inputs' values and scale the others up; drawn from (seed, step) alone."""
+    generator = torch.Generator().manual_seed(abs(seed) * 1_000_003 + step)
+    dropped = []
+    for batch in batches:
+        kept = torch.empty_like(batch.rows).bernoulli_(1 - share, generator=generator)
+        dropped.append(replace(batch, rows=batch.rows * kept / (1 - share)))
+    return dropped
+
+
+def _parameter_groups(network: nn.Module, options: TrainerOptions) -> list[dict[str, Any]]:
+    """Group parameters by weight decay (matrices only) and by the network's own learning rate factors."""
+    factor: Callable[[str], float] = getattr(network, "learning_rate_factor", lambda _name: 1.0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        decay = options.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((factor(name), decay), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": options.learning_rate * rate,
+            "initial_lr": options.learning_rate * rate,
+            "weight_decay": decay,
+        }
+        for (rate, decay), members in sorted(groups.items())
+    ]

@@ -1,0 +1,141 @@
+"""What each setting is, in words: for the page `docs/reference/settings.md` and for `mobillm settings`.
+
+Everything is read off the dataclasses of `config`; meanings are those under "Parameters" in their docstrings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from mobillm_flower.config import PRESETS, Settings
+
+
+@dataclass(frozen=True)
+class SettingDescription:
+    """One setting.
+
+    Parameters
+    ----------
+    key : str
+        Dotted, in kebab-case.
+    type : str
+        In words: "whole number", "one of iid, dirichlet".
+    default : object
+        Text, number, boolean or a list of these.
+    presets : dict of str to object
+        What each preset sets that is not the default.
+    allowed : str
+        The range or names that the settings' check holds it to; empty: any of its type.
+    meaning : str
+        One or a few sentences.
+    """
+
+    key: str
+    type: str
+    default: Any
+    presets: dict[str, Any]
+    allowed: str
+    meaning: str
+
+    @property
+    def part(self) -> str:
+        """The part it belongs to: "trainer" of "trainer.epochs", empty for `preset` and `strategy`."""
+        return self.key.rpartition(".")[0]
+
+
+def describe_settings() -> list[SettingDescription]:
+    """Return every setting, in the order of the dataclasses."""
+    defaults = Settings()
+    parts = {item.name: getattr(defaults, item.name) for item in fields(defaults)}
+    found = _describe(defaults, [name for name, part in parts.items() if not is_dataclass(part)], "")
+    for name, part in parts.items():
+        if is_dataclass(part):
+            found += _describe(part, [leaf.name for leaf in fields(part)], f"{name}.")
+    return found
+
+
+def part_summaries() -> dict[str, str]:
+    """Return what each part is about, by its name in kebab-case."""
+    parts = {item.name: getattr(Settings(), item.name) for item in fields(Settings)}
+    return {
+        _kebab(name): " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
+        for name, part in parts.items()
+        if is_dataclass(part)
+    }
+
+
+def setting_values(settings: Settings) -> dict[str, Any]:
+    """Return the values of settings by dotted key in kebab-case: text, numbers, booleans and lists of these."""
+    found = {}
+    for description in describe_settings():
+        value: Any = settings
+        for name in description.key.replace("-", "_").split("."):
+            value = getattr(value, name)
+        found[description.key] = plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a setting's value as JSON has it: a choice is its name."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def value_text(value: Any) -> str:
+    """Return a setting's value as it is written in `key=value`; empty for empty text and for no entries."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(str(entry) for entry in value)
+    return str(plain(value))
+
+
+def parameters(docstring: str) -> dict[str, str]:
+    """Return what a numpy docstring says of each parameter; a line may name several, `width, depth : int`."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-+$|\Z)", inspect.cleandoc(docstring), re.M | re.S)
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in section.group(1).splitlines() if section else []:
+        if line.startswith(" "):
+            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+        else:
+            names = [name.strip(" *") for name in line.split(" : ")[0].split(",") if name.strip()]
+            found |= dict.fromkeys(names, "")
+    return found
+
+
+def _describe(part: Any, names: list[str], prefix: str) -> list[SettingDescription]:
+    hints = typing.get_type_hints(type(part))
+    meanings = parameters(type(part).__doc__ or "")
+    rules = {item.name: ", ".join(item.metadata) for item in fields(part)}
+    found = []
+    for name in names:
+        key, default = prefix + name, plain(getattr(part, name))
+        found.append(
+            SettingDescription(
+                key=_kebab(key),
+                type=_type(hints[name]),
+                default=default,
+                presets={
+                    preset: values[key] for preset, values in PRESETS.items() if values.get(key, default) != default
+                },
+                allowed=rules[name],
+                meaning=meanings.get(name, ""),
+            )
+        )
+    return found
+
+
+def _kebab(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _type(hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(str(member.value) for member in hint)
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return names.get(hint) or f"list of {'numbers' if typing.get_args(hint)[0] is not str else 'text'}"

@@ -1,0 +1,278 @@
+"""What the server knows of its devices: who they are, what they sent, what went wrong, whom it still asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from logging import WARNING, getLogger
+
+from flwr.app import Message, RecordDict
+
+from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
+from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal
+from mobillm_flower.wire.window import Window
+
+logger = getLogger("flwr")
+
+
+@dataclass
+class DeviceState:
+    """One device of a run.
+
+    Parameters
+    ----------
+    node_id : int
+        Flower's node, which it authenticated as.
+    description : DeviceDescription
+        What it said of itself when it was met.
+    refused : int
+        Samples that it declines to release.
+    samples, windows : int
+        Committed samples that were new, and windows.
+    bytes_up, bytes_down : int
+        Records of its answers, and of the messages to it.
+    forward_seconds, peak_memory_bytes : float
+        As it reports them: the sum, and the largest.
+    strikes : Counter of str
+        Bad packets by the rule that was broken.
+    failures, total_failures : int
+        Answers that did not come: in a row, and altogether.
+    done : bool
+        Whether it has no data left.
+    dropped : str
+        Why it is asked nothing more; empty: it is.
+    window : int
+        Samples it is asked for at once.
+    asked_at, seen_at : float
+        When it was last asked for a window, and last connected, on the strategy's clock.
+    left : bool
+        Whether it was dropped because it was away.
+    last_forward_seconds : float
+        Forward pass of its last window.
+    """
+
+    node_id: int
+    description: DeviceDescription
+    refused: int = 0
+    samples: int = 0
+    windows: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    forward_seconds: float = 0.0
+    peak_memory_bytes: float = 0.0
+    strikes: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+    total_failures: int = 0
+    done: bool = False
+    dropped: str = ""
+    window: int = 0
+    asked_at: float = 0.0
+    seen_at: float = 0.0
+    left: bool = False
+    last_forward_seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The pseudonym's first 8 digits, for logs."""
+        return self.description.pseudonym[:8]
+
+    @property
+    def active(self) -> bool:
+        """Whether it is to be asked for more."""
+        return not self.done and not self.dropped
+
+    def count(self, window: Window, added: int) -> None:
+        """Note a committed window and how many of its samples are new."""
+        self.failures = 0
+        self.windows += 1
+        self.samples += added
+        self.refused = window.refused
+        self.bytes_up += window.num_bytes
+        self.forward_seconds += window.forward_seconds
+        self.last_forward_seconds = window.forward_seconds
+        self.peak_memory_bytes = max(self.peak_memory_bytes, window.peak_memory_bytes)
+        self.done = self.done or window.remaining == 0
+        if self.done and self.refused:
+            logger.log(WARNING, "device %s declines to release %d samples", self.name, self.refused)
+
+    def summary(self) -> dict[str, object]:
+        """Return plain values for the run's log."""
+        return {
+            "device": self.description.pseudonym,
+            "backbone": self.description.backbone.name,
+            "layers": self.description.backbone.depth,
+            "samples": self.samples,
+            "num_train": self.description.num_train,
+            "windows": self.windows,
+            "refused": self.refused,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "forward_seconds": round(self.forward_seconds, 4),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "strikes": dict(self.strikes),
+            "failures": self.total_failures,
+            "dropped": self.dropped,
+        }
+
+
+class Fleet:
+    """The devices of a run.
+
+    A device is dropped, that is not asked again, when it refuses, after `max_strikes` bad packets, or after
+    `max_failures` failures in a row.
+
+    Parameters
+    ----------
+    max_strikes, max_failures : int
+        See `rounds` in the settings.
+    on_event : callable
+        Called with a kind and values for the run's log.
+    accept : callable
+        Called with a backbone before its first device is taken in; raises MismatchError where the type cannot join.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_strikes: int,
+        max_failures: int,
+        on_event: Callable[..., None],
+        accept: Callable[[BackboneInfo], None] = lambda _backbone: None,
+    ) -> None:
+        self.max_strikes, self.max_failures = max_strikes, max_failures
+        self._event, self._accept = on_event, accept
+        self.devices: dict[int, DeviceState] = {}
+        self._nodes: dict[str, int] = {}  # by pseudonym
+        self.backbones: dict[str, BackboneInfo] = {}
+        self.contract: TaskContract | None = None
+        self._refused: dict[int, str] = {}
+        self._unanswered: Counter[int] = Counter()
+        self._trouble: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.devices)
+
+    def __iter__(self) -> Iterator[DeviceState]:
+        return iter(list(self.devices.values()))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why nodes were not taken in."""
+        trouble = {node: reason for node, reason in self._trouble.items() if node not in self.devices}
+        return sorted(set({**trouble, **self._refused}.values()))
+
+    def knows(self, node: int) -> bool:
+        """Whether a node is a device of the run, or was refused."""
+        return node in self.devices or node in self._refused
+
+    def meet(self, node: int, reply: Message, num_held: Callable[[str], int], *, present: Collection[int]) -> None:
+        """Take in a node by its description, or note why not; one that failed to answer may be asked again.
+
+        Parameters
+        ----------
+        node, reply
+            The node and its answer.
+        num_held : callable
+            Pseudonym -> samples that the server holds.
+        present : collection of int
+            Nodes that are connected: a device whose old node is gone may come back as another.
+        """
+        if reply.has_error():
+            self._unanswered[node] += 1
+            self._trouble[node] = f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}"
+            if self._unanswered[node] < self.max_failures:
+                return
+        try:
+            self._admit(node, reply, num_held, present)
+        except MobiLLMError as error:
+            self.refuse(node, str(error))
+
+    @property
+    def num_refused(self) -> int:
+        """Nodes that take no part."""
+        return len(self._refused)
+
+    def refuse(self, node: int, reason: str) -> None:
+        """Note that a node takes no part."""
+        self._refused[node] = reason
+        self._event("refused", node=str(node), reason=reason)
+        logger.log(WARNING, "node %s is not used: %s", node, reason)
+
+    def content(self, device: DeviceState, reply: Message) -> RecordDict | None:
+        """Return a reply's records; an error or a refusal is counted and gives None."""
+        if reply.has_error():
+            self.fail(device, f"error {reply.error.code}: {_last_line(reply.error.reason)}")
+            return None
+        reason = refusal(reply.content)
+        if reason is not None:
+            self.drop(device, reason)
+            return None
+        return reply.content
+
+    def strike(self, device: DeviceState, error: PacketRejected, round_: int) -> None:
+        """Count a bad packet."""
+        device.strikes[error.rule] += 1
+        self._event("rejected", round=round_, device=device.description.pseudonym, rule=error.rule, detail=error.detail)
+        logger.log(WARNING, "a packet of device %s was rejected: %s", device.name, error)
+        if device.strikes.total() >= self.max_strikes:
+            self.drop(device, f"{device.strikes.total()} bad packets")
+
+    def fail(self, device: DeviceState, reason: str) -> None:
+        """Count an answer that did not come."""
+        device.failures += 1
+        device.total_failures += 1
+        self._event("failure", device=device.description.pseudonym, reason=reason)
+        logger.log(WARNING, "device %s failed: %s", device.name, reason)
+        if device.failures >= self.max_failures:
+            self.drop(device, f"{device.failures} failures in a row, the last: {reason}")
+
+    def drop(self, device: DeviceState, reason: str) -> None:
+        """Ask a device nothing more."""
+        device.dropped = reason
+        self._event("dropped", device=device.description.pseudonym, reason=reason)
+        logger.log(WARNING, "device %s is passed over from here on: %s", device.name, reason)
+
+    def _admit(self, node: int, reply: Message, num_held: Callable[[str], int], present: Collection[int]) -> None:
+        """Take a device in; raises where it does not fit the fleet."""
+        if reply.has_error():
+            raise RunFailed(f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}")
+        reason = refusal(reply.content)
+        if reason is not None:
+            raise MismatchError(reason)
+        description = open_description(reply.content)
+        before = self.devices.get(self._nodes.get(description.pseudonym, node))
+        if before is not None and before.node_id in present:
+            raise MismatchError("another node uses the same device folder; give each SuperNode its own")
+        if self.contract is not None:
+            self.contract.require_same(description.contract, mine="in the fleet", theirs="on the device")
+        backbone = description.backbone
+        if backbone.fingerprint not in self.backbones:
+            self._accept(backbone)
+        self.contract = self.contract or description.contract
+        self.backbones.setdefault(backbone.fingerprint, backbone)
+        done = num_held(description.pseudonym) >= description.num_train
+        if before is None:
+            device = DeviceState(node, description, done=done)
+        else:
+            del self.devices[before.node_id]
+            device = replace(before, node_id=node, description=description, done=done, dropped="", failures=0)
+        self.devices[node] = device
+        self._nodes[description.pseudonym] = node
+        self._event(
+            "device",
+            device=description.pseudonym,
+            backbone=backbone.name,
+            layers=backbone.depth,
+            num_train=description.num_train,
+            num_test=description.num_test,
+            **({"chosen": description.chosen} if description.chosen else {}),
+        )
+
+
+def _last_line(reason: str | None) -> str:
+    """Return the end of an error's text: of a traceback, the exception itself."""
+    lines = (reason or "").strip().splitlines()
+    return lines[-1][:300] if lines else "no reason given"

@@ -1,0 +1,30 @@
+"""MobiLLM (arXiv 2502.20421): every token's activations and the label."""
+
+from __future__ import annotations
+
+from mobillm_flower.config import Objective, Settings
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.errors import SettingsError
+from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy
+
+
+@STRATEGIES.register("mobillm")
+class MobiLLM(SideTuningStrategy):
+    """Devices upload the sampled layers' activations of all tokens, quantized, and the label; cross-entropy.
+
+    Where we leave the paper: devices upload each sample once and later epochs come from the cache, as in PAE MobiLLM;
+    the paper's devices repeat the forward pass in every epoch.
+    """
+
+    preset = "mobillm"
+
+    def check(self, settings: Settings) -> None:
+        """Need objective `label` and a pivot that keeps every token."""
+        if settings.loss.objective != Objective.label:
+            raise SettingsError("strategy=mobillm uploads labels: set loss.objective=label, or choose strategy=pae")
+        pivot = settings.activations.pivot
+        if pivot == "auto" or not PIVOTS[pivot].per_token:
+            raise SettingsError(
+                f"strategy=mobillm uploads every token: set activations.pivot=all instead of {pivot!r}, or choose "
+                "strategy=pae"
+            )

@@ -1,0 +1,80 @@
+"""Training a finished run's side network again, from the samples that are still held."""
+
+from __future__ import annotations
+
+import shutil
+
+from mobillm_flower.config import Settings
+from mobillm_flower.errors import CacheError
+from mobillm_flower.model import save_side_network
+from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
+from mobillm_flower.strategies.run_plan import prediction_rule
+
+
+def require_retrainable(cache: ActivationCache, *, without: str) -> None:
+    """Check that `retrain` can follow when a device is forgotten.
+
+    Raises
+    ------
+    CacheError
+        The cache holds no plan or no other device, or the run began from weights that it was given.
+    """
+    plan = TrainingPlan.of(cache)
+    advice = "nothing was deleted; forget the device without --retrain"
+    if plan is None or not can_replay(cache):
+        raise CacheError(f"{cache.file} holds no run that can be trained again: it began from given weights; {advice}")
+    if not set(plan.specs) <= known_backbones(cache).keys():
+        raise CacheError(
+            f"{cache.file} does not say which backbones its run had, since an older release made it; {advice}, and "
+            "start the run again"
+        )
+    if set(cache.devices()) <= {without}:
+        raise CacheError(f"{cache.file} holds no other device, so there is nothing to train from; {advice}")
+
+
+def discard_trained(run: RunFolder) -> None:
+    """Delete side network and checkpoint.
+
+    Before the rows are: whatever interrupts it, nothing that was trained with a forgotten device is gone on with.
+    """
+    for folder in (run.side_network, run.checkpoint.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
+    """Train from what is held as if no other device had ever been there; returns the steps taken.
+
+    `discard_trained` comes first. Rounds with overlapping steps stay as they were, without the rows that are gone; M
+    stays too.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Held by the caller; its `side_network/` is written anew.
+    cache : ActivationCache
+        The run's, with a row at least.
+    settings : Settings
+        The run's.
+    """
+    before = TrainingPlan.of(cache)
+    assert before is not None
+    plan = before.of_what_is_held(cache, width=settings.side_network.width)
+    plan.store(cache)
+    rule = prediction_rule(plan, send_base=settings.loss.send_base)
+    trainer = plan.trainer(
+        cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20, checkpoint=run.checkpoint
+    )
+    train_again(trainer)
+    backbones = known_backbones(cache)
+    save_side_network(
+        run.side_network,
+        state=dict(trainer.network.state_dict()),
+        side_config=plan.side_config,
+        specs=plan.specs,
+        backbones={name: backbones[name] for name in plan.specs},
+        contract=plan.contract,
+        rule=rule,
+    )
+    run.event("retrained", samples=len(cache), devices=len(cache.devices()), steps=trainer.position.steps)
+    return trainer.position.steps

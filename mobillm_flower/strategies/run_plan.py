@@ -1,0 +1,141 @@
+"""What a run fixes when it starts: task, layers, side network, schedule of the optimisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.config import Settings
+from mobillm_flower.core.side_network import SideNetworkConfig
+from mobillm_flower.core.targets import automatic_scale
+from mobillm_flower.model import PredictionRule
+from mobillm_flower.server import TrainerOptions
+from mobillm_flower.server.plan import TrainingPlan, planned_steps
+from mobillm_flower.wire.contract import TaskContract, extraction_spec
+
+
+def make_plan(
+    settings: Settings,
+    contract: TaskContract,
+    backbones: Mapping[str, BackboneInfo],
+    num_train: Sequence[int],
+    *,
+    planned_rounds: int,
+    overlap_steps: int,
+    fresh_share: float = 0.0,
+    num_blocks: int = 0,
+) -> TrainingPlan:
+    """Fix a run's plan from its settings and from the devices that are there when it starts.
+
+    Parameters
+    ----------
+    settings : Settings
+        The server's.
+    contract : TaskContract
+        What the fleet agreed on.
+    backbones : mapping of str to BackboneInfo
+        Types by fingerprint; M is the depth of the shallowest unless the settings name it.
+    num_train : sequence of int
+        Samples of each device, for the length of the learning rate's schedule.
+    planned_rounds : int
+        Rounds that overlapping steps follow, likewise.
+    overlap_steps, fresh_share : int, float
+        See `TrainerOptions`.
+    num_blocks : int
+        M of a run that is gone on with, whose shallowest device may be away (0: from the settings and backbones).
+    """
+    blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
+    blocks = blocks or min(info.depth for info in backbones.values())
+    specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
+    side_config = SideNetworkConfig.of(
+        {name: spec.alignment for name, spec in specs.items()},
+        name=settings.side_network.name,
+        width=settings.side_network.width,
+        num_blocks=next(iter(specs.values())).row_shape[0],
+        bottleneck=settings.side_network.bottleneck,
+        num_outputs=contract.num_outputs,
+        activation=settings.side_network.activation,
+        input_norm=not any(spec.standardise for spec in specs.values()),
+        seed=settings.run.seed,
+    )
+    return TrainingPlan(
+        contract=contract,
+        specs=specs,
+        side_config=side_config,
+        objective=settings.loss.objective.value,
+        loss=settings.loss.name,
+        scale=settings.loss.scale or automatic_scale(contract.num_outputs),
+        options=_trainer_options(settings, sum(num_train), planned_rounds, overlap_steps, fresh_share),
+        num_threads=settings.trainer.num_threads or torch.get_num_threads(),
+    )
+
+
+def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
+    """Return what of a run that is gone on with is not as it was; devices that are away may be missing from `fresh`."""
+    mine = plan.side_config
+    side_config = dataclasses.replace(
+        fresh.side_config,
+        types={**mine.types, **fresh.side_config.types},
+        joined=mine.joined,
+        # with another set of types present, these would be chosen differently
+        identity_alignment=mine.identity_alignment,
+        width=mine.width if set(fresh.specs) != set(plan.specs) or mine.joined else fresh.side_config.width,
+    )
+    fresh = dataclasses.replace(
+        fresh,
+        specs={**plan.specs, **fresh.specs},
+        side_config=side_config,
+        options=dataclasses.replace(fresh.options, planned_steps=plan.options.planned_steps),
+        num_threads=plan.num_threads,
+    )
+    names = {"contract": "task", "specs": "extraction", "side_config": "side network", "options": "trainer"}
+    return [
+        names.get(item.name, item.name)
+        for item in dataclasses.fields(TrainingPlan)
+        if getattr(plan, item.name) != getattr(fresh, item.name)
+    ]
+
+
+def prediction_rule(plan: TrainingPlan, *, send_base: bool) -> PredictionRule:
+    """Return how s(A) and p_b become a prediction under a plan's objective."""
+    if plan.objective == "difference":
+        return PredictionRule(plan.loss, plan.scale)
+    loss = "square" if plan.contract.is_regression else "logit"
+    return PredictionRule(loss, plan.scale, use_base=send_base)
+
+
+def _trainer_options(
+    settings: Settings, num_samples: int, rounds: int, overlap_steps: int, fresh_share: float
+) -> TrainerOptions:
+    trainer = settings.trainer
+    return TrainerOptions(
+        epochs=trainer.epochs,
+        batch_size=trainer.batch_size,
+        learning_rate=trainer.learning_rate,
+        weight_decay=trainer.weight_decay,
+        dropout=trainer.dropout,
+        averaging=trainer.averaging,
+        warmup=trainer.warmup,
+        grad_clip=trainer.grad_clip,
+        validation_share=trainer.validation_share,
+        patience=trainer.patience,
+        overlap_steps=overlap_steps,
+        checkpoint_every=trainer.checkpoint_every,
+        planned_steps=planned_steps(
+            num_samples,
+            epochs=trainer.epochs,
+            batch_size=trainer.batch_size,
+            validation_share=trainer.validation_share,
+            rounds=rounds,
+            overlap_steps=overlap_steps,
+        ),
+        seed=settings.run.seed,
+        fresh_share=fresh_share,
+        newcomer_steps=settings.arrivals.newcomer_steps,
+        device_cap=trainer.device_cap,
+        balance_types=trainer.balance_types,
+        adjust_types=trainer.adjust_types,
+    )

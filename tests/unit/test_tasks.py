@@ -1,0 +1,398 @@
+"""Tasks: rows to samples, labels to a contract, scores to metrics, and a source cut into devices."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sk
+
+from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.tasks import (
+    METRICS,
+    TASKS,
+    LocalData,
+    Samples,
+    load_central_data,
+    load_local_data,
+    load_splits,
+    make_contract,
+    measure,
+    read_rows,
+    render,
+)
+from mobillm_flower.tasks.data import partition
+
+ROWS = [{"text": f"text {i}", "label": ["no", "yes", "maybe"][i % 3], "who": f"user{i % 4}"} for i in range(60)]
+
+
+def with_settings(*words: str) -> Settings:
+    return load_settings(overrides=words)
+
+
+def dataset(rows: list[dict]) -> datasets.Dataset:
+    return datasets.Dataset.from_list(rows)
+
+
+def write_jsonl(folder: Path, train: list[dict] = ROWS, test: list[dict] = ROWS[:12]) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    for name, rows in (("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+# metrics ---------------------------------------------------------------------------------------------------------
+TRUE = np.array([0, 1, 2, 2, 1, 0, 1, 1])
+GUESSED = np.array([0, 1, 1, 2, 0, 0, 1, 2])
+
+
+def test_metrics_against_hand_values() -> None:
+    """F1 is 2·hits / (guessed + true): 2·2/(3 + 4) for class 1, 2·2/(3 + 2) for 0, 2·1/(2 + 2) for 2."""
+    assert METRICS["accuracy"](TRUE, GUESSED) == 5 / 8
+    assert METRICS["f1"](TRUE, GUESSED) == pytest.approx(4 / 7)
+    assert METRICS["macro-f1"](TRUE, GUESSED) == pytest.approx((4 / 7 + 4 / 5 + 1 / 2) / 3)
+    binary = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 1])  # TP 2, TN 2, FP 1, FN 1
+    assert METRICS["matthews"](*binary) == pytest.approx((2 * 2 - 1 * 1) / np.sqrt(3 * 3 * 3 * 3))
+    ranks = np.array([1.0, 2, 3, 4]), np.array([10.0, 40, 30, 400])  # one swap: 1 − 6·2/(4·15)
+    assert METRICS["spearman"](*ranks) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert METRICS["pearson"](np.array([1.0, 2, 3]), np.array([1.0, 2, 4])) == pytest.approx(3 / np.sqrt(2 * 14 / 3))
+
+
+def test_metrics_against_sklearn_and_scipy() -> None:
+    generator = np.random.default_rng(0)
+    true, guessed = (generator.integers(0, 4, 500) for _ in range(2))
+    assert METRICS["accuracy"](true, guessed) == pytest.approx(sk.accuracy_score(true, guessed))
+    assert METRICS["macro-f1"](true, guessed) == pytest.approx(sk.f1_score(true, guessed, average="macro"))
+    assert METRICS["matthews"](true, guessed) == pytest.approx(sk.matthews_corrcoef(true, guessed))
+    assert METRICS["f1"](true, guessed) == pytest.approx(sk.f1_score(true == 1, guessed == 1))
+    one, two = generator.normal(size=(2, 500))
+    assert METRICS["spearman"](one, one + two) == pytest.approx(stats.spearmanr(one, one + two).statistic)
+    assert METRICS["pearson"](one, one + two) == pytest.approx(stats.pearsonr(one, one + two).statistic)
+
+
+@pytest.mark.parametrize("name", ["spearman", "pearson"])
+def test_correlation_with_a_constant_is_zero(name: str) -> None:
+    assert METRICS[name](np.ones(5), np.arange(5.0)) == 0
+    assert METRICS[name](np.arange(5.0), np.ones(5)) == 0
+    assert METRICS[name](np.ones(1), np.ones(1)) == 0
+
+
+def test_every_metric_is_better_when_larger() -> None:
+    for name in METRICS:
+        perfect = METRICS[name](np.array([0, 1, 1, 0.0]), np.array([0, 1, 1, 0.0]))
+        worst = METRICS[name](np.array([0, 1, 1, 0.0]), np.array([1, 0, 0, 1.0]))
+        assert perfect == 1
+        assert worst <= 0
+
+
+def test_measure() -> None:
+    contract = make_contract(with_settings(), ["no", "yes"])
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.4]])
+    assert measure(scores, torch.tensor([1, 0, 0]), contract) == pytest.approx(2 / 3)
+    numbers = make_contract(with_settings("task.kind=regression"), [])
+    assert numbers.metric == "spearman"
+    assert measure(torch.tensor([[0.1], [0.3], [0.2]]), torch.tensor([0.0, 1.0, 0.5]), numbers) == 1
+
+
+# contracts -------------------------------------------------------------------------------------------------------
+def test_contract_of_names_numbers_and_class_labels() -> None:
+    assert make_contract(with_settings(), ["b", "a", "b"]).labels == ("a", "b")
+    assert make_contract(with_settings(), [0, 2, 0]).labels == ("0", "1", "2")
+    assert make_contract(with_settings("task.labels=x,y"), ["a", "b"]).labels == ("x", "y")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_list([{"text": "a", "label": 1}] * 2, features=features)
+    assert read_rows(rows, rows, with_settings()).contract.labels == ("neg", "pos")
+
+
+def test_contract_of_a_regression() -> None:
+    contract = make_contract(with_settings("task.kind=regression", "task.label-range=[0,5]", "task.metric=pearson"), [])
+    assert (contract.labels, contract.label_range, contract.metric) == ((), (0.0, 5.0), "pearson")
+    assert contract.is_regression
+    assert contract.num_outputs == 1
+
+
+def test_contract_of_a_prompt() -> None:
+    settings = with_settings(
+        "task.kind=pairs", "data.pair-column=b", "task.label-words=yes,no", "task.prompt={text}? {text_pair}:"
+    )
+    contract = make_contract(settings, [0, 1])
+    assert contract.label_words == ("yes", "no")
+    assert contract.prompt == "{text}? {text_pair}:"
+    assert contract.label_range == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["task.kind=classify"], "unknown task 'classify'; did you mean 'classification'?"),
+        (["task.metric=acuracy"], "unknown metric 'acuracy'; did you mean 'accuracy'?"),
+        (["task.label-words=yes"], "task.label-words has 1 words for 2 labels; give one for each, in order"),
+        (["task.prompt=no field"], "must hold {text}"),
+        (["task.prompt={text} {other}"], "and nothing else in braces"),
+        (["task.prompt={text} {}"], "and nothing else in braces"),
+        (["task.prompt={text.x}"], "must hold {text}"),
+        (["task.prompt={text} {"], "task.prompt="),
+        (["task.prompt={text} }"], "task.prompt="),
+    ],
+)
+def test_contract_errors(words: list[str], match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        make_contract(with_settings(*words), ["no", "yes"])
+
+
+def test_no_labels_to_read_is_a_data_error() -> None:
+    empty = datasets.Dataset.from_dict({"text": [], "label": []})
+    with pytest.raises(DataError, match="label"):
+        read_rows(empty, empty, with_settings())
+
+
+def test_a_missing_label_is_no_class_of_its_own() -> None:
+    rows = dataset([{"text": "a", "label": "no"}, {"text": "b", "label": None}, {"text": "c", "label": "yes"}])
+    with pytest.raises(DataError, match=r"row 1|label"):
+        read_rows(rows, rows, with_settings())
+
+
+def test_a_fleet_with_named_labels_may_have_a_device_without_rows() -> None:
+    empty = datasets.Dataset.from_dict({"text": [], "label": []})
+    data = read_rows(empty, empty, with_settings("task.labels=no,yes"))
+    assert len(data.train) == len(data.test) == 0
+
+
+# samples ---------------------------------------------------------------------------------------------------------
+def test_labels_by_name_and_by_number() -> None:
+    settings = with_settings("task.labels=no,yes,maybe")
+    named = read_rows(dataset(ROWS), dataset(ROWS[:3]), settings)
+    assert named.train.labels.tolist() == [i % 3 for i in range(60)]
+    assert named.train.labels.dtype == torch.int64
+    numbered = dataset([{**row, "label": i % 3} for i, row in enumerate(ROWS)])
+    assert torch.equal(read_rows(numbered, numbered, settings).train.labels, named.train.labels)
+    assert named.test.texts == ["text 0", "text 1", "text 2"]
+    assert named.train.pairs is None
+
+
+@pytest.mark.parametrize("label", ["perhaps", 3, -1, None])
+def test_a_label_outside_the_contract(label: object) -> None:
+    rows = dataset([{"text": "a", "label": 0 if isinstance(label, int) else "no"}, {"text": "b", "label": label}])
+    with pytest.raises(DataError, match="row 1: its label is none of the 3 in the task contract"):
+        read_rows(rows, rows, with_settings("task.labels=no,yes,maybe"))
+
+
+def test_pairs() -> None:
+    rows = dataset([{"a": "one", "b": "two", "label": 1}])
+    settings = with_settings("task.kind=pairs", "data.text-column=a", "data.pair-column=b", "task.labels=no,yes")
+    samples = read_rows(rows, rows, settings).train
+    assert (samples.texts, samples.pairs) == (["one"], ["two"])
+    with pytest.raises(SettingsError, match=r"task.kind=pairs needs data.pair-column, the column of the second text"):
+        read_rows(rows, rows, with_settings("task.kind=pairs", "data.text-column=a", "task.labels=no,yes"))
+
+
+def test_regression_targets() -> None:
+    settings = with_settings("task.kind=regression", "task.label-range=[1,5]")
+    rows = dataset([{"text": "a", "label": 1.0}, {"text": "b", "label": 4.5}])
+    assert read_rows(rows, rows, settings).train.labels.tolist() == [1.0, 4.5]
+    for value in (0.5, 5.5, float("nan"), None):
+        bad = dataset([{"text": "a", "label": 1.0}, {"text": "b", "label": value}])
+        with pytest.raises(DataError, match=r"row 1: its target is not a number from 1 to 5, the task.label-range"):
+            read_rows(rows, bad, settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["data.text-column=body"], r"data.text-column='body' is no column; the data has text, label, who"),
+        (["data.pair-column=second"], r"data.pair-column='second' is no column; the data has text, label, who"),
+        (["data.label-column=class"], r"data.label-column='class' is no column; the data has text, label, who"),
+    ],
+)
+def test_a_missing_column_is_named(words: list[str], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        read_rows(dataset(ROWS), dataset(ROWS), with_settings("task.labels=no,yes", *words))
+
+
+def test_text_must_be_text() -> None:
+    rows = dataset([{"text": "a", "label": "no"}, {"text": None, "label": "yes"}])
+    with pytest.raises(DataError, match=r"row 1: data.text-column='text' holds a NoneType, not text"):
+        read_rows(rows, rows, with_settings("task.labels=no,yes"))
+
+
+def test_one_devices_rows_do_not_name_the_classes() -> None:
+    with pytest.raises(DataError, match=r"do not name the classes: give task.labels"):
+        read_rows(dataset(ROWS), dataset(ROWS), with_settings())
+
+
+def test_a_column_of_texts_is_no_set_of_classes() -> None:
+    with pytest.raises(DataError, match="has 1001 distinct values, which is no set of classes"):
+        make_contract(with_settings(), [f"text {i}" for i in range(1001)])
+
+
+def test_take_and_content() -> None:
+    samples = Samples(["a", "b", "c"], ["x", "y", "z"], torch.tensor([2, 0, 1]))
+    taken = samples.take([2, 0])
+    assert (taken.texts, taken.pairs, taken.labels.tolist()) == (["c", "a"], ["z", "x"], [1, 2])
+    assert taken.content(0) == {"text": "c", "pair": "z", "label": 1}
+    assert Samples(["a"], None, torch.tensor([0.5])).content(0) == {"text": "a", "pair": None, "label": 0.5}
+    assert len(samples.take([])) == 0
+
+
+def test_render() -> None:
+    single = Samples(["it {works}", "b"], None, torch.tensor([0, 1]))
+    paired = Samples(["a", "b"], ["x", "y"], torch.tensor([0, 1]))
+    plain = make_contract(with_settings(), [0, 1])
+    assert render(single, plain) == (single.texts, None)
+    assert render(paired, plain) == (paired.texts, paired.pairs)
+    prompt = make_contract(with_settings("task.prompt=Q: {text} {text_pair} A:"), [0, 1])
+    assert render(single, prompt) == (["Q: it {works}  A:", "Q: b  A:"], None)
+    assert render(paired, prompt) == (["Q: a x A:", "Q: b y A:"], None)
+
+
+def test_registered_tasks() -> None:
+    assert set(TASKS) >= {"classification", "pairs", "regression"}
+    assert TASKS["regression"].predictions(torch.tensor([[0.5], [2.0]])).tolist() == [0.5, 2.0]
+    assert TASKS["classification"].predictions(torch.tensor([[0.5, 0.7], [2.0, 1.0]])).tolist() == [1, 0]
+
+
+# partitions ------------------------------------------------------------------------------------------------------
+def texts_of(settings: Settings, devices: int, part: str) -> list[list[str]]:
+    shares: list[LocalData] = [load_local_data(settings, i, devices) for i in range(devices)]
+    return [getattr(share, part).texts for share in shares]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.partition=iid"],
+        ["data.partition=dirichlet", "data.alpha=0.5"],
+        ["data.partition=natural", "data.partition-column=who"],
+    ],
+    ids=["iid", "dirichlet", "natural"],
+)
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_shares_are_disjoint_and_complete(tmp_path: Path, words: list[str], devices: int) -> None:
+    settings = with_settings(f"data.source={write_jsonl(tmp_path)}", *words)
+    for part, rows in (("train", ROWS), ("test", ROWS[:12])):
+        shares = texts_of(settings, devices, part)
+        assert Counter(text for share in shares for text in share) == Counter(row["text"] for row in rows)
+        assert all(shares)
+        assert shares == texts_of(settings, devices, part)
+    contracts = {load_local_data(settings, i, devices).contract for i in range(devices)}
+    assert len(contracts) == 1
+
+
+def test_iid_depends_on_the_seed(tmp_path: Path) -> None:
+    source = f"data.source={write_jsonl(tmp_path)}"
+    first, second = (texts_of(with_settings(source, f"data.seed={seed}"), 2, "train") for seed in (0, 1))
+    assert first != second
+
+
+def test_dirichlet_is_skewed_in_train_and_not_in_test(tmp_path: Path) -> None:
+    rows = [{"text": str(i), "label": i % 2} for i in range(400)]
+    source = f"data.source={write_jsonl(tmp_path, rows, rows)}"
+    settings = with_settings(source, "data.partition=dirichlet", "data.alpha=0.1")
+    shares = [load_local_data(settings, i, 4) for i in range(4)]
+    skews = [abs(float(share.train.labels.float().mean()) - 0.5) for share in shares]
+    assert max(skews) > 0.3
+    assert all(abs(float(share.test.labels.float().mean()) - 0.5) < 0.2 for share in shares)
+
+
+def test_natural_keeps_a_value_on_one_device(tmp_path: Path) -> None:
+    settings = with_settings(
+        f"data.source={write_jsonl(tmp_path)}", "data.partition=natural", "data.partition-column=who"
+    )
+    owner = {row["text"]: row["who"] for row in ROWS}
+    owners = [{owner[text] for text in share} for share in texts_of(settings, 2, "train")]
+    assert owners == [{"user0", "user2"}, {"user1", "user3"}]
+    assert texts_of(settings, 5, "train")[4] == []
+
+
+def test_natural_needs_its_column(tmp_path: Path) -> None:
+    settings = with_settings(
+        f"data.source={write_jsonl(tmp_path)}", "data.partition=natural", "data.partition-column=owner"
+    )
+    with pytest.raises(DataError, match=r"data.partition-column='owner' is no column; the data has text, label, who"):
+        load_local_data(settings, 0, 2)
+
+
+@pytest.mark.parametrize("partition_id", [-1, 2, 7])
+def test_a_partition_that_does_not_exist(partition_id: int) -> None:
+    with pytest.raises(DataError, match=rf"partition-id={partition_id} must be from 0 to num-partitions − 1 = 1"):
+        load_local_data(with_settings(), partition_id, 2)
+
+
+def test_rows_that_cannot_be_cut() -> None:
+    settings = with_settings("data.partition=dirichlet")
+    with pytest.raises(DataError, match=r"4 rows cannot be cut into 50 devices \(dirichlet\)"):
+        partition(dataset(ROWS[:4]), settings.data, 0, 50)
+
+
+def test_max_samples(tmp_path: Path) -> None:
+    settings = with_settings(f"data.source={write_jsonl(tmp_path)}", "data.max-samples=5")
+    data = load_local_data(settings, 0, 2)
+    assert (len(data.train), len(data.test)) == (5, 6)
+
+
+# folders ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_a_folder_of_files(tmp_path: Path, suffix: str) -> None:
+    for split, rows in (("train", ROWS), ("test", ROWS[:12])):
+        file = tmp_path / f"{split}.{suffix}"
+        table = dataset(rows)
+        {"csv": table.to_csv, "parquet": table.to_parquet}.get(suffix, table.to_json)(file)
+    settings = with_settings(f"data.source={tmp_path}")
+    data = load_central_data(settings)
+    assert data.contract.labels == ("maybe", "no", "yes")
+    assert data.train.texts == [row["text"] for row in ROWS]
+    assert [data.contract.labels[i] for i in data.train.labels] == [row["label"] for row in ROWS]
+    assert len(data.test) == 12
+
+
+def test_a_split_of_several_files(tmp_path: Path) -> None:
+    for i in range(3):
+        dataset(ROWS[20 * i : 20 * i + 20]).to_parquet(tmp_path / f"train-0000{i}-of-00003.parquet")
+    dataset(ROWS[:12]).to_parquet(tmp_path / "validation.parquet")
+    train, test = load_splits(with_settings(f"data.source={tmp_path}", "data.test-split=validation").data)
+    assert list(train["text"]) == [row["text"] for row in ROWS]
+    assert len(test) == 12
+
+
+def test_a_split_that_is_missing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path)
+    with pytest.raises(DataError, match=r"has no file of split 'dev'.*dev.parquet, .jsonl, .json"):
+        load_splits(with_settings(f"data.source={tmp_path}", "data.test-split=dev").data)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_a_damaged_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'{"text": "a", "lab')
+    with pytest.raises(DataError, match=rf"{name} in .* cannot be read"):
+        load_splits(with_settings(f"data.source={tmp_path}").data)
+
+
+def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_arguments, **_keywords):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"data.source='no/such', split 'train': no local folder, and the hub did not"):
+        load_splits(with_settings("data.source=no/such").data)
+
+
+def test_the_package_s_own_data_has_two_splits() -> None:
+    with pytest.raises(DataError, match=r"data.source=phone-messages has splits train and test, not 'dev'"):
+        load_splits(with_settings("data.test-split=dev").data)
+    with pytest.raises(DataError, match=r"data.label-column='class' is no column; the data has text, intent, persona"):
+        load_central_data(with_settings("data.label-column=class"))
+
+
+def test_errors_hold_no_sample_text() -> None:
+    rows = dataset([{"text": "my secret diary", "label": "confession"}])
+    with pytest.raises(DataError, match="row 0: its label is none of the 2") as caught:
+        read_rows(rows, rows, with_settings("task.labels=no,yes"))
+    assert "secret" not in str(caught.value)
+    assert "confession" not in str(caught.value)
