@@ -406,7 +406,7 @@ class SideTuningStrategy(Strategy):
         for device in self.fleet:
             if device.node_id in self.present:
                 device.seen_at = now
-        fresh = sorted(n for n in self.present if not self.fleet.knows(n) and n not in busy)
+        fresh = sorted(n for n in self.present if not self.fleet.knows(n, self.present) and n not in busy)
         return [Message(RecordDict(), dst_node_id=n, message_type=keys.DESCRIBE, ttl=self.timeout) for n in fresh]
 
     def _welcome(self, reply: Message) -> None:

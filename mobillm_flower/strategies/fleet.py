@@ -149,6 +149,7 @@ class Fleet:
         self.backbones: dict[str, BackboneInfo] = {}
         self.contract: TaskContract | None = None
         self._refused: dict[int, str] = {}
+        self._second: dict[int, int] = {}  # refused node -> the node that has its device's folder
         self._unanswered: Counter[int] = Counter()
         self._trouble: dict[int, str] = {}
 
@@ -164,8 +165,10 @@ class Fleet:
         trouble = {node: reason for node, reason in self._trouble.items() if node not in self.devices}
         return sorted(set({**trouble, **self._refused}.values()))
 
-    def knows(self, node: int) -> bool:
-        """Whether a node is a device of the run, or was refused."""
+    def knows(self, node: int, present: Collection[int]) -> bool:
+        """Whether a node is a device of the run, or was refused and the reason still stands."""
+        if node in self._second:
+            return self._second[node] in present
         return node in self.devices or node in self._refused
 
     def meet(self, node: int, reply: Message, num_held: Callable[[str], int], *, present: Collection[int]) -> None:
@@ -245,7 +248,11 @@ class Fleet:
         description = open_description(reply.content)
         before = self.devices.get(self._nodes.get(description.pseudonym, node))
         if before is not None and before.node_id in present:
-            raise MismatchError("another node uses the same device folder; give each SuperNode its own")
+            self._second[node] = before.node_id
+            raise MismatchError(
+                "another node uses the same device folder; give each SuperNode its own, or, if this is the same device "
+                "started again, wait until the other is seen to be gone"
+            )
         if self.contract is not None:
             self.contract.require_same(description.contract, mine="in the fleet", theirs="on the device")
         backbone = description.backbone
@@ -260,6 +267,8 @@ class Fleet:
             del self.devices[before.node_id]
             device = replace(before, node_id=node, description=description, done=done, dropped="", failures=0)
         self.devices[node] = device
+        self._second.pop(node, None)
+        self._refused.pop(node, None)
         self._nodes[description.pseudonym] = node
         self._event(
             "device",

@@ -168,6 +168,30 @@ def test_one_that_leaves_is_dropped_and_one_that_returns_is_asked_again(tmp_path
     assert held[strategy.fleet.devices[100].description.pseudonym] == 30
 
 
+@pytest.mark.parametrize("preset", ["fed", "pae"])
+def test_a_device_started_again_before_its_old_node_is_seen_to_be_gone_takes_its_place(tmp_path, preset):
+    """Flower notices a dead node after a minute; its device is back in ten seconds, under another node id."""
+    config = make_config(tmp_path, preset=preset, rounds__timeout_s=20.0)
+    first, second = (
+        {**node, "device-folder": str(tmp_path / "device")} for node in (nodes()[0], {**nodes()[0], "name": "again"})
+    )
+
+    def connected(node: int, time: float) -> bool:
+        return {100: time < 1004, 101: time > 1002, 102: True}[node]
+
+    def delay(node: int, kind: str) -> float:
+        return 1e9 if node == 100 and kind == keys.EXTRACT and clock.now() > 1001 else 1.0
+
+    clock = FakeClock()
+    app = SideTuningClient().app
+    grid = ClockGrid(app, [first, second, nodes()[2]], config, clock=clock, connected=connected, delay=delay)
+    strategy, _, _, events = run_fed(config, grid=grid)
+    if preset == "fed":  # a round waits for the first; only without a barrier do the two meet
+        assert "another node uses the same device folder" in kinds(events, "refused")[0]["reason"]
+    assert set(strategy.fleet.devices) == {101, 102}
+    assert sorted(cached(config).devices().values()) == [30, 30]
+
+
 def test_windows_grow_while_messages_cost_more_than_the_work(tmp_path):
     config = fed_config(tmp_path, arrivals__grow_windows=True, rounds__window=4, rounds__timeout_s=300.0)
     grid = ClockGrid(SideTuningClient().app, nodes(), config, clock=FakeClock(), delay=lambda *_: 60.0)
