@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
-BENCH_STAMP := .venv/.installed-bench
-EXTRAS := simulation,demo,dev
+EXTRAS := simulation,demo,bench,dev
 
 .PHONY: demo test test-slow check docs bench examples clean help
 
@@ -47,11 +46,7 @@ $(DOCS_STAMP): $(STAMP)
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(BENCH_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@touch $(BENCH_STAMP)
-
-bench: $(BENCH_STAMP)
+bench: $(STAMP)
 	@set -e; for name in device codecs cache trainer fleet-scale; do echo "== $$name"; \
 		$(BIN)/mobillm bench $$name --json benchmarks/results/bench_$$(echo $$name | tr - _).json; done
 

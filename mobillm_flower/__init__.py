@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobillm_flower.backbones import BACKBONE_SOURCES, load_backbone
     from mobillm_flower.clients import SideTuningClient
+    from mobillm_flower.clients.baselines import PeerClient
     from mobillm_flower.config import Settings, load_settings
     from mobillm_flower.core.codecs import CODECS
     from mobillm_flower.core.pivots import PIVOTS, pivot
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from mobillm_flower.model import SideTunedModel
     from mobillm_flower.strategies import (
         STRATEGIES,
+        FedBitFit,
+        FedKSeed,
+        FedLoRA,
         FedMobiLLM,
         MobiLLM,
         PaeMobiLLM,
         SideTuningStrategy,
+        UploadAll,
         make_strategy,
     )
     from mobillm_flower.tasks import METRICS, TASKS
@@ -40,13 +45,18 @@ _HOME = {
     "SIDE_NETWORKS": "core.side_network",
     "STRATEGIES": "strategies",
     "TASKS": "tasks",
+    "FedBitFit": "strategies",
+    "FedKSeed": "strategies",
+    "FedLoRA": "strategies",
     "FedMobiLLM": "strategies",
     "MobiLLM": "strategies",
     "PaeMobiLLM": "strategies",
+    "PeerClient": "clients.baselines",
     "Settings": "config",
     "SideTunedModel": "model",
     "SideTuningClient": "clients",
     "SideTuningStrategy": "strategies",
+    "UploadAll": "strategies",
     "load_backbone": "backbones",
     "load_settings": "config",
     "make_strategy": "strategies",
@@ -61,13 +71,18 @@ __all__ = [
     "SIDE_NETWORKS",
     "STRATEGIES",
     "TASKS",
+    "FedBitFit",
+    "FedKSeed",
+    "FedLoRA",
     "FedMobiLLM",
     "MobiLLM",
     "PaeMobiLLM",
+    "PeerClient",
     "Settings",
     "SideTunedModel",
     "SideTuningClient",
     "SideTuningStrategy",
+    "UploadAll",
     "load_backbone",
     "load_settings",
     "make_strategy",

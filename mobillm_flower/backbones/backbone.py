@@ -82,7 +82,7 @@ class Backbone:
         self.info = info
         self.token_budget = token_budget
         self.device = device
-        self._label_head = label_head
+        self.label_head = label_head
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -132,7 +132,7 @@ class Backbone:
         select = PIVOTS[pivot]
         activations: list[Tensor | None] = [None] * len(samples)
         logits: list[Tensor | None] = [None] * len(samples)
-        for batch in self._batches(samples, self._by_length(samples)):
+        for batch in self.batches(samples):
             kept, batch_logits = self._forward([samples[i] for i in batch], layers, select)
             for row, i in enumerate(batch):
                 length = len(samples[i]["input_ids"]) if select.per_token else 1
@@ -154,15 +154,12 @@ class Backbone:
 
     def padded_batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Tensor]]:
         """Yield the model's inputs for samples, shortest first, as `extract` would run them."""
-        for batch in self._batches(samples, self._by_length(samples)):
-            yield self._pad([samples[i] for i in batch])
+        for batch in self.batches(samples):
+            yield self.pad([samples[i] for i in batch])
 
-    @staticmethod
-    def _by_length(samples: Sequence[dict[str, list[int]]]) -> list[int]:
-        return sorted(range(len(samples)), key=lambda i: (len(samples[i]["input_ids"]), i))
-
-    def _batches(self, samples: Sequence[dict[str, list[int]]], order: Sequence[int]) -> Iterator[list[int]]:
-        """Cut samples, shortest first, into batches of at most `token_budget` tokens, at least one sample each."""
+    def batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[list[int]]:
+        """Yield places of samples, shortest first, in batches of at most `token_budget` tokens, one sample at least."""
+        order = sorted(range(len(samples)), key=lambda i: (len(samples[i]["input_ids"]), i))
         batch: list[int] = []
         for i in order:
             if batch and len(samples[i]["input_ids"]) * (len(batch) + 1) > self.token_budget:
@@ -177,7 +174,7 @@ class Backbone:
         self, batch: Sequence[dict[str, list[int]]], layers: Sequence[int], select: Pivot
     ) -> tuple[Tensor, Tensor | None]:
         """Return pivots [B, T, M, P, d] (T = 1 except per token) and the base logits [B, K]."""
-        inputs = self._pad(batch)
+        inputs = self.pad(batch)
         mask = inputs["attention_mask"]
         kept: list[Tensor] = []
 
@@ -191,14 +188,15 @@ class Backbone:
         return stacked, self._base_logits(output, mask)
 
     def _base_logits(self, output: Any, mask: Tensor) -> Tensor | None:
-        if self._label_head is None:
+        if self.label_head is None:
             return output.logits if self.info.base_prediction == "classifier" else None
-        weight, bias = self._label_head
+        weight, bias = self.label_head
         hidden = output.last_hidden_state
         last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1].float()  # [B, d]
         return nn.functional.linear(last, weight, bias)
 
-    def _pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+    def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Return the model's inputs [B, T] for tokenized samples, padded on the right, with their attention mask."""
         length = max(len(sample["input_ids"]) for sample in batch)
         pad = getattr(self.model.config, "pad_token_id", None)
         fill = {"input_ids": pad if isinstance(pad, int) and pad >= 0 else 0}

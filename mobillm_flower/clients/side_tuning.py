@@ -18,7 +18,7 @@ from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.errors import DataError, MobiLLMError
 from mobillm_flower.model import PredictionRule, SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.tasks import load_local_data, read_rows
+from mobillm_flower.tasks import LocalData, load_local_data, read_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
     open_evaluation,
@@ -127,10 +127,7 @@ class SideTuningClient:
         folder = device_folder(settings, context)
         key = (str(folder), to_yaml(settings))
         if key not in self._devices:
-            if self._load_data is None:
-                data = load_local_data(settings, *_partition(context))
-            else:
-                data = read_rows(*self._load_data(context), settings)
+            data = device_data(settings, context, self._load_data)
             private = settings.privacy
             owned = DeviceFolder(folder, max_releases=private.max_releases, budget=private.budget)
             self._devices[key] = Device(settings, data, owned, partition=_number(context))
@@ -148,6 +145,13 @@ def device_settings(context: Context) -> Settings:
     """
     own = [f"{key}={value}" for key, value in context.node_config.items() if "." in key]
     return load_settings(context.run_config, overrides=own)
+
+
+def device_data(settings: Settings, context: Context, load_data: LoadData | None) -> LocalData:
+    """Return a device's samples: what `load_data` gives, or its partition of `data.source`."""
+    if load_data is None:
+        return load_local_data(settings, *_partition(context))
+    return read_rows(*load_data(context), settings)
 
 
 def device_folder(settings: Settings, context: Context) -> Path:

@@ -474,6 +474,40 @@ class PrivacySettings:
 
 
 @dataclass
+class PeerSettings:
+    """What the peers do that side-tuning is measured beside: strategies fed-lora, fed-bitfit, fed-kseed, upload-all.
+
+    Parameters
+    ----------
+    learning_rate : float
+        η of AdamW, or of the zeroth-order steps of fed-kseed.
+    batch_size : int
+        Samples a step.
+    local_epochs : int
+        Passes over a device's data in a round; with upload-all passes at the server.
+    rank : int
+        r of LoRA.
+    num_seeds : int
+        fed-kseed: size K of the pool of seeds.
+    local_steps : int
+        fed-kseed: steps of a device in a round.
+    perturbation : float
+        fed-kseed: ε of the two forward passes.
+    keep_rounds : bool
+        Keep the trained weights after every round in the run's folder.
+    """
+
+    learning_rate: float = _number(1e-3, above=0)
+    batch_size: int = _number(16, at_least=1)
+    local_epochs: int = _number(1, at_least=1)
+    rank: int = _number(8, at_least=1)
+    num_seeds: int = _number(1024, at_least=1)
+    local_steps: int = _number(20, at_least=1)
+    perturbation: float = _number(1e-3, above=0)
+    keep_rounds: bool = False
+
+
+@dataclass
 class RunSettings:
     """Where a run is kept, and what it draws from.
 
@@ -498,7 +532,7 @@ class Settings:
     preset : str
         Which paper's settings to start from: pae, mobillm or fed.
     strategy : str
-        pae, mobillm, fed, or a registered one.
+        pae, mobillm, fed, or a registered one; fed-lora, fed-bitfit, fed-kseed and upload-all with a peer's app.
     backbone : BackboneSettings
         The frozen language model.
     data : DataSettings
@@ -523,6 +557,8 @@ class Settings:
         What ends a run early.
     privacy : PrivacySettings
         What a device agrees to.
+    peer : PeerSettings
+        What a peer's strategy does.
     run : RunSettings
         Where it is kept.
     """
@@ -541,4 +577,5 @@ class Settings:
     arrivals: ArrivalSettings = field(default_factory=ArrivalSettings)
     stop: StopSettings = field(default_factory=StopSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    peer: PeerSettings = field(default_factory=PeerSettings)
     run: RunSettings = field(default_factory=RunSettings)

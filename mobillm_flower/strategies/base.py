@@ -55,7 +55,7 @@ from mobillm_flower.wire.window import open_window, record_bytes
 
 logger = getLogger("flwr")
 
-STRATEGIES: Registry[type[SideTuningStrategy]] = Registry("strategy")
+STRATEGIES: Registry[Callable[..., Any]] = Registry("strategy")
 """Strategies by the name that `strategy` gives."""
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -586,7 +586,7 @@ class SideTuningStrategy(Strategy):
             self.run.event("device-summary", **device.summary())
 
 
-def make_strategy(settings: Settings, *, run_path: str | Path | None = None) -> SideTuningStrategy:
+def make_strategy(settings: Settings, *, run_path: str | Path | None = None) -> Any:
     """Return the strategy that the settings name.
 
     Parameters

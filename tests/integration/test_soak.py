@@ -147,4 +147,4 @@ def test_random_kills_lose_nothing(tmp_path) -> None:
     finally:
         deployment.end()
     assert soak.count["runs ended well"] >= 1
-    assert sum(count for name, count in soak.count.items() if name.startswith("killed")) >= MINUTES
+    assert sum(count for name, count in soak.count.items() if name.startswith("killed")) >= MINUTES / 2

@@ -85,4 +85,8 @@ class LocalGrid(Grid):
         return [reply]
 
     def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError("strategies push and pull")
+        waiting = set(self.push_messages(messages)) - {""}
+        replies = []
+        while found := list(self.pull_messages(waiting)):
+            replies += found
+        return replies

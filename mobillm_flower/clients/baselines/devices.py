@@ -1,0 +1,140 @@
+"""What the devices of the peers do with a message, by the name of the strategy."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from abc import ABC, abstractmethod
+from functools import partial
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from mobillm_flower.config import Settings
+from mobillm_flower.core.registry import Registry
+from mobillm_flower.core.zeroth_order import move, projected_gradient
+from mobillm_flower.fine_tuning import FineTunedModel, Work, peer_model
+from mobillm_flower.tasks import LocalData
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.peer_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
+
+
+class PeerDevice(ABC):
+    """One device of a peer.
+
+    Parameters
+    ----------
+    settings : Settings
+        The device's own.
+    data : LocalData
+        What it holds.
+    """
+
+    def __init__(self, settings: Settings, data: LocalData) -> None:
+        self.settings, self.data = settings, data
+
+    @property
+    def model(self) -> FineTunedModel:
+        """The model, loaded once per process and shared by its devices: each message brings the weights."""
+        return peer_model(self.settings, self.data.contract)
+
+    def load(self, content: RecordDict) -> None:
+        """Set the model's weights from a message."""
+        self.model.load_trained(open_arrays(content).to_torch_state_dict())
+
+    @abstractmethod
+    def train(self, content: RecordDict) -> RecordDict:
+        """Answer a message of training."""
+
+    def seed(self, content: RecordDict) -> int:
+        """Return a seed of this device and round alone."""
+        mine = zlib.crc32("\n".join(self.data.train.texts).encode())
+        return int(np.random.SeedSequence([self.settings.run.seed, server_round(content), mine]).generate_state(1)[0])
+
+
+PEER_DEVICES: Registry[type[PeerDevice]] = Registry("peer's device")
+"""Devices by the name that `strategy` gives."""
+
+
+@PEER_DEVICES.register("fed-lora")
+@PEER_DEVICES.register("fed-bitfit")
+class AveragingDevice(PeerDevice):
+    """Trains the model it is sent for `peer.local-epochs`, and sends the trained parameters back (FedAvg)."""
+
+    def train(self, content: RecordDict) -> RecordDict:
+        """Return the trained parameters."""
+        peer = self.settings.peer
+        self.load(content)
+        work = self.model.fit(
+            self.data.train,
+            epochs=peer.local_epochs,
+            batch_size=peer.batch_size,
+            learning_rate=peer.learning_rate,
+            seed=self.seed(content),
+        )
+        return _reply(ArrayRecord(self.model.trained_state()), work, len(self.data.train))
+
+
+@PEER_DEVICES.register("fed-kseed")
+class SeedDevice(PeerDevice):
+    """Forward-only: steps along directions that seeds draw; seeds and scalars go up (FedKSeed, 2312.06353)."""
+
+    def load(self, content: RecordDict) -> None:
+        """Make the model from the sums of a pool of seeds."""
+        sums = open_array(content, keys.SUMS)
+        self.model.replay(dict(enumerate(sums.tolist())), learning_rate=self.settings.peer.learning_rate)
+
+    def train(self, content: RecordDict) -> RecordDict:
+        """Return the seeds of this round's steps and the projected gradient of each."""
+        peer, model = self.settings.peer, self.model
+        self.load(content)
+        seed = self.seed(content)
+        draw = np.random.default_rng(seed)
+        parameters = list(model.trained().values())
+        seeds: list[int] = []
+        gradients: list[float] = []
+        flops, count, started = 0, 0, time.perf_counter()
+        while len(seeds) < peer.local_steps and len(self.data.train):
+            for inputs, labels in model.batches(self.data.train, peer.batch_size, seed + len(seeds)):
+                chosen = int(draw.integers(peer.num_seeds))
+                with torch.no_grad(), model.counted(("two-forward", *inputs["input_ids"].shape)) as counted:
+                    found = projected_gradient(
+                        partial(model.batch_loss, inputs, labels), parameters, chosen, epsilon=peer.perturbation
+                    )
+                flops += counted.flops
+                move(parameters, chosen, -peer.learning_rate * found)
+                seeds.append(chosen)
+                gradients.append(found)
+                count += len(labels)
+                if len(seeds) == peer.local_steps:
+                    break
+        arrays = {keys.SEEDS: np.array(seeds, np.int32), keys.GRADIENTS: np.array(gradients, np.float32)}
+        return _reply(pack_arrays(arrays), Work(flops, time.perf_counter() - started, count), len(self.data.train))
+
+
+@PEER_DEVICES.register("upload-all")
+class UploadingDevice(PeerDevice):
+    """Sends its texts and labels as they are: the ceiling that privacy forbids."""
+
+    def train(self, _content: RecordDict) -> RecordDict:
+        """Return all training samples."""
+        rows = self.data.train
+        text = json.dumps(
+            {"texts": rows.texts, "pairs": rows.pairs, "labels": rows.labels.tolist()}, ensure_ascii=False
+        )
+        return _reply(
+            pack_arrays({keys.ROWS: np.frombuffer(text.encode(), np.uint8)}), Work(samples=len(rows)), len(rows)
+        )
+
+
+def _reply(arrays: ArrayRecord, work: Work, num_examples: int) -> RecordDict:
+    numbers = {
+        keys.NUM_EXAMPLES: num_examples,
+        keys.FLOPS: float(work.flops),
+        keys.SECONDS: work.seconds,
+        keys.SAMPLES: work.samples,
+        keys.LOSS: work.loss,
+    }
+    return RecordDict({keys.ARRAYS: arrays, keys.METRICS: pack_numbers(numbers)})

@@ -1,0 +1,306 @@
+"""A backbone that is trained: what the peers' devices do, and what a forward-only device cannot.
+
+LoRA (arXiv 2106.09685), BitFit (2106.10199) or all layers, under a linear head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.config import Settings
+from mobillm_flower.core.zeroth_order import replay
+from mobillm_flower.errors import SettingsError, UnsupportedError
+from mobillm_flower.tasks import Samples, measure, render
+from mobillm_flower.wire.contract import TaskContract
+
+METHODS = ("lora", "bitfit", "full")
+"""What `FineTunedModel` can train."""
+
+_ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",), ("query_key_value",))
+_MAX_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a call cost the machine that made it.
+
+    Parameters
+    ----------
+    flops : int
+        Floating-point operations, counted on the real call (each batch shape once, then multiplied).
+    seconds : float
+        On the wall's clock.
+    samples : int
+        Samples that passed, repeated ones too.
+    loss : float
+        Mean loss over them, in nats (squared error for regression).
+    """
+
+    flops: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    loss: float = 0.0
+
+
+class FineTunedModel(nn.Module):
+    """A backbone with trainable parts and a linear head on its pooled last layer.
+
+    The head starts at zero, or where the backbone predicts by label words at their rows of the LM head, so that
+    training starts from the backbone's own prediction.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its modules are changed in place: load one for this alone.
+    contract : TaskContract
+        The task: K outputs, prompt, length, metric.
+    method : {"lora", "bitfit", "full"}
+        LoRA on the attention's query and value (α = 2r, no dropout); the layers' biases; all of the layers. The head
+        is always trained.
+    rank : int
+        r of LoRA.
+    seed : int
+        Draws LoRA's initial weights.
+
+    Raises
+    ------
+    SettingsError
+        The method is unknown.
+    UnsupportedError
+        LoRA finds no attention projections, BitFit no biases, or the backbone has a classification head of its own.
+    """
+
+    def __init__(
+        self, backbone: Backbone, contract: TaskContract, *, method: str = "lora", rank: int = 8, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if backbone.info.base_prediction == "classifier":
+            raise UnsupportedError(
+                f"{backbone.info.name} has a classification head of its own, which the peers do not train; give a bare "
+                "backbone"
+            )
+        self.backbone, self.contract = backbone, contract
+        self.model = _made_trainable(backbone, method, rank, seed)
+        self.head = nn.Linear(backbone.info.width, contract.num_outputs, device=backbone.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        words = backbone.label_head
+        if words is not None:
+            self.head.weight.data.copy_(words[0])
+            if words[1] is not None:
+                self.head.bias.data.copy_(words[1])
+        self._flops: dict[tuple[Any, ...], int] = {}
+        self._initial: dict[str, Tensor] | None = None
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return scores [B, K] float32 of padded inputs: the head on the last layer's mean, or last token (causal)."""
+        return self.pooled(self.model(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return the head's scores [B, K] of last hidden states [B, T, d_b]."""
+        if self.backbone.info.causal:
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        else:
+            weights = mask.unsqueeze(2).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        return self.head(pooled.float())  # type: ignore[no-any-return]
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy, or squared error for regression, of a batch."""
+        if self.contract.is_regression:
+            return nn.functional.mse_loss(scores[:, 0], labels)
+        return nn.functional.cross_entropy(scores, labels)
+
+    def batch_loss(self, inputs: Mapping[str, Tensor], labels: Tensor) -> float:
+        """Return the loss of a batch as a number, from one forward pass."""
+        return float(self.loss(self(inputs), labels).detach())
+
+    # ---- parameters ----------------------------------------------------------------------------------------------
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return a copy of the trained parameters on the CPU, by name: what FedAvg averages."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.trained().items()}
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Set the trained parameters; raises UnsupportedError where the names are not exactly theirs."""
+        mine = self.trained()
+        if mine.keys() != state.keys():
+            odd = sorted(mine.keys() ^ state.keys())
+            raise UnsupportedError(
+                f"the weights are of another model or method: {odd[0]} and {len(odd) - 1} more differ"
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+    def replay(self, sums: Mapping[int, float], *, learning_rate: float) -> None:
+        """Set the trained parameters to w_0 − η Σ_k a_k z_k of a pool of seeds (FedKSeed); w_0 is how it was made."""
+        if self._initial is None:
+            self._initial = self.trained_state()
+        self.load_trained(self._initial)
+        replay(list(self.trained().values()), sums, learning_rate=learning_rate)
+
+    # ---- data ----------------------------------------------------------------------------------------------------
+
+    def tokens(self, samples: Samples) -> list[dict[str, list[int]]]:
+        """Return samples as tokens, in the task's prompt."""
+        texts, pairs = render(samples, self.contract)
+        return self.backbone.tokenize(texts, pairs, self.contract.max_length)
+
+    def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Yield padded inputs and labels of one epoch in a random order that the seed draws."""
+        tokens = self.tokens(samples)
+        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            inputs = self.backbone.pad([tokens[i] for i in chosen])
+            yield inputs, samples.labels[chosen].to(self.backbone.device)
+
+    # ---- training and predicting ---------------------------------------------------------------------------------
+
+    def fit(self, samples: Samples, *, epochs: int, batch_size: int, learning_rate: float, seed: int) -> Work:
+        """Train by AdamW, with gradients clipped to norm 1 and dropout as the backbone has it.
+
+        Order and dropout are drawn from the seed alone; torch's own generator is left as it was.
+        """
+        parameters = list(self.trained().values())
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+        flops, total, count, started = 0, 0.0, 0, time.perf_counter()
+        self.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for epoch in range(epochs):
+                for inputs, labels in self.batches(samples, batch_size, seed + epoch):
+                    with self.counted(("fit", *inputs["input_ids"].shape)) as counted:
+                        loss = self.loss(self(inputs), labels)
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()  # type: ignore[no-untyped-call]
+                    flops += counted.flops
+                    nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
+                    optimizer.step()
+                    total += float(loss.detach()) * len(labels)
+                    count += len(labels)
+        self.eval()
+        return Work(flops, time.perf_counter() - started, count, total / max(1, count))
+
+    @torch.inference_mode()
+    def scores(self, samples: Samples) -> Tensor:
+        """Return scores [B, K] float32 on the CPU, in the samples' order."""
+        self.eval()
+        tokens = self.tokens(samples)
+        found = torch.zeros(len(tokens), self.contract.num_outputs)
+        for batch in self.backbone.batches(tokens):
+            found[batch] = self(self.backbone.pad([tokens[i] for i in batch])).float().cpu()
+        return found
+
+    def evaluate(self, samples: Samples) -> float:
+        """Return the contract's metric on samples."""
+        return measure(self.scores(samples), samples.labels, self.contract)
+
+    def counted(self, shape: tuple[Any, ...]) -> CountedFlops:
+        """Return a context that counts operations, by really counting each shape once."""
+        return CountedFlops(self._flops, shape)
+
+
+_PEER_METHODS = {"fed-lora": "lora", "fed-bitfit": "bitfit", "fed-kseed": "full", "upload-all": "lora"}
+_PEER_MODELS: dict[str, FineTunedModel] = {}
+
+
+def peer_model(settings: Settings, contract: TaskContract) -> FineTunedModel:
+    """Return the model that a peer's strategy trains, made once per process; server and devices begin with the same.
+
+    Raises
+    ------
+    SettingsError
+        The strategy is no peer that trains this model.
+    """
+    if settings.strategy not in _PEER_METHODS:
+        raise SettingsError(f"strategy={settings.strategy!r} is no peer; give one of {', '.join(_PEER_METHODS)}")
+    named, rank = settings.backbone, settings.peer.rank
+    key = repr((named, rank, settings.run.seed, settings.strategy, contract))
+    if key not in _PEER_MODELS:
+        backbone = load_backbone(
+            named.name,
+            revision=named.revision,
+            layers=named.layers,
+            precision=named.precision.value,
+            device=named.device,
+            token_budget=named.token_budget,
+            num_labels=contract.num_outputs,
+            label_words=contract.label_words,
+        )
+        method = _PEER_METHODS[settings.strategy]
+        _PEER_MODELS.clear()  # one at a time: a device has memory for one
+        _PEER_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
+    return _PEER_MODELS[key]
+
+
+class CountedFlops:
+    """Counts the floating-point operations of what runs inside; a shape that was counted before is looked up.
+
+    Parameters
+    ----------
+    known : dict
+        Operations by shape; what is counted is added.
+    shape : tuple
+        What runs, and on which shape.
+    """
+
+    def __init__(self, known: dict[tuple[Any, ...], int], shape: tuple[Any, ...]) -> None:
+        self._known, self._shape = known, shape
+        self._counter = None if shape in known else FlopCounterMode(display=False)
+
+    def __enter__(self) -> CountedFlops:
+        if self._counter is not None:
+            self._counter.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self._counter is not None:
+            self._counter.__exit__(*details)  # type: ignore[no-untyped-call]
+            self._known[self._shape] = int(self._counter.get_total_flops())
+
+    @property
+    def flops(self) -> int:
+        """Operations of the shape, once the context has ended."""
+        return self._known[self._shape]
+
+
+def _made_trainable(backbone: Backbone, method: str, rank: int, seed: int) -> nn.Module:
+    model = backbone.model
+    if method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+        targets: Sequence[str] | None = next((found for found in _ATTENTION if names.issuperset(found)), None)
+        if targets is None:
+            raise UnsupportedError(
+                f"{backbone.info.family}: looked for {_ATTENTION} among its modules, to put LoRA on, and found none"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets))
+            return get_peft_model(model, config)  # type: ignore[no-any-return]
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r} must be one of {', '.join(METHODS)}")
+    trained = 0
+    for layer in backbone.stack:
+        for name, parameter in layer.named_parameters():
+            if method == "full" or name.rsplit(".", 1)[-1] == "bias":
+                parameter.requires_grad_(True)
+                trained += 1
+    if not trained:
+        raise UnsupportedError(f"{backbone.info.family}: its layers have no biases for BitFit to train")
+    return model

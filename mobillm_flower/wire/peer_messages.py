@@ -1,0 +1,75 @@
+"""What the peers send, in the records that Flower's own FedAvg expects: `arrays`, `metrics`, `config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from mobillm_flower.errors import MismatchError
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import TaskContract
+
+
+def pack_arrays(values: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
+    """Make an ArrayRecord of numpy arrays by name."""
+    return ArrayRecord({name: Array(value) for name, value in values.items()})
+
+
+def open_arrays(content: RecordDict) -> ArrayRecord:
+    """Return a message's arrays; raises MismatchError where it carries none."""
+    record = content.get(keys.ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise MismatchError(f"a message carries no {keys.ARRAYS!r}; do server and devices run the same strategy?")
+    return record
+
+
+def open_array(content: RecordDict, name: str) -> npt.NDArray[Any]:
+    """Return one array of a message; raises MismatchError where it is not there."""
+    record = open_arrays(content)
+    if name not in record:
+        raise MismatchError(f"a message carries no array {name!r}; do server and devices run the same strategy?")
+    return record[name].numpy()
+
+
+def pack_numbers(numbers: Mapping[str, int | float]) -> MetricRecord:
+    """Make a MetricRecord."""
+    return MetricRecord(dict(numbers))
+
+
+def open_numbers(content: RecordDict) -> dict[str, float]:
+    """Return a message's metrics as floats; raises MismatchError where it carries none."""
+    record = content.get(keys.METRICS)
+    if not isinstance(record, MetricRecord):
+        raise MismatchError(f"a message carries no {keys.METRICS!r}; do server and devices run the same strategy?")
+    return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+
+
+def pack_holdings(contract: TaskContract, *, num_train: int, num_test: int) -> RecordDict:
+    """Make a peer's answer to `query.describe`."""
+    record = ConfigRecord({keys.CONTRACT: contract.to_json(), keys.NUM_TRAIN: num_train, keys.NUM_TEST: num_test})
+    return RecordDict({keys.DEVICE: record})
+
+
+def open_holdings(content: RecordDict) -> tuple[TaskContract, int, int]:
+    """Return a peer's task contract and its numbers of training and test samples.
+
+    Raises
+    ------
+    MismatchError
+        The answer is none of a peer's.
+    """
+    record = content.get(keys.DEVICE)
+    if not isinstance(record, ConfigRecord) or keys.BACKBONE in record:
+        raise MismatchError("a device does not answer as a peer's does; give it the ClientApp of PeerClient")
+    numbers = (record.get(keys.NUM_TRAIN), record.get(keys.NUM_TEST))
+    return TaskContract.from_json(str(record.get(keys.CONTRACT))), int(str(numbers[0])), int(str(numbers[1]))
+
+
+def server_round(content: RecordDict) -> int:
+    """Return the number of the round that a message of Flower's strategies carries, or 0."""
+    config = content.get(keys.CONFIG)
+    found = config.get(keys.SERVER_ROUND, 0) if isinstance(config, ConfigRecord) else 0
+    return found if isinstance(found, int) else 0

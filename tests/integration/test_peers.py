@@ -1,0 +1,135 @@
+"""The peers with the real ClientApp and Flower's own FedAvg, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from mobillm_flower import SideTuningClient, load_backbone, load_settings, make_strategy
+from mobillm_flower.clients.baselines import PEER_DEVICES, PeerClient
+from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
+from mobillm_flower.fine_tuning import FineTunedModel, peer_model
+from mobillm_flower.tasks import load_local_data
+from tests.support.local_grid import LocalGrid
+from tests.support.tiny_models import save_tiny
+
+pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "bert", "bert")
+
+
+def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **changes) -> dict:
+    return {
+        "strategy": strategy,
+        "backbone.name": str(backbone),
+        "data.label-column": "intent",
+        "data.max-samples": 20,
+        "data.num-devices": devices,
+        "task.max-length": 16,
+        "rounds.num-rounds": 2,
+        "peer.keep-rounds": True,
+        "peer.num-seeds": 8,
+        "peer.local-steps": 3,
+        "run.folder": str(folder),
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},
+    }
+
+
+def run(config: dict):
+    devices = config["data.num-devices"]
+    grid = LocalGrid(PeerClient().app, [{"partition-id": i, "num-partitions": devices} for i in range(devices)], config)
+    strategy = make_strategy(load_settings(config))
+    result = strategy.start(grid, ArrayRecord())
+    events = [json.loads(line) for line in (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()]
+    return strategy, result, events
+
+
+@pytest.mark.parametrize("name", list(PEER_DEVICES))
+def test_a_peer_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
+    config = config_of(
+        name, backbone, tmp_path, devices=2, **({"rounds.num-rounds": 1} if name == "upload-all" else {})
+    )
+    _, result, events = run(config)
+    assert events[-1]["outcome"] == "completed"
+    work = [event for event in events if event["event"] == "work"]
+    rounds = config["rounds.num-rounds"]
+    assert [event["round"] for event in work] == sorted(2 * list(range(1, rounds + 1)))
+    assert all(event["bytes_up"] > 0 and event["bytes_down"] > 0 for event in work)
+    assert all((event["flops"] > 0) == (name != "upload-all") for event in work)
+    (evaluation,) = [event for event in events if event["event"] == "evaluation"]
+    assert evaluation["round"] == rounds
+    assert 0 <= evaluation["accuracy"] <= 1
+    kept = torch.load(tmp_path / "rounds" / f"{rounds}.pt")
+    assert kept.keys() == result.arrays.to_torch_state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["fed-lora", "fed-bitfit"])
+def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbone, name):
+    config = config_of(name, backbone, tmp_path, devices=1, rounds__num_rounds=1)
+    _, result, _ = run(config)
+    settings = load_settings(config)
+    data = load_local_data(settings, 0, 1)
+    alone = FineTunedModel(load_backbone(str(backbone)), data.contract, method=name.removeprefix("fed-"))
+    first_round = RecordDict({"config": ConfigRecord({"server-round": 1})})
+    seed = PEER_DEVICES[name](settings, data).seed(first_round)
+    alone.fit(data.train, epochs=1, batch_size=16, learning_rate=1e-3, seed=seed)
+    found = result.arrays.to_torch_state_dict()
+    assert found["head.weight"].abs().sum() > 0
+    for key, value in alone.trained_state().items():
+        assert torch.allclose(value, found[key], atol=1e-7), key
+
+
+def test_a_server_makes_the_model_of_the_devices_from_seeds_and_scalars(tmp_path, backbone):
+    config = config_of("fed-kseed", backbone, tmp_path, devices=1, rounds__num_rounds=1, peer__learning_rate=1e-2)
+    strategy, result, _ = run(config)
+    on_the_device = peer_model(load_settings(config), strategy.contract).trained_state()  # after the last evaluation
+    sums = result.arrays["sums"].numpy()
+    assert np.count_nonzero(sums) > 0
+    at_the_server = strategy.model
+    at_the_server.replay(dict(enumerate(sums.tolist())), learning_rate=1e-2)
+    moved = 0.0
+    for name, value in at_the_server.trained_state().items():
+        assert torch.equal(value, on_the_device[name])
+        moved += float((value - at_the_server._initial[name]).abs().sum())
+    assert moved > 0
+
+
+def test_zeroth_order_steps_lower_the_loss(tmp_path, backbone):
+    config = config_of(
+        "fed-kseed",
+        backbone,
+        tmp_path,
+        devices=1,
+        rounds__num_rounds=12,
+        peer__num_seeds=64,
+        peer__local_steps=20,
+        peer__learning_rate=3e-3,
+        rounds__evaluate_every=0,
+    )
+    strategy, result, _ = run(config)
+    data = load_local_data(load_settings(config), 0, 1)
+    inputs, labels = next(strategy.model.batches(data.train, 20, 0))
+    strategy.model.replay({}, learning_rate=3e-3)
+    before = strategy.model.batch_loss(inputs, labels)
+    strategy.model.replay(dict(enumerate(result.arrays["sums"].numpy().tolist())), learning_rate=3e-3)
+    assert strategy.model.batch_loss(inputs, labels) < before
+
+
+def test_a_peer_without_rounds_is_refused(tmp_path, backbone):
+    with pytest.raises(SettingsError, match=r"rounds\.num-rounds rounds; give it"):
+        make_strategy(load_settings(config_of("fed-lora", backbone, tmp_path, devices=1, rounds__num_rounds=0)))
+
+
+def test_devices_of_side_tuning_are_refused_by_name(tmp_path, backbone):
+    config = config_of("fed-lora", backbone, tmp_path, devices=1)
+    grid = LocalGrid(SideTuningClient().app, [{"partition-id": 0, "num-partitions": 1}], config)
+    with pytest.raises((MismatchError, RunFailed), match="PeerClient"):
+        make_strategy(load_settings(config)).start(grid, ArrayRecord())
