@@ -357,8 +357,9 @@ def test_quantized_weights_on_the_cpu(tmp_path: Path, name: str, precision: str)
     assert small.info.fingerprint == full.info.fingerprint
     stored = {parameter.dtype for layer in small.stack for parameter in layer.parameters() if parameter.dim() > 1}
     assert stored == {torch.int8 if precision == "int8" else torch.uint8}
-    before = weights_digest(small.model)
     samples = full.tokenize(TEXTS, None, 32)
+    small.extract(samples, layers=(3,), pivot="mean")  # bitsandbytes packs 4-bit weights anew for some processors, once
+    before = weights_digest(small.model)
     expected, found = (b.extract(samples, layers=(1, 3), pivot="mean") for b in (full, small))
     assert weights_digest(small.model) == before
     for one, other in zip(found.activations, expected.activations, strict=True):
