@@ -120,7 +120,10 @@ def _file_hash(file: Path, _size: int, _changed_ns: int) -> bytes:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Hash every parameter and buffer of a model in memory; equal before and after whatever left it alone."""
+    """Hash every parameter and buffer of a model in memory; equal before and after whatever left it alone.
+
+    Not of 4-bit weights on a processor with AVX512-BF16: bitsandbytes packs those anew at the first forward pass.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

@@ -358,10 +358,11 @@ def test_quantized_weights_on_the_cpu(tmp_path: Path, name: str, precision: str)
     stored = {parameter.dtype for layer in small.stack for parameter in layer.parameters() if parameter.dim() > 1}
     assert stored == {torch.int8 if precision == "int8" else torch.uint8}
     samples = full.tokenize(TEXTS, None, 32)
-    small.extract(samples, layers=(3,), pivot="mean")  # bitsandbytes packs 4-bit weights anew for some processors, once
-    before = weights_digest(small.model)
-    expected, found = (b.extract(samples, layers=(1, 3), pivot="mean") for b in (full, small))
-    assert weights_digest(small.model) == before
+    before = weights_digest(small.model) if precision == "int8" else ""
+    expected, found, again = (b.extract(samples, layers=(1, 3), pivot="mean") for b in (full, small, small))
+    # bitsandbytes packs 4-bit weights anew for processors with AVX512-BF16, and unpacks them in state_dict
+    assert precision == "nf4" or weights_digest(small.model) == before
+    assert all(torch.equal(a, b) for a, b in zip(found.activations, again.activations, strict=True))
     for one, other in zip(found.activations, expected.activations, strict=True):
         assert 0.9 < torch.cosine_similarity(one.flatten(), other.flatten(), 0) < 1
     assert (found.base_logits is None) == (name == "bert")
