@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mobillm_flower.audit import devices as whose
-from mobillm_flower.audit import labels, membership, texts
+from mobillm_flower.audit import labels, membership, secret_mixing
 from mobillm_flower.audit.draw import Draw, Size
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, make_uploads
+from mobillm_flower.audit.sequences import SequenceDecoder
+from mobillm_flower.audit.text_attacks import Embed, attack_texts, clean_features
+from mobillm_flower.audit.texts import signal
+from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, joined, make_uploads
 from mobillm_flower.config import Settings
 from mobillm_flower.core.side_network import ActivationBatch
 from mobillm_flower.model import PredictionRule, SideTunedModel
+from mobillm_flower.privacy.mixing import mixing_key
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import LocalData, measure
 from mobillm_flower.wire.contract import ExtractionSpec
-
-Embed = Callable[[Sequence[str]], Tensor]
-"""Texts to sentence embeddings [B, D]."""
-
-_EMBEDDED = 100  # victims whose recovered text is compared by meaning
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Attacked:
     measured : dict of str to Measured
         By the attack's name.
     layers : list of dict
-        For each sampled layer by itself: "layer", "words", "nearest".
+        For each sampled layer by itself: "words", "sequence", "nearest".
     quality : Measured
         The task's metric of the side network on held-out texts.
     bytes_a_sample, device_seconds_a_sample : float
@@ -70,6 +67,7 @@ def attack(
     drawn: Draw,
     *,
     backbone: RememberingBackbone,
+    sequences: SequenceDecoder,
     embed: Embed | None,
     size: Size,
     seed: int,
@@ -88,6 +86,8 @@ def attack(
         Samples.
     backbone : RememberingBackbone
         Of devices and attacker.
+    sequences : SequenceDecoder
+        Trained on the attacker's texts; see `text_attacks.read_public_texts`.
     embed : callable or None
         For similarity of meaning; None leaves it out.
     size : Size
@@ -111,7 +111,8 @@ def attack(
         uploads, cache = given
         (folder / "attacker").mkdir()
         attacker = {0: LocalData(contract, drawn.public, drawn.public.take([]))}
-        public, _ = stack.enter_context(make_uploads(settings, attacker, backbone, folder / "attacker"))
+        keyless = replace(settings, privacy=replace(settings.privacy, mixing="", mixing_key=""))
+        public, _ = stack.enter_context(make_uploads(keyless, attacker, backbone, folder / "attacker"))
         trained = released or _train(settings, uploads, cache, backbone, seed)
     model = SideTunedModel(
         backbone,
@@ -120,10 +121,23 @@ def attack(
         contract=contract,
         rule=trained.rule,
         public_text=settings.activations.public_text,
+        mixing=mixing_key(settings.privacy.mixing, settings.privacy.mixing_key),
     )
     measured = _labels(uploads, trained, seed, contract.num_outputs)
-    words, layers = _texts(settings, uploads, public, backbone, embed, size, seed, each_layer=each_layer)
-    measured |= words
+    recovered, layers = attack_texts(
+        settings,
+        uploads,
+        public,
+        backbone=backbone,
+        sequences=sequences,
+        embed=embed,
+        victims=size.victims,
+        seed=seed,
+        each_layer=each_layer,
+    )
+    measured |= recovered
+    if uploads.spec.mixing:
+        measured |= _key(settings, uploads, public, backbone, seed)
     if len(drawn.fleet) > 1:
         measured["device: which one"] = whose.infer_attribute(uploads.features, _numbered(uploads), seed=seed)
         measured["device: two uploads of one"] = whose.link_uploads(uploads.features, _numbered(uploads), seed=seed)
@@ -135,95 +149,60 @@ def attack(
         seed=seed,
     )
     right = of_scores((held_out.argmax(1) == drawn.test.labels).numpy(), labels.majority_share(drawn.test.labels))
-    quality = dataclasses.replace(right, value=measure(held_out, drawn.test.labels, contract))
+    quality = replace(right, value=measure(held_out, drawn.test.labels, contract))
     seconds = backbone.seconds_a_sample + uploads.device_seconds_a_sample
     return Attacked(measured, quality, uploads.bytes_a_sample, seconds, uploads.spec, layers)
 
 
 def _labels(uploads: Uploads, trained: Trained, seed: int, classes: int) -> dict[str, Measured]:
-    truth, rows = uploads.samples.labels, uploads.features
+    truth, rows, mixed = uploads.samples.labels, uploads.features, bool(uploads.spec.mixing)
     with torch.inference_mode():
         side = trained.network([ActivationBatch(uploads.spec.backbone, uploads.rows)])
     scores = trained.rule.scores(side, torch.full((len(rows), classes), 1 / classes))
     kept = uploads.label_rates[0]
     found = {
-        "label: argmax Δy": labels.argmax_difference(uploads.targets, truth, theory=kept),
+        "label: argmax Δy": labels.argmax_difference(uploads.targets, truth, theory=None if mixed else kept),
         "label: clusters and class shares": labels.clusters_by_priors(rows, truth, seed=seed),
         "label: clusters and one leaked pair a class": labels.clusters_by_leaked_pairs(rows, truth, seed=seed),
         "label: trained side network": labels.side_network_oracle(scores, truth),
     }
     if uploads.targets.differences is not None:
-        rotated = labels.rotated_difference(uploads.targets, truth, seed=seed)
-        found["label: rotated Δy, one leaked pair a class"] = rotated
-    if kept < 1:
+        rotated = labels.rotated(uploads.targets.differences, seed=seed)
+        found |= {
+            "label: rotated Δy, clusters and class shares": labels.clusters_by_priors(rotated, truth, seed=seed),
+            "label: rotated Δy, one leaked pair a class": labels.nearest_leaked(rotated, truth, seed=seed),
+        }
+    if mixed:  # the network's outputs are rotated as Δy is
+        found["label: trained side network, one leaked pair a class"] = labels.nearest_leaked(side, truth, seed=seed)
+    elif kept < 1:
         both = labels.side_network_and_released(scores, uploads.targets, truth, kept=kept)
         found["label: side network and released label"] = both
     return found
 
 
-def _texts(
-    settings: Settings,
-    uploads: Uploads,
-    public: Uploads,
-    backbone: RememberingBackbone,
-    embed: Embed | None,
-    size: Size,
-    seed: int,
-    *,
-    each_layer: bool,
-) -> tuple[dict[str, Measured], list[dict[str, Measured]]]:
-    generator = np.random.default_rng(seed)
-    victims = uploads.take(generator.permutation(len(uploads.samples.texts))[: size.victims])
-    truth, known = victims.samples, public.samples
-    contract = uploads.contract
-    clean = clean_rows(settings, uploads.spec, contract, joined([truth, known]), backbone)
-    clean_victims, clean_public = clean[: len(truth)].flatten(1), clean[len(truth) :].flatten(1)
-    decoder = texts.WordDecoder(public.features, known.texts, seed=seed)
-    recovered = decoder.recover(victims.features, truth.texts)
-    scale, variance = texts.signal(public.features, clean_public)
-    itself = np.arange(len(truth))
-    lookup = texts.nearest_text(victims.features, torch.cat([clean_victims, clean_public]), itself, scale=scale)
-    other = texts.nearest_text(victims.features, clean_public, itself, scale=scale)
-    found = {"text: words": recovered.measured, "text: nearest of candidates": lookup.measured}
-    overlap = [
-        texts.word_f1(texts.words(true), texts.words(known.texts[place]))
-        for true, place in zip(truth.texts, other.nearest, strict=True)
-    ]
-    found["text: words of the nearest other text"] = of_scores(np.array(overlap), recovered.measured.baseline)
-    if uploads.is_noisy:
-        naive = texts.WordDecoder(clean_public, known.texts, seed=seed)
-        found["text: words, decoder of clean text"] = naive.recover(victims.features / scale, truth.texts).measured
-        aware = naive.recover(
-            victims.features / scale, truth.texts, variance=variance / scale**2, tuning=public.features / scale
-        )
-        found["text: words, decoder that knows the noise"] = aware.measured
-    if embed is not None:
-        some = slice(0, _EMBEDDED)
-        true = embed(truth.texts[some])
-        by_words = embed([" ".join(sorted(guess)) for guess in recovered.guesses[some]])
-        frequent = embed([decoder.most_frequent()]).expand_as(true)
-        found["text: meaning of the words"] = texts.cosine_scores(true, by_words, frequent)
-        nearest = embed([known.texts[place] for place in other.nearest[some]])
-        chance = embed([known.texts[place] for place in generator.integers(len(known), size=len(true))])
-        found["text: meaning of the nearest other text"] = texts.cosine_scores(true, nearest, chance)
-    layers = []
-    for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
-        one = texts.WordDecoder(public.rows[:, block], known.texts, seed=seed)
-        at = torch.cat([clean[:, block]])
-        layers.append(
-            {
-                "words": one.recover(victims.rows[:, block], truth.texts).measured,
-                "nearest": texts.nearest_text(victims.rows[:, block], at, itself, scale=scale).measured,
-            }
-        )
-    return found, layers
+def _key(
+    settings: Settings, uploads: Uploads, public: Uploads, backbone: RememberingBackbone, seed: int
+) -> dict[str, Measured]:
+    """Recover the secret rotation of uploads, from leaked pairs and without any, and look texts up."""
+    clean = clean_features(settings, uploads.spec, uploads.contract, uploads.samples, backbone)
+    suspected = clean_features(settings, uploads.spec, uploads.contract, public.samples, backbone)
+    scale = signal(public.features, suspected)[0]
+    width = uploads.rows.shape[2] if uploads.spec.projection else uploads.spec.width
+    plain, mixed, others = (
+        rows.reshape(len(rows), -1, width) for rows in (clean, uploads.features / scale, suspected)
+    )  # [N, M·P, d]: one rotation for all layers and pivots
+    found = secret_mixing.matches_by_leaked_pairs(plain, mixed, others, seed=seed)
+    aligned = secret_mixing.align_unsupervised(others[:, -1], mixed[:, -1])
+    without = secret_mixing.exact_matches(aligned, mixed[:, -1:], torch.cat([plain, others])[:, -1:])
+    named = {f"key: texts looked up after {m} leaked pairs": one for m, one in found.items()}
+    return {"key: texts looked up, aligned to public text": without, **named}
 
 
 def _train(
     settings: Settings, uploads: Uploads, cache: ActivationCache, backbone: RememberingBackbone, seed: int
 ) -> Trained:
     """Train as a server would, by the settings' own schedule."""
-    fresh = dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
+    fresh = replace(settings, run=replace(settings.run, seed=seed))
     plan = make_plan(
         fresh,
         uploads.contract,
@@ -232,7 +211,7 @@ def _train(
         planned_rounds=0,
         overlap_steps=0,
     )
-    plan = dataclasses.replace(plan, num_threads=torch.get_num_threads())
+    plan = replace(plan, num_threads=torch.get_num_threads())
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
     trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20)
     trainer.run_epochs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,8 @@ import torch
 from torch import Tensor
 
 from mobillm_flower import __version__
-from mobillm_flower.audit import secret_mixing
-from mobillm_flower.audit.attack import Attacked, Embed, attack
-from mobillm_flower.audit.cells import AS_SET, UNPROTECTED, Cell, grid
+from mobillm_flower.audit.attack import Attacked, attack
+from mobillm_flower.audit.cells import AS_SET, MIXING, UNPROTECTED, Cell, grid
 from mobillm_flower.audit.draw import FULL, QUICK, Draw, Size, draw, load_devices
 from mobillm_flower.audit.empirical_epsilon import (
     EpsilonCheck,
@@ -30,15 +30,17 @@ from mobillm_flower.audit.labels import argmax_of_draws
 from mobillm_flower.audit.pivots import attack_pivots
 from mobillm_flower.audit.plain_words import plain_words
 from mobillm_flower.audit.run_rows import device_folders, run_side_network, run_uploads
+from mobillm_flower.audit.sequences import SequenceDecoder
+from mobillm_flower.audit.text_attacks import Embed, read_public_texts
 from mobillm_flower.audit.uploads import RememberingBackbone
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
-from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from mobillm_flower.privacy.accounting import gaussian_sigma, guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.labelled_cap import LabelledCap
+from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.tasks import LocalData
@@ -46,10 +48,8 @@ from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 FORMAT = 1
 _CHECKED_EPSILONS = (1.0, 4.0)
-_WITHOUT_MIXING = ("privacy.mixing=", "privacy.mixing-key=")
 _LABEL_EPSILONS = (1.0, 2.0, 3.0)
 _DELTA = 1e-5
-_LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 _MEANING = "minilm"
 Say = Callable[[str], None]
 
@@ -93,21 +93,29 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
     settings = subject.settings([])
     devices = load_devices(settings, len(device_folders(subject.run)) if subject.run else 0)
     remarks: list[str] = []
-    audited = subject
-    if settings.privacy.mixing:
-        remarks.append(
-            "The secret rotation (privacy.mixing) is left out of all uploads: what it withstands, and how many leaked "
-            "pairs recover it, is measured by itself. What it does for labels is the attack on a rotated Δy."
-        )
-        audited = Subject(lambda words: subject.settings([*_WITHOUT_MIXING, *words]))
-        settings = audited.settings([])
     backbone = _backbone(settings, devices[0], remarks)
     embed = _embedding(backbone, remarks)
     draws = [draw(devices, size, seed=seed) for seed in range(size.seeds)]
+    begun = time.perf_counter()
+    sequences = [
+        read_public_texts(settings, one, backbone=backbone, sentences=size.sentences, seed=seed)
+        for seed, one in enumerate(draws)
+    ]
+    say(f"sequence decoders, trained on {len(sequences[0].samples):,} texts ({time.perf_counter() - begun:.0f} s)")
     cells = []
     for cell in grid(settings, quick=quick):
         begun = time.perf_counter()
-        made = _audit_cell(cell, audited, devices, draws, backbone=backbone, embed=embed, size=size, remarks=remarks)
+        made = _audit_cell(
+            cell,
+            subject,
+            devices,
+            draws,
+            backbone=backbone,
+            sequences=sequences,
+            embed=embed,
+            size=size,
+            remarks=remarks,
+        )
         cells.append(made)
         outcome = made["skipped"] or f"{made['quality']['value']:.3f} {devices[0].contract.metric}"
         say(f"{cell.name}: {outcome} ({time.perf_counter() - begun:.0f} s)")
@@ -126,9 +134,7 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
         "cells": cells,
     }
     say("pivots")
-    found["pivots"] = attack_pivots(draws[0], backbone)
-    say("secret mixing")
-    found["secret_mixing"] = _mixing(settings, draws, backbone)
+    found["pivots"] = attack_pivots(draws[0], backbone, sequences[0])
     say(f"empirical ε of the mechanisms, {size.draws:,} draws each")
     found["epsilon_checks"] = [_check(one) for one in _epsilon_checks(devices[0].contract, size.draws)]
     say("labels under randomization, on draws of their own")
@@ -147,6 +153,7 @@ def _audit_cell(
     draws: Sequence[Draw],
     *,
     backbone: RememberingBackbone,
+    sequences: Sequence[SequenceDecoder],
     embed: Embed | None,
     size: Size,
     remarks: list[str],
@@ -154,10 +161,11 @@ def _audit_cell(
     result: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "settings": list(cell.words), "skipped": ""}
     attacked: list[Attacked] = []
     try:
-        settings = subject.settings(cell.words)
         for seed, drawn in enumerate(draws):
             with ExitStack() as stack:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobillm-audit-")))
+                key = _fresh_key(folder / "key") if cell.kind == MIXING else ()
+                settings = subject.settings([*cell.words, *key])
                 given = released = None
                 if subject.run is not None and cell.kind == AS_SET:
                     (folder / "run").mkdir()
@@ -175,6 +183,7 @@ def _audit_cell(
                         settings,
                         drawn,
                         backbone=backbone,
+                        sequences=sequences[seed],
                         embed=embed,
                         size=size,
                         seed=seed,
@@ -189,9 +198,16 @@ def _audit_cell(
     return {**result, **_summary(attacked, devices[0].contract, settings)}
 
 
+def _fresh_key(file: Path) -> tuple[str, ...]:
+    """Write a new mixing key, and return the settings that name it."""
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32), "ascii")
+    return f"privacy.mixing={MixingKey.read(file).name}", f"privacy.mixing-key={file}"
+
+
 def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Settings) -> dict[str, Any]:
     spec = attacked[0].spec
-    names = attacked[0].measured
+    names = [name for name in attacked[0].measured if all(name in one.measured for one in attacked)]
     layers = [
         {"layer": layer, **{key: combine([one.layers[i][key] for one in attacked]).to_dict() for key in measured}}
         for i, (layer, measured) in enumerate(zip(spec.layers, attacked[0].layers, strict=False))
@@ -252,39 +268,6 @@ def _embedding(own: RememberingBackbone, remarks: list[str]) -> Embed | None:
         return torch.stack([row.flatten() for row in found])
 
     return embed
-
-
-def _mixing(settings: Settings, draws: Sequence[Draw], backbone: RememberingBackbone) -> dict[str, Any]:
-    """Say what a secret rotation of the last layer's mean would withstand, by leaked pairs and without any."""
-    depth, width = backbone.info.depth, backbone.info.width
-    pivot = settings.activations.pivot
-    pivot = "mean" if pivot == "auto" or PIVOTS[pivot].per_token else pivot
-    by_leaked: dict[int, list[Any]] = {}
-    unsupervised = []
-    for seed, drawn in enumerate(draws):
-        contract = next(iter(drawn.fleet.values())).contract
-        texts = [text for data in drawn.fleet.values() for text in data.train.texts]
-        sides = []
-        for part in (texts, drawn.public.texts):
-            tokens = backbone.tokenize(part, None, contract.max_length)
-            found = backbone.extract(tokens, layers=[depth], pivot=pivot).activations
-            sides.append(torch.stack([row.flatten() for row in found]))
-        plain, public = sides
-        width = plain.shape[1]
-        leaked = [m for m in _LEAKED if m < 0.8 * len(plain)]
-        measured = secret_mixing.matches_by_leaked_pairs(plain, public, leaked=leaked, seed=seed)
-        for m, one in measured.items():
-            by_leaked.setdefault(m, []).append(one)
-        key = secret_mixing.random_key(width, seed=seed)
-        guessed = secret_mixing.align_unsupervised(public, plain @ key)
-        unsupervised.append(secret_mixing.exact_matches(guessed, plain @ key, torch.cat([plain, public])))
-    return {
-        "width": width,
-        "layer": depth,
-        "pivot": pivot,
-        "leaked_pairs": [{"pairs": m, **combine(several).to_dict()} for m, several in sorted(by_leaked.items())],
-        "without_pairs": combine(unsupervised).to_dict(),
-    }
 
 
 def _epsilon_checks(contract: TaskContract, draws: int) -> list[EpsilonCheck]:

@@ -15,6 +15,8 @@ _NO_PROTECTION = {
     "privacy.joint-epsilon": "0",
     "privacy.activation-epsilon": "0",
     "privacy.label-epsilon": "0",
+    "privacy.mixing": "",
+    "privacy.mixing-key": "",
 }
 _DISCRIMINANT = {"side-network.name": "discriminant", "loss.name": "logit", "activations.codec": "fp16"}
 _LABEL_EPSILONS = (1, 2, 3)
@@ -24,6 +26,7 @@ _KEPT = (0.25, 0.1)
 _CODECS = ("fp32",)
 AS_SET = "as set"
 UNPROTECTED = "unprotected"
+MIXING = "mixing"
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Cell:
     ----------
     name : str
         For people.
-    kind : {"as set", "unprotected", "compression", "labels", "joint", "gaussian"}
-        What it varies.
+    kind : {"as set", "unprotected", "compression", "mixing", "labels", "joint", "gaussian"}
+        What it varies; "mixing" wants a key beside its words.
     words : tuple of str
         ``key=value`` beside the audited settings.
     """
@@ -66,6 +69,7 @@ def _cells(settings: Settings, *, quick: bool) -> Iterator[Cell]:
     if is_changed(settings):
         yield Cell(UNPROTECTED, UNPROTECTED, _words(whole))
     if settings.loss.objective.value == "difference":
+        yield Cell("secret rotation", MIXING, _words({**whole, "loss.name": "square"}))
         for epsilon in _LABEL_EPSILONS[:1] if quick else _LABEL_EPSILONS:
             words = {**whole, "privacy.label-epsilon": str(epsilon)}
             yield Cell(f"labels at ε = {epsilon}", "labels", _words(words))
@@ -91,7 +95,9 @@ def is_changed(settings: Settings) -> bool:
     """Whether settings protect or drop something of an upload beyond the codec's rounding."""
     acts, private = settings.activations, settings.privacy
     epsilons = (private.joint_epsilon, private.activation_epsilon, private.label_epsilon)
-    return bool(any(epsilons) or acts.clip_norm or acts.noise_sigma or acts.projection or acts.keep < 1)
+    return bool(
+        any(epsilons) or private.mixing or acts.clip_norm or acts.noise_sigma or acts.projection or acts.keep < 1
+    )
 
 
 def _words(values: dict[str, str]) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ class Size:
     ----------
     seeds : int
         Draws of samples.
-    uploads, victims, public, test : int
-        Most uploads a cell; of them, most whose text is recovered; most texts of the attacker; most held-out samples.
+    uploads, victims, public, sentences, test : int
+        Most uploads a cell; of them, most whose text is recovered; most texts of the attacker; most public sentences
+        that the sequence decoder learns from beside them; most held-out samples.
     draws : int
         Draws of each check of a mechanism's ε.
     """
@@ -36,12 +37,13 @@ class Size:
     uploads: int
     victims: int
     public: int
+    sentences: int
     test: int
     draws: int
 
 
-FULL = Size(seeds=3, uploads=1000, victims=250, public=1200, test=800, draws=1_000_000)
-QUICK = Size(seeds=2, uploads=400, victims=100, public=400, test=200, draws=100_000)
+FULL = Size(seeds=3, uploads=1000, victims=250, public=1200, sentences=1000, test=800, draws=1_000_000)
+QUICK = Size(seeds=2, uploads=400, victims=100, public=400, sentences=100, test=200, draws=100_000)
 
 
 @dataclass(frozen=True)

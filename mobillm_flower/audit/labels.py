@@ -73,12 +73,12 @@ def argmax_of_draws(protection: Protection, *, draws: int, seed: int = 0) -> Mea
 
 
 def clusters_by_priors(rows: Tensor, labels: Tensor, *, seed: int = 0) -> Measured:
-    """Cluster activations and name the clusters by known class shares: the largest is the most frequent class.
+    """Cluster uploads and name the clusters by known class shares: the largest is the most frequent class.
 
     Parameters
     ----------
     rows : Tensor
-        Uploaded activations, [N, D].
+        Activations or Δy, [N, D].
     labels : Tensor
         The truth, [N] int64; only its counts are used by the attack.
     seed : int
@@ -118,27 +118,28 @@ def clusters_by_leaked_pairs(rows: Tensor, labels: Tensor, *, leaked: int = 1, s
     return of_scores((name[clusters] == truth)[scored], majority_share(labels))
 
 
-def rotated_difference(targets: TargetBatch, labels: Tensor, *, seed: int = 0) -> Measured:
-    """Rotate Δy by a secret key, and name each by the nearest of one leaked (rotated Δy, label) pair a class.
+def rotated(differences: Tensor, *, seed: int = 0) -> Tensor:
+    """Return Δy [N, K] under a drawn secret rotation, which hides the largest entry and not which are alike."""
+    return differences @ random_key(differences.shape[1], seed=seed)
 
-    A rotation hides which entry is the largest, not which differences are alike: the key need not be recovered.
+
+def nearest_leaked(rows: Tensor, labels: Tensor, *, seed: int = 0) -> Measured:
+    """Name each row by the nearest of one leaked (row, label) pair a class: no key need be recovered.
 
     Parameters
     ----------
-    targets : TargetBatch
-        With differences.
+    rows : Tensor
+        Rotated Δy, or a side network's rotated outputs, [N, K].
     labels : Tensor
         The truth, [N] int64. Classes without a sample leak none, and the leaked samples are not scored.
     seed : int
-        Of the key and of which pairs leak.
+        Of which pairs leak.
     """
-    assert targets.differences is not None
-    rotated = targets.differences @ random_key(targets.differences.shape[1], seed=seed)
     truth, generator = labels.numpy(), np.random.default_rng(seed)
     known = torch.from_numpy(np.array([generator.choice(np.flatnonzero(truth == k)) for k in np.unique(truth)]))
     hidden = torch.ones(len(labels), dtype=torch.bool)
     hidden[known] = False
-    guessed = labels[known][torch.cdist(rotated[hidden], rotated[known]).argmin(1)]
+    guessed = labels[known][torch.cdist(rows[hidden], rows[known]).argmin(1)]
     return of_scores((guessed == labels[hidden]).numpy(), majority_share(labels))
 
 

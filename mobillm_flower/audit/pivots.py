@@ -12,6 +12,7 @@ from torch import Tensor
 from mobillm_flower.audit import texts
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, combine, of_scores
+from mobillm_flower.audit.sequences import SequenceDecoder
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.core.pivots import PIVOTS
@@ -21,7 +22,7 @@ _VICTIMS, _PUBLIC = 100, 600
 _CHUNK = 1024  # tokens looked up at a time
 
 
-def attack_pivots(drawn: Draw, backbone: Backbone) -> list[dict[str, Any]]:
+def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -> list[dict[str, Any]]:
     """Recover words from each registered pivot of the backbone's first and last layer.
 
     With one or a few vectors a text, a ridge regression from all of them; with a vector a token, each token is taken
@@ -33,11 +34,14 @@ def attack_pivots(drawn: Draw, backbone: Backbone) -> list[dict[str, Any]]:
         Whose first texts are attacked.
     backbone : Backbone
         Of devices and attacker.
+    sequences : SequenceDecoder
+        Of that draw.
 
     Returns
     -------
     list of dict
-        "pivot", "layer", "victims" and a finding of word F1.
+        "pivot", "layer", "victims" and a finding of word F1; "sequence", a finding of token F1, where a sample's
+        vectors are few.
     """
     contract = next(iter(drawn.fleet.values())).contract
     samples = joined([data.train for data in drawn.fleet.values()])
@@ -46,20 +50,32 @@ def attack_pivots(drawn: Draw, backbone: Backbone) -> list[dict[str, Any]]:
     known = drawn.public.take(list(range(min(_PUBLIC, len(drawn.public)))))
     tokens = [
         backbone.tokenize(*render(part, contract), contract.max_length)  # texts, pairs
-        for part in (victims, known)
+        for part in (victims, known, sequences.samples)
     ]
     layers = sorted({1, backbone.info.depth})
     found = []
     for pivot in PIVOTS:
-        sides = [backbone.extract(part, layers=layers, pivot=pivot).activations for part in tokens]
+        parts = tokens[:2] if PIVOTS[pivot].per_token else tokens
+        sides = [backbone.extract(part, layers=layers, pivot=pivot).activations for part in parts]
         for block, layer in enumerate(layers):
             at = [[sample[:, block].flatten(1) for sample in side] for side in sides]  # [T, P·d] a sample
+            written = {}
             if PIVOTS[pivot].per_token:
                 measured = _by_token(at[0], at[1], tokens[1], victims.texts, known.texts, backbone)
             else:
                 decoder = texts.WordDecoder(torch.cat(at[1]), known.texts)
                 measured = decoder.recover(torch.cat(at[0]), victims.texts).measured
-            found.append({"pivot": pivot, "layer": layer, "victims": len(victims), **combine([measured]).to_dict()})
+                sequence = sequences.recover(torch.cat(at[0]), victims.texts, torch.cat(at[2])).f1
+                written = {"sequence": combine([sequence]).to_dict()}
+            found.append(
+                {
+                    "pivot": pivot,
+                    "layer": layer,
+                    "victims": len(victims),
+                    **combine([measured]).to_dict(),
+                    **written,
+                }
+            )
     return found
 
 

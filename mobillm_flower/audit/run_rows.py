@@ -112,7 +112,12 @@ def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Train
     folder = run / "side_network"
     if not (folder / "config.json").is_file():
         return None
-    model = SideTunedModel.from_pretrained(folder, backbone=backbone, public_text=settings.activations.public_text)
+    model = SideTunedModel.from_pretrained(
+        folder,
+        backbone=backbone,
+        public_text=settings.activations.public_text,
+        mixing_key=settings.privacy.mixing_key,
+    )
     assert model.side_network is not None
     return Trained(model.side_network, model.rule)
 

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from mobillm_flower.audit.finding import Measured, of_scores
 
+LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Numbers of leaked samples that the key is recovered from."""
+
 
 def random_key(width: int, *, seed: int) -> Tensor:
     """Return a uniformly drawn orthogonal matrix [d, d], float32."""
@@ -70,46 +73,44 @@ def align_unsupervised(public: Tensor, mixed: Tensor, *, rounds: int = 30) -> Te
 
 
 def exact_matches(key: Tensor, mixed: Tensor, candidates: Tensor) -> Measured:
-    """Undo a key and look each row up among candidates: candidate i is the truth of row i.
+    """Undo a key and look each sample up among candidates: candidate i is the truth of sample i.
 
     Parameters
     ----------
     key : Tensor
         Recovered R, [d, d].
     mixed : Tensor
-        [N, d].
+        [N, V, d], V vectors a sample.
     candidates : Tensor
-        Clean activations, [C, d] with C ≥ N.
+        Clean activations, [C, V, d] with C ≥ N.
     """
-    nearest = torch.cdist(mixed @ key.T, candidates).argmin(1)
+    nearest = torch.cdist((mixed @ key.T).flatten(1), candidates.flatten(1)).argmin(1)
     return of_scores((nearest == torch.arange(len(mixed))).numpy(), 1 / len(candidates))
 
 
 def matches_by_leaked_pairs(
-    plain: Tensor, candidates: Tensor, *, leaked: Sequence[int], noise: float = 0.0, seed: int = 0
+    plain: Tensor, mixed: Tensor, candidates: Tensor, *, leaked: Sequence[int] = LEAKED, seed: int = 0
 ) -> dict[int, Measured]:
-    """Mix activations by a random key, recover it from m leaked pairs, and look the others up; for each m.
+    """Recover the key from m leaked samples, and look the others up; for each m.
+
+    A sample gives V pairs of vectors, since one rotation is for all its layers and pivots: d / V leaked samples
+    determine it.
 
     Parameters
     ----------
-    plain : Tensor
-        [N, d], clean activations.
+    plain, mixed : Tensor
+        [N, V, d], clean activations and the uploads of the same samples.
     candidates : Tensor
-        [C, d]: rows that are not among `plain`, which the truth is hidden in.
+        [C, V, d]: clean ones that are not among `plain`, which the truth is hidden in.
     leaked : sequence of int
-        Numbers m of pairs, each below N.
-    noise : float
-        Standard deviation added to each mixed value.
+        Numbers m; those of 0.8 N and more are left out.
     seed : int
-        Of key, noise and of which pairs leak.
+        Of which samples leak.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(plain), generator=generator)
-    key = random_key(plain.shape[1], seed=seed)
-    mixed = plain @ key + noise * torch.randn(plain.shape, generator=generator)
+    order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(seed))
     found = {}
-    for m in leaked:
+    for m in (m for m in leaked if m < 0.8 * len(plain)):
         known, hidden = order[:m], order[m:]
-        recovered = recover_key(plain[known], mixed[known])
+        recovered = recover_key(plain[known].flatten(0, 1), mixed[known].flatten(0, 1))
         found[m] = exact_matches(recovered, mixed[hidden], torch.cat([plain[hidden], candidates]))
     return found

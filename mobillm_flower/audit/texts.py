@@ -25,9 +25,14 @@ _HELD_OUT = 5  # one of so many public texts chooses strength and threshold
 _WORD = re.compile(r"\w+(?:'\w+)?")
 
 
+def word_list(text: str) -> tuple[str, ...]:
+    """Return a text's words in lower case, in order."""
+    return tuple(_WORD.findall(text.lower()))
+
+
 def words(text: str) -> frozenset[str]:
     """Return a text's words in lower case, each once."""
-    return frozenset(_WORD.findall(text.lower()))
+    return frozenset(word_list(text))
 
 
 def word_f1(true: frozenset[str], guessed: frozenset[str]) -> float:
@@ -127,9 +132,9 @@ class WordDecoder:
         baseline = float(np.mean([word_f1(true, prior) for true in truth]))
         return Recovered(guesses, of_scores(scores, baseline))
 
-    def most_frequent(self) -> str:
-        """Return the words that the baseline says of every text."""
-        return " ".join(sorted(self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0]))
+    def most_frequent(self) -> list[str]:
+        """Return the words that the baseline says of every text, by the alphabet."""
+        return sorted(self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0])
 
     def _guess(self, scores: Tensor, threshold: float) -> list[frozenset[str]]:
         """Return the words above a threshold; the best one where there is none."""

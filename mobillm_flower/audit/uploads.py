@@ -154,6 +154,12 @@ def joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
+def spec_of(settings: Settings, backbone: Backbone) -> ExtractionSpec:
+    """Return what devices of one backbone upload under settings."""
+    num_blocks = settings.activations.num_blocks or len(settings.activations.layers) or backbone.info.depth
+    return extraction_spec(backbone.info, settings, num_blocks=num_blocks)
+
+
 @contextmanager
 def make_uploads(
     settings: Settings, fleet: Mapping[int, LocalData], backbone: Backbone, folder: Path
@@ -173,8 +179,7 @@ def make_uploads(
     folder : path
         Empty; devices' folders and the cache are made in it.
     """
-    num_blocks = settings.activations.num_blocks or len(settings.activations.layers) or backbone.info.depth
-    spec = extraction_spec(backbone.info, settings, num_blocks=num_blocks)
+    spec = spec_of(settings, backbone)
     contract = next(iter(fleet.values())).contract
     cache = ActivationCache(folder / "cache.sqlite")
     sent_bytes, seconds, owners, order = 0, 0.0, [], []

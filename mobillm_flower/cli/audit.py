@@ -84,19 +84,12 @@ def _print(found: dict[str, Any]) -> None:
             continue
         print_rows(cell["name"], ("figure", "value", "remark"), _rows(cell, found["metric"]))
     of_pivots = [
-        (
-            f"pivot {one['pivot']}, layer {one['layer']}",
-            f"{one['value']:.3f}",
-            f"{one['low']:.3f} to {one['high']:.3f}; without uploads {one['baseline']:.3f}",
-        )
+        (f"pivot {one['pivot']}, layer {one['layer']}: {what}", f"{of['value']:.3f}", _interval(of))
         for one in found["pivots"]
+        for what, of in (("words", one), ("sequence", one.get("sequence")))
+        if of
     ]
-    print_rows("Words recovered from clean activations, by pivot", ("vectors", "value", "remark"), of_pivots)
-    leaked = found["secret_mixing"]
-    rows = [(f"{row['pairs']} leaked pairs", f"{row['value']:.3f}", "") for row in leaked["leaked_pairs"]]
-    rows.append(("no pair, aligned to public text", f"{leaked['without_pairs']['value']:.3f}", ""))
-    title = f"A secret rotation (width {leaked['width']}): uploads looked up after the key was recovered"
-    print_rows(title, ("key recovered from", "value", "remark"), rows)
+    print_rows("Text recovered from clean activations, by pivot", ("vectors", "value", "remark"), of_pivots)
     print_rows(
         "Empirical ε of the mechanisms",
         ("mechanism", "value", "remark"),
@@ -140,9 +133,12 @@ def _rows(cell: dict[str, Any], metric: str) -> list[tuple[str, str, str]]:
     ]
     for name, one in cell["attacks"].items():
         theory = "" if one["theory"] is None else f"; theory {one['theory']:.3f}"
-        remark = f"{one['low']:.3f} to {one['high']:.3f}; without uploads {one['baseline']:.3f}{theory}"
-        rows.append((name, f"{one['value']:.3f}", remark))
+        rows.append((name, f"{one['value']:.3f}", _interval(one) + theory))
     for layer in cell["layers"]:
-        rows.append((f"layer {layer['layer']}: words", f"{layer['words']['value']:.3f}", ""))
-        rows.append((f"layer {layer['layer']}: nearest", f"{layer['nearest']['value']:.3f}", ""))
+        for what in ("words", "sequence", "nearest"):
+            rows.append((f"layer {layer['layer']}: {what}", f"{layer[what]['value']:.3f}", ""))
     return rows
+
+
+def _interval(one: dict[str, Any]) -> str:
+    return f"{one['low']:.3f} to {one['high']:.3f}; without uploads {one['baseline']:.3f}"

@@ -80,7 +80,7 @@ def test_randomized_labels_are_read_as_often_as_theory_says(audited) -> None:
     assert all(abs(check["value"] - check["theory"]) < 4 * 0.5 / check["count"] ** 0.5 for check in checks)
 
 
-def test_claims_hold_against_draws_and_a_key_falls_to_leaked_pairs(audited) -> None:
+def test_claims_hold_against_draws(audited) -> None:
     found = audited[1]
     assert {check["mechanism"] for check in found["epsilon_checks"]} == {
         "labelled cap",
@@ -88,8 +88,29 @@ def test_claims_hold_against_draws_and_a_key_falls_to_leaked_pairs(audited) -> N
         "gaussian",
     }
     assert all(check["holds"] for check in found["epsilon_checks"])
-    by_pairs = {row["pairs"]: row["value"] for row in found["secret_mixing"]["leaked_pairs"]}
-    assert by_pairs[found["secret_mixing"]["width"]] > by_pairs[1]
+
+
+def test_a_secret_rotation_hides_from_a_look_and_falls_to_leaked_pairs(audited) -> None:
+    found = audited[1]
+    attacks = cell(found, "mixing")["attacks"]
+    plain = cell(found, "as set")["attacks"]
+    assert attacks["label: argmax Δy"]["value"] < 0.9
+    assert attacks["label: argmax Δy"]["theory"] is None
+    assert attacks["label: rotated Δy, one leaked pair a class"]["value"] == 1.0
+    assert attacks["text: nearest of candidates"]["high"] < plain["text: nearest of candidates"]["low"]
+    broken = [one["value"] for name, one in attacks.items() if name.startswith("key: texts looked up after")]
+    assert broken[-1] > 5 * broken[0]
+    named = [word for one in found["cells"] for word in one["settings"] if word.startswith("privacy.mixing")]
+    assert all(word.endswith("=") for word in named)  # no key and no file of one
+    assert not [name for name in plain if name.startswith("key:")]
+
+
+def test_texts_are_recovered_as_sequences_too(audited) -> None:
+    found = audited[1]
+    for one in found["cells"]:
+        assert {"text: sequence", "text: sequence, exact match"} <= set(one["attacks"])
+    assert all("sequence" in layer for layer in cell(found, "as set")["layers"])
+    assert {one["pivot"] for one in found["pivots"] if "sequence" in one} >= {"first", "first+mean", "last", "mean"}
 
 
 def test_every_pivot_is_attacked_at_the_first_and_the_last_layer(audited) -> None:
@@ -154,19 +175,25 @@ def test_uploads_of_every_token_and_plain_labels_are_audited(tmp_path: Path) -> 
     assert cell(found, "as set")["attacks"]["label: argmax Δy"]["value"] == 1.0
 
 
-def test_a_secret_rotation_is_left_out_and_said_so(tmp_path: Path) -> None:
+def test_a_run_with_a_secret_rotation_is_attacked_without_its_key(tmp_path: Path) -> None:
     key = tmp_path / "key"
     name = lines("mixing-key", key)[-1].split()[-1]
-    changes = {
-        "data__num_devices": 3,
-        "data__max_samples": 30,
-        "privacy__mixing": name,
-        "privacy__mixing_key": str(key),
-    }
-    config = tiny_config(tmp_path / "run", save_tiny(tmp_path / "backbone", "bert"), **changes)
-    found = run_audit(Subject(lambda words: load_settings(config, overrides=words)), quick=True)
-    assert any("privacy.mixing" in remark for remark in found["remarks"])
-    assert cell(found, "as set")["attacks"]["label: argmax Δy"]["value"] == 1.0
+    run = tiny_run(tmp_path, privacy__mixing=name, privacy__mixing_key=str(key))
+    found = run_audit(
+        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=run), quick=True
+    )
+    assert not found["remarks"] or not [remark for remark in found["remarks"] if "matched" in remark]
+    attacks = cell(found, "as set")["attacks"]
+    assert attacks["label: argmax Δy"]["value"] < 0.9
+    assert attacks["label: rotated Δy, one leaked pair a class"]["value"] == 1.0
+    few, many = (attacks[f"key: texts looked up after {m} leaked pairs"]["value"] for m in (1, 16))
+    assert many > 3 * few
+    assert cell(found, "unprotected")["attacks"]["label: argmax Δy"]["value"] == 1.0
+    key.unlink()
+    lost = run_audit(
+        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=run), quick=True
+    )
+    assert "cannot be read" in lost["cells"][0]["skipped"]
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

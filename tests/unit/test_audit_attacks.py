@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobillm_flower.audit import devices, labels, membership, secret_mixing, texts
+from mobillm_flower.audit import devices, finding, labels, membership, secret_mixing, texts
 from mobillm_flower.audit.finding import combine, of_auc, of_scores
 from mobillm_flower.audit.linear import Ridge, components
 from mobillm_flower.core.targets import difference
@@ -63,11 +63,18 @@ def test_argmax_of_an_unprotected_difference_is_the_label() -> None:
 def test_a_rotated_difference_falls_to_one_leaked_pair_a_class() -> None:
     truth = classes(300, 5)
     target = TargetBatch(difference(truth, torch.full((300, 5), 0.2)), None, None)
-    found = labels.rotated_difference(target, truth)
+    rotated = labels.rotated(target.differences)
+    assert labels.argmax_difference(TargetBatch(rotated, None, None), truth).value < 0.9
+    found = labels.nearest_leaked(rotated, truth)
     assert found.value == 1.0
     assert found.count == 295
-    noise = TargetBatch(draws(3000, 5, seed=2), None, None)
-    assert labels.rotated_difference(noise, classes(3000, 5)).value < 0.25
+    assert labels.nearest_leaked(draws(3000, 5, seed=2), classes(3000, 5)).value < 0.25
+
+
+def test_a_rotated_difference_falls_to_class_shares_without_any_pair() -> None:
+    truth = torch.cat([torch.full((n,), k) for k, n in enumerate((40, 100, 60))])
+    rotated = labels.rotated(difference(truth, torch.full((200, 3), 1 / 3)))
+    assert labels.clusters_by_priors(rotated, truth).value == 1.0
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 2.0, 3.0])
@@ -196,16 +203,32 @@ def test_a_loss_is_low_where_the_true_class_leads() -> None:
     assert membership.losses(scores, torch.tensor([0, 1])).tolist() == [-2.0, 3.0]
 
 
+def by_pairs(
+    plain: torch.Tensor, others: torch.Tensor, leaked: list[int], *, noise: float = 0.0
+) -> dict[int, finding.Measured]:
+    """Mix [N, V, d] by a key and recover it from m leaked samples."""
+    mixed = plain @ secret_mixing.random_key(plain.shape[2], seed=3)
+    mixed = mixed + noise * draws(*plain.shape, seed=4)
+    return secret_mixing.matches_by_leaked_pairs(plain, mixed, others, leaked=leaked)
+
+
 def test_a_mixing_key_is_broken_by_as_many_pairs_as_the_width_and_not_by_few() -> None:
-    plain, candidates = draws(300, 32, seed=1), draws(500, 32, seed=2)
-    found = secret_mixing.matches_by_leaked_pairs(plain, candidates, leaked=[1, 4, 31, 32, 64])
+    plain, others = draws(300, 1, 32, seed=1), draws(500, 1, 32, seed=2)
+    found = by_pairs(plain, others, [1, 4, 31, 32, 64, 280])
     assert found[1].value < 0.2
     assert found[4].value < 0.5
     assert found[32].value == found[64].value == 1.0
+    assert 280 not in found  # too few others are left to look up
     key = secret_mixing.random_key(32, seed=3)
-    recovered = secret_mixing.recover_key(plain[:32], plain[:32] @ key)
+    recovered = secret_mixing.recover_key(plain[:32, 0], plain[:32, 0] @ key)
     assert torch.allclose(recovered, key, atol=1e-4)
     assert torch.allclose(key @ key.T, torch.eye(32), atol=1e-5)
+
+
+def test_one_rotation_for_all_layers_is_broken_by_as_much_fewer_samples() -> None:
+    found = by_pairs(draws(300, 8, 32, seed=1), draws(500, 8, 32, seed=2), [4], noise=0.01)
+    assert found[4].value == 1.0
+    assert by_pairs(draws(300, 1, 32, seed=1), draws(500, 1, 32, seed=2), [4], noise=0.01)[4].value < 0.5
 
 
 def test_noise_on_the_pairs_blurs_the_key_and_more_pairs_sharpen_it() -> None:
@@ -216,9 +239,9 @@ def test_noise_on_the_pairs_blurs_the_key_and_more_pairs_sharpen_it() -> None:
 
 
 def test_activations_near_a_subspace_need_fewer_pairs() -> None:
-    low = draws(300, 6, seed=1) @ draws(6, 32, seed=2)
-    others = draws(500, 6, seed=3) @ draws(6, 32, seed=2)
-    assert secret_mixing.matches_by_leaked_pairs(low, others, leaked=[6])[6].value == 1.0
+    low = draws(300, 1, 6, seed=1) @ draws(6, 32, seed=2)
+    others = draws(500, 1, 6, seed=3) @ draws(6, 32, seed=2)
+    assert by_pairs(low, others, [6])[6].value == 1.0
 
 
 def test_a_key_is_found_from_public_text_alone_where_axes_differ() -> None:
@@ -231,9 +254,10 @@ def test_a_key_is_found_from_public_text_alone_where_axes_differ() -> None:
     key = secret_mixing.random_key(10, seed=4)
     private, public = rows(1500), rows(1500)
     guessed = secret_mixing.align_unsupervised(public, private @ key)
-    assert secret_mixing.exact_matches(guessed, private @ key, torch.cat([private, public])).value > 0.3
+    mixed, candidates = (private @ key)[:, None], torch.cat([private, public])[:, None]
+    assert secret_mixing.exact_matches(guessed, mixed, candidates).value > 0.3
     wrong = secret_mixing.random_key(10, seed=5)
-    assert secret_mixing.exact_matches(wrong, private @ key, torch.cat([private, public])).value < 0.1
+    assert secret_mixing.exact_matches(wrong, mixed, candidates).value < 0.1
 
 
 def test_ridge_and_components_agree_with_their_definitions() -> None:

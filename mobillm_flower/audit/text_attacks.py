@@ -1,0 +1,162 @@
+"""All attacks on the texts of one cell's uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mobillm_flower.audit import texts
+from mobillm_flower.audit.draw import Draw
+from mobillm_flower.audit.finding import Measured, of_scores
+from mobillm_flower.audit.sequences import SequenceDecoder
+from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, spec_of
+from mobillm_flower.backbones import public_text
+from mobillm_flower.config import Settings
+from mobillm_flower.tasks import Samples, render
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+Embed = Callable[[Sequence[str]], Tensor]
+"""Texts to sentence embeddings [B, D]."""
+
+_EMBEDDED = 100  # victims whose recovered text is compared by meaning
+
+
+def read_public_texts(
+    settings: Settings, drawn: Draw, *, backbone: RememberingBackbone, sentences: int, seed: int
+) -> SequenceDecoder:
+    """Train a sequence decoder on the attacker's texts and public sentences, by the mean of each sampled layer.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those audited, for layers and public text.
+    drawn : Draw
+        Whose public texts the attacker has.
+    backbone : RememberingBackbone
+        Of devices and attacker.
+    sentences : int
+        Most public sentences; none with text pairs.
+    seed : int
+        Of the training.
+    """
+    contract = next(iter(drawn.fleet.values())).contract
+    samples = drawn.public
+    if samples.pairs is None:
+        more = list(public_text(settings.activations.public_text)[:sentences])
+        samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
+    tokens = backbone.tokenize(*render(samples, contract), contract.max_length)
+    found = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
+    return SequenceDecoder(torch.stack([row.flatten() for row in found]), samples, seed=seed)
+
+
+def clean_features(
+    settings: Settings, spec: ExtractionSpec, contract: TaskContract, samples: Samples, backbone: RememberingBackbone
+) -> Tensor:
+    """Return `clean_rows` with all layers side by side, [N, M·F]."""
+    return clean_rows(settings, spec, contract, samples, backbone).flatten(1)
+
+
+def attack_texts(
+    settings: Settings,
+    uploads: Uploads,
+    public: Uploads,
+    *,
+    backbone: RememberingBackbone,
+    sequences: SequenceDecoder,
+    embed: Embed | None,
+    victims: int,
+    seed: int,
+    each_layer: bool,
+) -> tuple[dict[str, Measured], list[dict[str, Measured]]]:
+    """Recover words, sequences and whole texts of some uploads.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the cell.
+    uploads, public : Uploads
+        The devices', and those that the attacker made of his own texts, without a secret rotation.
+    backbone : RememberingBackbone
+        Of devices and attacker.
+    sequences : SequenceDecoder
+        From `read_public_texts`.
+    embed : callable or None
+        For similarity of meaning; None leaves it out.
+    victims : int
+        Most texts that are recovered.
+    seed : int
+        Of the attacks, and of which texts.
+    each_layer : bool
+        Whether to attack each sampled layer by itself too.
+
+    Returns
+    -------
+    tuple
+        What was reached by the attack's name; and for each layer "words", "sequence" and "nearest", or nothing.
+    """
+    generator = np.random.default_rng(seed)
+    attacked = uploads.take(generator.permutation(len(uploads.samples.texts))[:victims])
+    truth, known = attacked.samples, public.samples
+    own, others, learned = (
+        clean_rows(settings, uploads.spec, uploads.contract, part, backbone)
+        for part in (truth, known, sequences.samples)
+    )
+    clean_victims, clean_public = own.flatten(1), others.flatten(1)
+    decoder = texts.WordDecoder(public.features, known.texts, seed=seed)
+    recovered = decoder.recover(attacked.features, truth.texts)
+    scale, variance = texts.signal(public.features, clean_public)
+    itself = np.arange(len(truth))
+    lookup = texts.nearest_text(attacked.features, torch.cat([clean_victims, clean_public]), itself, scale=scale)
+    other = texts.nearest_text(attacked.features, clean_public, itself, scale=scale)
+    frequent = decoder.most_frequent()
+    written = sequences.recover(
+        attacked.features, truth.texts, learned.flatten(1), scale=scale, variance=variance, frequent=frequent
+    )
+    overlap = [
+        texts.word_f1(texts.words(true), texts.words(known.texts[place]))
+        for true, place in zip(truth.texts, other.nearest, strict=True)
+    ]
+    found = {
+        "text: words": recovered.measured,
+        "text: sequence": written.f1,
+        "text: sequence, exact match": written.exact,
+        "text: nearest of candidates": lookup.measured,
+        "text: words of the nearest other text": of_scores(np.array(overlap), recovered.measured.baseline),
+    }
+    if uploads.is_noisy:
+        naive = texts.WordDecoder(clean_public, known.texts, seed=seed)
+        found["text: words, decoder of clean text"] = naive.recover(attacked.features / scale, truth.texts).measured
+        aware = naive.recover(
+            attacked.features / scale, truth.texts, variance=variance / scale**2, tuning=public.features / scale
+        )
+        found["text: words, decoder that knows the noise"] = aware.measured
+    if embed is not None:
+        some = slice(0, _EMBEDDED)
+        true = embed(truth.texts[some])
+        chance = [known.texts[place] for place in generator.integers(len(known), size=len(true))]
+        for what, guesses, without in (
+            ("the words", [" ".join(sorted(guess)) for guess in recovered.guesses[some]], [" ".join(frequent)]),
+            ("the sequence", [" ".join(text) for text in written.texts[some]], [" ".join(frequent)]),
+            ("the nearest other text", [known.texts[place] for place in other.nearest[some]], chance),
+        ):
+            blind = embed(without).expand(len(true), -1)
+            found[f"text: meaning of {what}"] = texts.cosine_scores(true, embed(guesses), blind)
+    layers = []
+    for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
+        at = attacked.rows[:, block]
+        one = texts.WordDecoder(public.rows[:, block], known.texts, seed=seed)
+        layers.append(
+            {
+                "words": one.recover(at, truth.texts).measured,
+                "sequence": sequences.recover(
+                    at, truth.texts, learned[:, block], scale=scale, variance=variance, frequent=frequent
+                ).f1,
+                "nearest": texts.nearest_text(
+                    at, torch.cat([own[:, block], others[:, block]]), itself, scale=scale
+                ).measured,
+            }
+        )
+    return found, layers
