@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,17 @@ def token_f1(true: Sequence[str], guessed: Sequence[str]) -> float:
     """Return F1 of words, each as often as it stands (SQuAD's; Rajpurkar et al. 2016)."""
     common = sum((Counter(true) & Counter(guessed)).values())
     return 2 * common / (len(true) + len(guessed)) if common else 0.0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: steps are so small that a second one waits, for minutes where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Writer(nn.Module):
@@ -102,7 +114,7 @@ class SequenceDecoder:
         self._seed = seed
         self._told = components(rows, seed=seed)(rows, whiten=True).clamp(-_FAR, _FAR)
         self._words = ("", "", *Vocabulary.of(samples.texts).words)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(seed)
             self._writer = _Writer(self._told.shape[1], len(self._words))
             self._train()
@@ -158,6 +170,7 @@ class SequenceDecoder:
         )
 
     @torch.inference_mode()
+    @_one_thread()
     def write(self, told: Tensor) -> list[tuple[str, ...]]:
         """Return the words of the best of five beams for each row of told [B, q], by log p / words^0.7."""
         count, size = len(told), len(self._words)

@@ -138,7 +138,7 @@ def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int,
             raise DataError(
                 f"data.partition-column={column!r} is no column; the data has {', '.join(rows.column_names)}"
             )
-        values = rows[column]
+        values = rows[column][:]  # at once: a column by itself is read row by row
         names = set(_natural_names(settings)[partition_id::num_partitions])
         return rows.select([i for i, value in enumerate(values) if str(value) in names])
     partitioner: Any
@@ -166,7 +166,7 @@ def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int,
 
 def _natural_names(settings: DataSettings) -> list[str]:
     train = _split(settings.source, settings.subset, settings.train_split)
-    return sorted({str(value) for value in train[settings.partition_column]})
+    return sorted({str(value) for value in train[settings.partition_column][:]})
 
 
 def _iid(settings: DataSettings) -> DataSettings:
@@ -177,7 +177,7 @@ def _label_column(rows: datasets.Dataset, settings: Settings) -> Any:
     name = settings.data.label_column
     if name not in rows.column_names:
         raise DataError(f"data.label-column={name!r} is no column; the data has {', '.join(rows.column_names)}")
-    return _Column(rows[name], rows.features[name])
+    return _Column(rows[name][:], rows.features[name])
 
 
 class _Column(list[Any]):

@@ -99,7 +99,7 @@ def test_a_secret_rotation_hides_from_a_look_and_falls_to_leaked_pairs(audited) 
     assert attacks["label: rotated Δy, one leaked pair a class"]["value"] == 1.0
     assert attacks["text: nearest of candidates"]["high"] < plain["text: nearest of candidates"]["low"]
     broken = [one["value"] for name, one in attacks.items() if name.startswith("key: texts looked up after")]
-    assert broken[-1] > 5 * broken[0]
+    assert broken[-1] > broken[0] + 0.2
     named = [word for one in found["cells"] for word in one["settings"] if word.startswith("privacy.mixing")]
     assert all(word.endswith("=") for word in named)  # no key and no file of one
     assert not [name for name in plain if name.startswith("key:")]
