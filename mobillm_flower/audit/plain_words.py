@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+_NETWORK = "label: trained side network"
+_NO_PAIR, _AFTER = "key: texts looked up, aligned to public text", "key: texts looked up after"
+_BROKEN = 0.9
 Statement = tuple[str, str]
 """What it is about, and what was found."""
 
@@ -28,6 +31,7 @@ def plain_words(found: Mapping[str, Any]) -> list[Statement]:
         ("labels, from activations and class shares", "label: clusters and class shares"),
         ("labels, from activations and one leaked pair a class", "label: clusters and one leaked pair a class"),
         ("words of a text", "text: words"),
+        ("words of a text in their order", "text: sequence"),
         ("which of many suspected texts it is", "text: nearest of candidates"),
         ("whose upload it is, without the pseudonym", "device: which one"),
         ("that two uploads are of one device, without the pseudonym", "device: two uploads of one"),
@@ -49,6 +53,7 @@ def plain_words(found: Mapping[str, Any]) -> list[Statement]:
         ),
         ("The guarantee", _guarantee(cell["epsilon"])),
         ("The floor", " ".join(_floor(attacks))),
+        *_rotation(found["cells"]),
         ("What is not protected", _outside()),
         ("How long it is kept", _kept(float(found["retention_days"]))),
         ("What forgetting can undo", _forget()),
@@ -74,12 +79,29 @@ def _guarantee(epsilon: Mapping[str, Any]) -> str:
 
 
 def _floor(attacks: Mapping[str, Any]) -> Iterator[str]:
-    one = attacks["label: trained side network"]
+    one = attacks.get(f"{_NETWORK}, one leaked pair a class", attacks[_NETWORK])  # read as well as can be
     yield (
         f"The trained side network tells the label of an upload in {one['value']:.0%} of the cases (guessing the most "
         f"frequent class: {one['baseline']:.0%})."
     )
     yield "What the network was made to tell, no mechanism can keep from who has it and the activations."
+
+
+def _rotation(cells: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
+    """Say what the first cell with a secret rotation showed."""
+    rotated = [cell["attacks"] for cell in cells if not cell["skipped"] and _NO_PAIR in cell["attacks"]]
+    if not rotated:
+        return
+    attacks = rotated[0]
+    found = {int(name.split()[-3]): one["value"] for name, one in attacks.items() if name.startswith(_AFTER)}
+    enough = [pairs for pairs, value in sorted(found.items()) if value >= _BROKEN]
+    pairs = enough[0] if enough else max(found)
+    looked, named = (attacks[f"label: {how}"]["value"] for how in ("argmax Δy", "rotated Δy, one leaked pair a class"))
+    yield (
+        "A secret rotation (privacy.mixing)",
+        f"Obfuscation. argmax Δy names {looked:.0%} of the labels under it, one leaked pair a class {named:.0%}. Once "
+        f"it is recovered from {pairs} leaked samples, {found[pairs]:.0%} of the other texts are looked up.",
+    )
 
 
 def _outside() -> str:

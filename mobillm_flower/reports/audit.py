@@ -19,6 +19,8 @@ _LABELS = (
     "label: argmax Δy",
     "label: clusters and class shares",
     "label: clusters and one leaked pair a class",
+    "label: rotated Δy, clusters and class shares",
+    "label: rotated Δy, one leaked pair a class",
     "label: side network and released label",
 )
 _WORDS = ("text: words", "text: words, decoder of clean text", "text: words, decoder that knows the noise")

@@ -39,6 +39,28 @@ def test_a_guarantee_is_named_or_why_there_is_none() -> None:
     assert dict(plain_words(private))["The guarantee"].startswith("ε = 8, δ = 0 for one sample")
 
 
+def test_a_rotation_is_said_to_hide_little_and_when_it_is_broken() -> None:
+    assert not [title for title, _ in plain_words(found()) if "rotation" in title]
+    rotated = {
+        "label: argmax Δy": attack(0.1, 0.25),
+        "label: trained side network": attack(0.1, 0.25),
+        "label: trained side network, one leaked pair a class": attack(0.7, 0.25),
+        "label: rotated Δy, one leaked pair a class": attack(0.98, 0.25),
+        "key: texts looked up, aligned to public text": attack(0.01, 0.0),
+        "key: texts looked up after 16 leaked pairs": attack(0.6, 0.0),
+        "key: texts looked up after 32 leaked pairs": attack(0.95, 0.0),
+        "key: texts looked up after 64 leaked pairs": attack(1.0, 0.0),
+    }
+    asked = found()
+    asked["cells"].append({"skipped": "", "attacks": rotated, "epsilon": asked["cells"][0]["epsilon"]})
+    said = dict(plain_words(asked))["A secret rotation (privacy.mixing)"]
+    assert "argmax Δy names 10% of the labels under it, one leaked pair a class 98%" in said
+    assert "recovered from 32 leaked samples, 95% of the other texts" in said
+    assert "75%" in dict(plain_words(asked))["The floor"]
+    asked["cells"] = asked["cells"][1:]
+    assert "70%" in dict(plain_words(asked))["The floor"]
+
+
 def test_how_long_it_is_kept_is_the_runs_own() -> None:
     assert "cache.retention-days = 0" in dict(plain_words(found()))["How long it is kept"]
     assert "older than 30 days" in dict(plain_words(found(retention_days=30.0)))["How long it is kept"]
