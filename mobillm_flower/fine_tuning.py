@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones.backbone import output_mask
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
 from mobillm_flower.errors import SettingsError, UnsupportedError
@@ -92,17 +93,17 @@ class FineTunedModel(nn.Module):
         self.head = nn.Linear(backbone.info.width, contract.num_outputs, device=backbone.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        words = backbone.label_head
-        if words is not None:
-            self.head.weight.data.copy_(words[0])
-            if words[1] is not None:
-                self.head.bias.data.copy_(words[1])
+        if backbone.predictor is not None:
+            words: Any = backbone.predictor.get_output_embeddings()  # type: ignore[operator]
+            self.head.weight.data.copy_(words.weight)
+            if words.bias is not None:
+                self.head.bias.data.copy_(words.bias)
         self._flops: dict[tuple[Any, ...], int] = {}
         self._initial: dict[str, Tensor] | None = None
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return scores [B, K] float32 of padded inputs: the head on the last layer's mean, or last token (causal)."""
-        return self.pooled(self.model(**inputs).last_hidden_state, inputs["attention_mask"])
+        return self.pooled(self.model(**inputs).last_hidden_state, output_mask(inputs))
 
     def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return the head's scores [B, K] of last hidden states [B, T, d_b]."""

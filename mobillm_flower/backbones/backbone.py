@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +42,7 @@ class Backbone:
     Parameters
     ----------
     model : nn.Module
-        What is called; frozen and in evaluation mode.
+        The bare model; frozen and in evaluation mode.
     stack : sequence of nn.Module
         Its layers 1..L.
     stack_name : str
@@ -51,9 +51,12 @@ class Backbone:
         transformers' tokenizer of the model.
     info : BackboneInfo
         What the model is.
+    predictor : nn.Module or None
+        `model` with a head whose logits, [B, K] or the last token's of [B, T, K], are the base logits.
     label_head : tuple of Tensor or None
-        Weight [K, d_b] and bias [K] (or None) that turn the last token's final state into the base logits; None where
-        the model has its own head, or none.
+        Weight [K, d_b] and bias [K] (or None) that turn the last token's final state into the base logits.
+    decoder_start : int or None
+        First token of the decoder where the model is an encoder-decoder: the one token whose states are kept.
     token_budget : int
         Most tokens of a forward batch, padding included.
     device : torch.device
@@ -71,7 +74,9 @@ class Backbone:
         stack_name: str,
         tokenizer: Any,
         info: BackboneInfo,
+        predictor: nn.Module | None,
         label_head: tuple[Tensor, Tensor | None] | None,
+        decoder_start: int | None,
         token_budget: int,
         device: torch.device,
     ) -> None:
@@ -82,7 +87,9 @@ class Backbone:
         self.info = info
         self.token_budget = token_budget
         self.device = device
+        self.predictor = predictor
         self.label_head = label_head
+        self._decoder_start = decoder_start
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -136,7 +143,7 @@ class Backbone:
             kept, batch_logits = self._forward([samples[i] for i in batch], layers, select)
             for row, i in enumerate(batch):
                 length = len(samples[i]["input_ids"]) if select.per_token else 1
-                # [B, T, M, P, d] -> [T, M, P, d] without the padding
+                # [B, T, M, P, d] -> [T, M, P, d] without the padding; a decoder behind an encoder has one token
                 sample = kept[row, :length].float().cpu()
                 activations[i] = transform(sample) if transform else sample
                 if batch_logits is not None:
@@ -148,8 +155,9 @@ class Backbone:
         """Return how many tokens the model can place; None where there is no limit that it states."""
         config: Any = self.model.config
         limit: int | None = getattr(config, "max_position_embeddings", None)
-        if limit and self.info.family in ("roberta", "xlm-roberta", "camembert"):
-            limit -= config.pad_token_id + 1  # their positions are counted from behind the padding's
+        for name, module in self.model.named_modules():
+            if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                limit -= module.padding_idx + 1  # RoBERTa and its kin count positions from behind the padding's
         return limit
 
     def padded_batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Tensor]]:
@@ -175,25 +183,27 @@ class Backbone:
     ) -> tuple[Tensor, Tensor | None]:
         """Return pivots [B, T, M, P, d] (T = 1 except per token) and the base logits [B, K]."""
         inputs = self.pad(batch)
-        mask = inputs["attention_mask"]
+        mask = output_mask(inputs)
         kept: list[Tensor] = []
 
         def take(hidden: Tensor) -> None:
             kept.append(_own(select.select(hidden, mask), hidden))
 
-        with _hooks([self.stack[layer - 1] for layer in layers], take):
-            output = self.model(**inputs)
+        with _hooks(self.stack, layers, take):
+            output = (self.predictor or self.model)(**inputs)
         stacked = torch.stack(kept, 1)  # [B, M, P or T, d]
         stacked = stacked.transpose(1, 2).unsqueeze(3) if select.per_token else stacked.unsqueeze(1)
         return stacked, self._base_logits(output, mask)
 
     def _base_logits(self, output: Any, mask: Tensor) -> Tensor | None:
-        if self.label_head is None:
-            return output.logits if self.info.base_prediction == "classifier" else None
-        weight, bias = self.label_head
-        hidden = output.last_hidden_state
-        last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1].float()  # [B, d]
-        return nn.functional.linear(last, weight, bias)
+        rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+        if self.label_head is not None:
+            weight, bias = self.label_head
+            return nn.functional.linear(output.last_hidden_state[rows, last].float(), weight, bias)
+        if self.predictor is None:
+            return None
+        logits: Tensor = output.logits
+        return logits if logits.dim() == 2 else logits[rows, last]
 
     def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Return the model's inputs [B, T] for tokenized samples, padded on the right, with their attention mask."""
@@ -210,6 +220,8 @@ class Backbone:
         inputs["attention_mask"] = torch.tensor(
             [[1] * len(s["input_ids"]) + [0] * (length - len(s["input_ids"])) for s in batch], device=self.device
         )
+        if self._decoder_start is not None:  # the encoder reads the sample, the decoder its first token
+            inputs["decoder_input_ids"] = torch.full((len(batch), 1), self._decoder_start, device=self.device)
         return inputs
 
 
@@ -218,14 +230,32 @@ def _own(selected: Tensor, hidden: Tensor) -> Tensor:
     return selected.clone() if selected.numel() < hidden.numel() else selected
 
 
+def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the mask [B, T] of 0/1 of a model's outputs, padded on the right: of an encoder-decoder the decoder's."""
+    start = inputs.get("decoder_input_ids")
+    return inputs["attention_mask"] if start is None else torch.ones_like(start)
+
+
 @contextmanager
-def _hooks(modules: Sequence[nn.Module], take: Any) -> Iterator[None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+def _hooks(stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand over what each of the layers leaves to the next; that of the last one before any final norm.
+
+    It is what the next layer reads, since a model may work on it in between (DeBERTa-v2's convolution does).
+    """
+
+    def before(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        take(inputs[0] if inputs else named["hidden_states"])
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
         take(output[0] if isinstance(output, tuple) else output)
 
     handles: list[RemovableHandle] = []
     try:
-        handles.extend(module.register_forward_hook(hook) for module in modules)
+        for layer in layers:
+            if layer < len(stack):
+                handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                handles.append(stack[-1].register_forward_hook(after))
         yield
     finally:
         for handle in handles:

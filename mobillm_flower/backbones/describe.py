@@ -31,7 +31,7 @@ class BackboneInfo:
     causal : bool
         Whether tokens see only their left; decides the default pivot.
     depth : int
-        L, the layers that were loaded.
+        L, the layers that were loaded; of an encoder-decoder those of the decoder.
     width : int
         d_b.
     precision : str
@@ -61,13 +61,32 @@ class BackboneInfo:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether a transformers config describes a decoder-only model, whatever head it was saved with.
+    """Whether the layers of a transformers config are a decoder's, whatever head it was saved with.
 
-    That is a family which transformers knows as a causal but not as a masked language model, or any with `is_decoder`.
+    That is an encoder-decoder (its decoder is the backbone), a family which transformers knows as a causal but not as a
+    masked language model, or any with `is_decoder`.
     """
     family = config.model_type
     only_causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return bool(getattr(config, "is_decoder", False)) or only_causal
+    return bool(config.is_encoder_decoder or getattr(config, "is_decoder", False)) or only_causal
+
+
+def depth_field(config: Any) -> str:
+    """Return the name under which a config holds L; of an encoder-decoder its decoder's.
+
+    Raises
+    ------
+    UnsupportedError
+        It holds none.
+    """
+    names = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ("num_hidden_layers",)
+    for name in names:
+        if getattr(config, name, None):
+            return name
+    raise UnsupportedError(
+        f"{config.model_type}: looked for {' or '.join(names)} in its configuration and found none; a backbone is one "
+        "stack of layers that reads text (of a model of text and images, its text model alone)"
+    )
 
 
 def layer_stack(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
@@ -76,23 +95,38 @@ def layer_stack(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:
     Raises
     ------
     UnsupportedError
-        There is none, or the model is an encoder-decoder.
+        There is none.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"{config.model_type} is an encoder-decoder; a backbone must be one stack of layers (an encoder such as "
-            "BERT or RoBERTa, or a decoder such as OPT, GPT-2, Llama or Qwen)"
-        )
-    depth = getattr(config, "num_hidden_layers", None)
+    field, side = depth_field(config), "decoder." if config.is_encoder_decoder else ""
+    depth = getattr(config, field)
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     for name, module in lists:
-        if len(module) == depth and depth:
+        if len(module) == depth and name.startswith(side):
             return name, module
     seen = ", ".join(f"{name} ({len(module)})" for name, module in lists) or "none"
     raise UnsupportedError(
-        f"{type(model).__name__}: looked for a torch.nn.ModuleList of {depth} layers (config.num_hidden_layers) and "
-        f"found {seen}; register a loader in BACKBONE_SOURCES that returns such a model"
+        f"{type(model).__name__}: looked for a torch.nn.ModuleList of {depth} layers (config.{field}) and found "
+        f"{seen}; register a loader in BACKBONE_SOURCES that returns such a model"
     )
+
+
+def decoder_start(config: Any) -> int | None:
+    """Return the token that an encoder-decoder's decoder begins with; None for other models.
+
+    Raises
+    ------
+    UnsupportedError
+        Its configuration names none.
+    """
+    if not config.is_encoder_decoder:
+        return None
+    start = getattr(config, "decoder_start_token_id", None)
+    if not isinstance(start, int):
+        raise UnsupportedError(
+            f"{config.model_type}: decoder_start_token_id={start!r} in its config.json; write the token that its "
+            "decoder begins with (T5: that of the padding)"
+        )
+    return start
 
 
 def fingerprint(folder: Path, family: str, depth: int) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -23,7 +25,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.describe import BackboneInfo, fingerprint, is_causal, layer_stack
+from mobillm_flower.backbones.describe import (
+    BackboneInfo,
+    decoder_start,
+    depth_field,
+    fingerprint,
+    is_causal,
+    layer_stack,
+)
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -158,22 +167,22 @@ def load_backbone(
     where = choose_device(device)
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UnsupportedError(
                 f"{name}: transformers cannot load its configuration or tokenizer: {error}"
             ) from error
         _truncate(config, layers)
         config.use_cache = False
-        model, base_prediction, head = _load_model(folder, config, precision, where, num_labels, label_words, tokenizer)
-    base = getattr(model, "base_model", model)
-    for owner in (base, getattr(base, "decoder", None)):  # unused by us: a pooler over [CLS]
-        if base_prediction != "classifier" and owner is not None and getattr(owner, "pooler", None) is not None:
+        model, loaded = _load_model(folder, config, precision, where, num_labels, label_words, tokenizer)
+    for owner in (model, getattr(model, "decoder", None)):  # unused by us: a pooler over [CLS]
+        if loaded.predictor is None and owner is not None and getattr(owner, "pooler", None) is not None:
             owner.pooler = None
-    stack_name, stack = layer_stack(base, config)
-    model.eval()
-    model.requires_grad_(False)
+    stack_name, stack = layer_stack(model, config)
+    whole = loaded.predictor or model
+    whole.eval()
+    whole.requires_grad_(False)
     info = BackboneInfo(
         name=name,
         family=config.model_type,
@@ -182,7 +191,7 @@ def load_backbone(
         width=int(config.hidden_size),
         precision=precision,
         fingerprint=fingerprint(folder, config.model_type, len(stack)),
-        base_prediction=base_prediction,
+        base_prediction=loaded.base_prediction,
         revision=revision,
     )
     return Backbone(
@@ -191,22 +200,47 @@ def load_backbone(
         stack_name=stack_name,
         tokenizer=tokenizer,
         info=info,
-        label_head=head,
+        predictor=loaded.predictor,
+        label_head=loaded.label_head,
+        decoder_start=decoder_start(config),
         token_budget=token_budget,
         device=where,
     )
 
 
 def _truncate(config: Any, layers: int) -> None:
-    depth = getattr(config, "num_hidden_layers", None)
-    if not depth:
-        raise UnsupportedError(f"{config.model_type}: looked for num_hidden_layers in its configuration and found none")
+    field = depth_field(config)
+    depth = getattr(config, field)
     if layers > depth:
         raise SettingsError(f"backbone.layers={layers}, but the model has {depth} layers")
     if layers:
-        config.num_hidden_layers = layers
+        setattr(config, field, layers)
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """Where p_b comes from; see `BackboneInfo` and `Backbone`."""
+
+    base_prediction: str = "constant"
+    predictor: nn.Module | None = None
+    label_head: tuple[Tensor, Tensor | None] | None = None
+
+
+class _LabelWords(nn.Linear):
+    """The label words' rows of an LM head, in float32, in the head's place: the model's own scaling comes after it."""
+
+    def __init__(self, head: nn.Linear, ids: Sequence[int]) -> None:
+        super().__init__(head.weight.shape[1], len(ids), bias=head.bias is not None, device="meta")
+        rows = torch.tensor(ids, device=head.weight.device)
+        self.weight = nn.Parameter(head.weight.detach()[rows].float())
+        if head.bias is not None:
+            self.bias = nn.Parameter(head.bias.detach()[rows].float())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits [..., K] float32."""
+        return super().forward(hidden.float())
 
 
 def _load_model(
@@ -217,9 +251,13 @@ def _load_model(
     num_labels: int,
     label_words: Sequence[str],
     tokenizer: Any,
-) -> tuple[nn.Module, str, tuple[Tensor, Tensor | None] | None]:
-    """Return the module to call, where p_b comes from, and the label words' rows of the LM head."""
-    options: dict[str, Any] = {"config": config, "dtype": _DTYPES.get(precision, torch.float32)}
+) -> tuple[nn.Module, _Prediction]:
+    """Return the bare model, and where p_b comes from."""
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": _DTYPES.get(precision, torch.float32),
+        "trust_remote_code": False,
+    }
     if precision in ("int8", "nf4", "fp4"):
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
         options["device_map"] = {"": str(device)}
@@ -236,48 +274,62 @@ def _load_model(
     elif precision not in _DTYPES:
         raise SettingsError(f"backbone.precision={precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
     names = " ".join(getattr(config, "architectures", None) or [])
+    classifies = "ForSequenceClassification" in names and not config.is_encoder_decoder
     try:
         if label_words and is_causal(config):
-            whole = _complete(AutoModelForCausalLM, folder, options)
-            output = whole.get_output_embeddings()
-            ids = torch.tensor(label_token_ids(tokenizer, label_words), device=output.weight.device)
-            bias = getattr(output, "bias", None)
-            head = (
-                output.weight.detach()[ids].float().to(device),
-                None if bias is None else bias.detach()[ids].float().to(device),
-            )
-            model: nn.Module = whole.base_model
-            base_prediction: str = "label-words"
-        elif "ForSequenceClassification" in names and num_labels and config.num_labels == num_labels:
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            whole = _complete(kind, folder, options)
+            ids = label_token_ids(tokenizer, label_words)
+            whole.set_output_embeddings(_LabelWords(whole.get_output_embeddings(), ids))
+            if hasattr(whole, "final_logits_bias"):  # of BART and its kin
+                whole.final_logits_bias = whole.final_logits_bias[:, ids]
+            loaded = _Prediction("label-words", predictor=whole)
+        elif classifies and num_labels and config.num_labels == num_labels:
             whole = _complete(AutoModelForSequenceClassification, folder, options)
-            model, base_prediction, head = whole, "classifier", None
             if is_causal(config):  # its own pooling needs a padding token; ours reads the last token of each sample
                 score = whole.score.to(device)
-                head = (score.weight.detach().float(), None if score.bias is None else score.bias.detach().float())
-                model = whole.base_model
+                bias = None if score.bias is None else score.bias.detach().float()
+                loaded = _Prediction("classifier", label_head=(score.weight.detach().float(), bias))
+            else:
+                loaded = _Prediction("classifier", predictor=whole)
         else:
-            model = AutoModel.from_pretrained(folder, **options)
-            base_prediction, head = "constant", None
+            whole = _complete(AutoModel, folder, options)
+            loaded = _Prediction()
     except SettingsError:
         raise
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedError(f"{folder.name} ({config.model_type}): transformers cannot load it: {error}") from error
     if "device_map" not in options:
-        model = model.to(device)
-    return model, base_prediction, head
+        whole = whole.to(device)
+    _require_packable(whole, precision)
+    return getattr(whole, "base_model", whole), loaded
+
+
+def _require_packable(model: nn.Module, precision: str) -> None:
+    """Refuse what bitsandbytes would fail at in the first forward pass: 4 bits on processors with AVX512-BF16."""
+    for name, module in model.named_modules():
+        packs = getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
+        if packs and (module.in_features % 64 or module.out_features % 32):
+            raise UnsupportedError(
+                f"backbone.precision={precision}: on this processor bitsandbytes takes products of a multiple of 64 "
+                f"inputs and of 32 outputs, {name} has {module.in_features} and {module.out_features}; use int8"
+            )
 
 
 def _complete(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """Load a model with its head; a head that the weights lack would be random, and is refused."""
+    """Load a model; weights that the files lack would be random, and are refused. The pooler over [CLS] is not used."""
     model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UnsupportedError(
-            f"{folder.name}: its configuration names {', '.join(options['config'].architectures or ['a head'])}, but "
-            f"the weights lack {', '.join(missing[:3])}; a random head predicts nothing: give the whole checkpoint, or "
-            "remove `architectures` from its config.json to use the bare backbone"
-        )
-    return model
+    missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or "pooler" not in key)
+    if not missing:
+        return model
+    lack = f"the weights lack {', '.join(missing[:3])}"
+    if kind is AutoModel:
+        raise UnsupportedError(f"{folder.name}: {lack}; give a checkpoint of {type(model).__name__}")
+    named = ", ".join(options["config"].architectures or ["a head"])
+    raise UnsupportedError(
+        f"{folder.name}: its configuration names {named}, but {lack}; a random head predicts nothing: give the whole "
+        "checkpoint, or remove `architectures` from its config.json to use the bare backbone"
+    )
 
 
 def label_token_ids(tokenizer: Any, label_words: Sequence[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """Pivots: the few vectors a layer that stand for a sample (PAE MobiLLM, 2507.01216).
 
-A pivot sees one layer's hidden states while the forward pass runs, right-padded, and keeps a small part. To add
-one, write a function and register it::
+A pivot sees one layer's hidden states while the forward pass runs, and keeps a small part. Padding stands on the right
+on a device; the pivots here find a sample's tokens on either side. To add one, write a function and register it::
 
     @PIVOTS.register("first+last")
     @pivot(num_vectors=2)
@@ -28,7 +28,7 @@ class Pivot:
     Parameters
     ----------
     select : callable
-        (hidden [B, T, d], mask [B, T] of 0/1, right-padded) -> [B, P, d]. It must not mix samples.
+        (hidden [B, T, d], mask [B, T] of 0/1, padded on the right) -> [B, P, d]. It must not mix samples.
     num_vectors : int or None
         P; None where every token is kept and the number differs by sample.
     """
@@ -67,14 +67,15 @@ def pivot(*, num_vectors: int | None) -> Callable[[Callable[[Tensor, Tensor], Te
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """Last token that is not padding: the token in a causal model's loss."""
     rows = torch.arange(len(hidden), device=hidden.device)
-    return hidden[rows, mask.sum(1) - 1].unsqueeze(1)
+    return hidden[rows, mask.cumsum(1).argmax(1)].unsqueeze(1)
 
 
 @PIVOTS.register("first")
 @pivot(num_vectors=1)
-def first(hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - a pivot takes both
-    """First token: [CLS] of an encoder."""
-    return hidden[:, :1]
+def first(hidden: Tensor, mask: Tensor) -> Tensor:
+    """First token that is not padding: [CLS] of an encoder."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, mask.argmax(1)].unsqueeze(1)
 
 
 @PIVOTS.register("mean")
@@ -89,7 +90,7 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
 @pivot(num_vectors=2)
 def first_and_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """First token and mean, P = 2."""
-    return torch.cat([hidden[:, :1], mean.select(hidden, mask)], 1)
+    return torch.cat([first.select(hidden, mask), mean.select(hidden, mask)], 1)
 
 
 @PIVOTS.register("all")

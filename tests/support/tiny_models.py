@@ -31,7 +31,19 @@ _ENCODER = _COMMON | {
     "intermediate_size": 24,
     "max_position_embeddings": 64,
 }
-_LLAMA = _ENCODER | {"num_key_value_heads": 1, "tie_word_embeddings": False}
+_DEBERTA = _ENCODER | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+_DECODER = _ENCODER | {"tie_word_embeddings": True}
+_GROUPED = _DECODER | {"num_key_value_heads": 1, "head_dim": 8}
+_SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_T5 = _COMMON | {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", _ENCODER),
@@ -40,19 +52,85 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "DistilBertConfig",
         _COMMON | {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 64},
     ),
-    "opt": ("OPTConfig", _ENCODER | {"ffn_dim": 24, "word_embed_proj_dim": 16}),
-    "opt-projected": ("OPTConfig", _ENCODER | {"ffn_dim": 24, "word_embed_proj_dim": 8}),
+    "deberta": ("DebertaConfig", _DEBERTA),
+    "deberta-v2": (
+        "DebertaV2Config",
+        _DEBERTA | {"conv_kernel_size": 3, "conv_act": "gelu", "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
+    ),
+    "deberta-v3": (
+        "DebertaV2Config",
+        _DEBERTA | {"share_att_key": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"},
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        _ENCODER
+        | {
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "local_attention": 4,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "opt": ("OPTConfig", _DECODER | {"ffn_dim": 24, "word_embed_proj_dim": 16}),
+    "opt-projected": (
+        "OPTConfig",
+        _DECODER | {"ffn_dim": 24, "word_embed_proj_dim": 8, "do_layer_norm_before": False},
+    ),
     "gpt2": ("GPT2Config", _COMMON | {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64}),
-    "llama": ("LlamaConfig", _LLAMA),
-    "qwen2": ("Qwen2Config", _LLAMA),
+    "gpt-neox": ("GPTNeoXConfig", _DECODER | {"tie_word_embeddings": False}),
+    "llama": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": False}),
+    "smollm": ("LlamaConfig", _GROUPED),
+    "mistral": ("MistralConfig", _GROUPED | {"sliding_window": 4, "tie_word_embeddings": False}),
+    "qwen2": ("Qwen2Config", _GROUPED | {"tie_word_embeddings": False}),
+    "qwen2-sliding": ("Qwen2Config", _GROUPED | _SLIDING | {"use_sliding_window": True}),
+    "qwen3": ("Qwen3Config", _GROUPED),
+    "gemma2": ("Gemma2Config", _GROUPED | _SLIDING | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3TextConfig", _GROUPED | _SLIDING | {"query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", _DECODER | {"sliding_window": 4, "tie_word_embeddings": False}),
+    "phi4": ("Phi3Config", _DECODER | {"num_key_value_heads": 1}),
+    "t5": ("T5Config", _T5),
+    "flan-t5": ("T5Config", _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": (
+        "BartConfig",
+        _COMMON
+        | {
+            "d_model": 16,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24,
+            "max_position_embeddings": 64,
+            "decoder_start_token_id": 0,
+        },
+    ),
 }
-ENCODERS = ("bert", "roberta", "distilbert")
-DECODERS = ("opt", "opt-projected", "gpt2", "llama", "qwen2")
+ENCODERS = ("bert", "roberta", "distilbert", "deberta", "deberta-v2", "deberta-v3", "modernbert")
+ENCODER_DECODERS = ("t5", "flan-t5", "bart")
+DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS + ENCODER_DECODERS)
+LM_HEADS = dict.fromkeys(DECODERS, "AutoModelForCausalLM") | dict.fromkeys(ENCODER_DECODERS, "AutoModelForSeq2SeqLM")
+"""What loads a row with its language model's head; encoders have none that we use."""
 
 
-def make_config(name: str, **changes: Any) -> Any:
+_WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "dim",
+    "hidden_dim",
+    "ffn_dim",
+    "word_embed_proj_dim",
+    "n_embd",
+    "head_dim",
+)
+_WIDTHS += ("d_model", "d_kv", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "query_pre_attn_scalar")
+
+
+def make_config(name: str, *, widen: int = 1, **changes: Any) -> Any:
+    """The configuration of a row, `widen` times as wide: bitsandbytes wants widths that are multiples of 64."""
     kind, values = CONFIGS[name]
-    return getattr(transformers, kind)(**{**values, **changes})
+    wide = {key: value * widen if key in _WIDTHS else value for key, value in values.items()}
+    return getattr(transformers, kind)(**{**wide, **changes})
 
 
 def make_model(config: Any, auto: str, seed: int = 0) -> nn.Module:
@@ -62,6 +140,8 @@ def make_model(config: Any, auto: str, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
     return model.eval()
 
 
@@ -105,7 +185,9 @@ def save_tokenizer(folder: Path, *, adds_special_tokens: bool) -> None:
 
 
 def save_tiny(folder: Path, name: str, *, auto: str = "", seed: int = 0, **changes: Any) -> Path:
-    """Save a tiny model of a family in `CONFIGS`; decoders with their LM head, as hub checkpoints are."""
-    auto = auto or ("AutoModelForCausalLM" if name in DECODERS else "AutoModel")
+    """Save a tiny model of a row in `CONFIGS`; decoders with their LM head, as hub checkpoints are."""
+    auto = auto or LM_HEADS.get(name, "AutoModel")
     model = make_model(make_config(name, **changes), auto, seed)
+    if name == "flan-t5" and auto == "AutoModelForSeq2SeqLM":  # transformers ties every T5 that it makes
+        model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     return save_model(folder, model, adds_special_tokens=name in ENCODERS)

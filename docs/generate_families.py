@@ -1,0 +1,29 @@
+"""Put the table into `docs/reference/families.md`, from the models of the conformance suite."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference" / "families.md"
+
+
+def written(page: str, head: list[str], rows: list[list[str]]) -> str:
+    """Return the page with its table, which stands between its two comments."""
+    start, end = "<!-- families -->\n", "<!-- end -->"
+    before, found_start, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not (found_start and found_end):
+        raise SystemExit(f"{PAGE.name} must hold <!-- families --> … <!-- end -->")
+    table = "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *rows])
+    return f"{before}{start}\n{table}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from tests.support.families import HEAD, all_cells
+
+    with tempfile.TemporaryDirectory() as folder:
+        PAGE.write_text(written(PAGE.read_text("utf-8"), HEAD, all_cells(Path(folder))), "utf-8")
