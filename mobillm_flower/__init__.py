@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         UploadAll,
         make_strategy,
     )
-    from mobillm_flower.tasks import METRICS, TASKS
+    from mobillm_flower.tasks import METRICS, TASKS, TOKEN_METRICS
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ _HOME = {
     "FedBitFit": "strategies",
     "FedKSeed": "strategies",
     "FedLoRA": "strategies",
+    "TOKEN_METRICS": "tasks",
     "FedMobiLLM": "strategies",
     "MobiLLM": "strategies",
     "PaeMobiLLM": "strategies",
@@ -74,6 +75,7 @@ __all__ = [
     "FedBitFit",
     "FedKSeed",
     "FedLoRA",
+    "TOKEN_METRICS",
     "FedMobiLLM",
     "MobiLLM",
     "PaeMobiLLM",

@@ -15,17 +15,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
+from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core import discriminant as _  # noqa: F401 - registers itself
+from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import ActivationBatch, SideNetworkConfig, state_for
 from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
+from mobillm_flower.tasks.language import read_tokens
+from mobillm_flower.tasks.metrics import TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, measure, render
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = 1
+_READ = 64  # samples of language modelling whose activations are held at a time
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class PredictionRule:
     Parameters
     ----------
     loss : {"square", "logit"}
-        p_b + s/c, or log p_b + s. Objective `label` uses "logit" for classes and "square" for numbers.
+        p_b + s/c, or log p_b + s. Objective `label` uses "logit" for classes and "square" for numbers. For tokens
+        "square", with the last hidden state in the place of p_b.
     scale : float
         c.
     use_base : bool
@@ -138,7 +144,14 @@ class SideTunedModel:
         >>> model = SideTunedModel.from_pretrained("runs/demo/side_network")  # doctest: +SKIP
         >>> model.predict("wake me at six").labels  # doctest: +SKIP
         ['alarm']
+
+        Raises
+        ------
+        UnsupportedError
+            The model predicts tokens: see `generate`.
         """
+        if self.contract.per_token:
+            raise UnsupportedError("a language model has no labels to predict; use generate")
         texts = [texts] if isinstance(texts, str) else list(texts)
         pairs = [pairs] if isinstance(pairs, str) else pairs
         samples = Samples(texts, None if pairs is None else list(pairs), torch.zeros(len(texts)))
@@ -182,8 +195,39 @@ class SideTunedModel:
         return other
 
     def evaluate(self, samples: Samples) -> float:
-        """Return the contract's metric on labelled samples."""
+        """Return the contract's metric on labelled samples, or on prompts with responses."""
+        if self.contract.per_token:
+            return TOKEN_METRICS[self.contract.metric](self.log_probabilities(samples).numpy())
         return measure(self.scores(samples), samples.labels, self.contract)
+
+    def log_probabilities(self, samples: Samples) -> Tensor:
+        """Return log p of each token in the loss of all samples, [N] float32 in nats: language modelling.
+
+        The texts are run through the backbone a few at a time.
+        """
+        head = self._head
+        found = [torch.zeros(0)]
+        for start in range(0, len(samples), _READ):
+            part = samples.take(range(start, min(len(samples), start + _READ)))
+            activations, labels = read_tokens(self.backbone, part, self.contract, self.spec)
+            rows = torch.cat(activations).flatten(2)  # [N, M, 1, d_b] -> [N, M, d_b]
+            with torch.inference_mode():
+                inputs = head.inputs(self._tuned(rows))
+                found.append(log_probabilities(inputs, torch.cat(labels).to(head.device), head).cpu())
+        return torch.cat(found)
+
+    @property
+    def _head(self) -> LanguageHead:
+        if self.backbone.head is None:
+            raise UnsupportedError("the backbone was loaded without its language-model head, or the task has labels")
+        return self.backbone.head
+
+    def _tuned(self, rows: Tensor) -> Tensor:
+        """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b]."""
+        last = rows[:, -1]
+        if self.side_network is None:
+            return last
+        return self.rule.scores(self.side_network([ActivationBatch(self.spec.backbone, rows)]), last)
 
     def _batch(self, activations: Sequence[Tensor]) -> ActivationBatch:
         rows = self._mixed(torch.cat(list(activations))).flatten(2).float()  # [N, M, P·d]; a projection is float64
@@ -257,6 +301,7 @@ class SideTunedModel:
                 token_budget=token_budget,
                 num_labels=contract.num_outputs,
                 label_words=contract.label_words,
+                language_model=contract.per_token,
             )
         found = backbone.info.fingerprint
         if found not in specs:
@@ -357,7 +402,11 @@ def save_side_network(
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     names = ", ".join(info["name"] for info in backbones.values())
     count = sum(tensor.numel() for tensor in state.values())
-    task = f"{contract.kind}, " + (f"{len(contract.labels)} labels" if contract.labels else "one number")
+    outputs = (
+        "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
+    )
+    task = f"{contract.kind}, {outputs}"
+    example = 'generate("a prompt")' if contract.per_token else 'predict("a text").labels'
     (folder / _CARD).write_text(
         f"""---
 library_name: mobillm-flower
@@ -371,7 +420,7 @@ width {side_config.width}, bottleneck {side_config.bottleneck}. Task: {task}; me
 
     from mobillm_flower import SideTunedModel
     model = SideTunedModel.from_pretrained("this folder")
-    model.predict("a text").labels
+    model.{example}
 
 It works with the backbone it was trained for and no other (checked by fingerprint). It was trained on activations of
 other people's data: what can be learned about that data from this file has not been bounded unless the run's

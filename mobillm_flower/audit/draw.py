@@ -81,15 +81,16 @@ def load_devices(settings: Settings, number: int = 0) -> list[LocalData]:
     Raises
     ------
     UnsupportedError
-        The task is a regression.
+        The task is a regression, or language modelling.
     DataError
         The data is not on this machine.
     """
     number = number or settings.data.num_devices
     devices = [load_local_data(settings, i, number) for i in range(number)]
-    if devices[0].contract.is_regression:
+    if not devices[0].contract.labels:
         raise UnsupportedError(
-            "mobillm audit attacks classes; task.kind=regression sends the number itself, or how far"
+            f"mobillm audit attacks classes; task.kind={settings.task.kind} has none: a regression sends the number "
+            "itself or how far off the base is, language modelling the tokens themselves or a correction towards them"
         )
     return devices
 

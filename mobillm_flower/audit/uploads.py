@@ -57,8 +57,11 @@ class RememberingBackbone(Backbone):
         layers: Sequence[int],
         pivot: str,
         transform: Callable[[Tensor], Tensor] | None = None,
+        kept: Sequence[slice] | None = None,
     ) -> Extraction:
         """Return what `Backbone.extract` does, computed once a text."""
+        if kept is not None:
+            return self._inner.extract(samples, layers=layers, pivot=pivot, transform=transform, kept=kept)
         keys = [(tuple(layers), pivot, *((n, tuple(v)) for n, v in sorted(s.items()))) for s in samples]
         fresh = list({key: i for i, key in enumerate(keys) if key not in self._known}.items())
         if fresh:
@@ -69,9 +72,9 @@ class RememberingBackbone(Backbone):
             for row, (key, _) in enumerate(fresh):
                 own = None if found.base_logits is None else found.base_logits[row]
                 self._known[key] = (found.activations[row], own)
-        kept = [self._known[key] for key in keys]
-        activations = [transform(a) if transform else a for a, _ in kept]
-        logits = [one for _, one in kept if one is not None]
+        known = [self._known[key] for key in keys]
+        activations = [transform(a) if transform else a for a, _ in known]
+        logits = [one for _, one in known if one is not None]
         return Extraction(activations, torch.stack(logits) if logits else None)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core.pivots import PIVOTS, Pivot
 from mobillm_flower.errors import DataError, SettingsError
 
@@ -61,6 +62,10 @@ class Backbone:
         Most tokens of a forward batch, padding included.
     device : torch.device
         Where the model is.
+    language_model
+        transformers' causal model around `model`, where it was loaded with its head.
+    head : LanguageHead or None
+        That head.
     """
 
     engine = "torch"
@@ -79,6 +84,8 @@ class Backbone:
         decoder_start: int | None,
         token_budget: int,
         device: torch.device,
+        language_model: Any = None,
+        head: LanguageHead | None = None,
     ) -> None:
         self.model = model
         self.stack = stack
@@ -90,6 +97,7 @@ class Backbone:
         self.predictor = predictor
         self.label_head = label_head
         self._decoder_start = decoder_start
+        self.language_model, self.head = language_model, head
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -103,9 +111,7 @@ class Backbone:
         SettingsError
             `max_length` is beyond the model's positions.
         """
-        positions = self._positions()
-        if positions and max_length > positions:
-            raise SettingsError(f"task.max-length={max_length}, but {self.info.name} has {positions} positions")
+        self.check_length(max_length)
         arguments = [list(texts)] + ([list(pairs)] if pairs is not None else [])
         encoded = self.tokenizer(*arguments, truncation=True, max_length=max_length, padding=False)
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
@@ -115,6 +121,12 @@ class Backbone:
                 raise DataError(f"sample {i} has no tokens; remove empty texts from the data")
         return samples
 
+    def check_length(self, max_length: int) -> None:
+        """Raise SettingsError where `max_length` is beyond the model's positions."""
+        positions = self._positions()
+        if positions and max_length > positions:
+            raise SettingsError(f"task.max-length={max_length}, but {self.info.name} has {positions} positions")
+
     def extract(
         self,
         samples: Sequence[dict[str, list[int]]],
@@ -122,6 +134,7 @@ class Backbone:
         layers: Sequence[int],
         pivot: str,
         transform: Callable[[Tensor], Tensor] | None = None,
+        kept: Sequence[slice] | None = None,
     ) -> Extraction:
         """Run samples forward and keep the pivots of the sampled layers.
 
@@ -135,16 +148,18 @@ class Backbone:
             A name in `PIVOTS`.
         transform : callable, optional
             From `public_transform`: applied to each sample's activations.
+        kept : sequence of slice, optional
+            With a pivot that keeps every token: which of each sample's tokens.
         """
         select = PIVOTS[pivot]
         activations: list[Tensor | None] = [None] * len(samples)
         logits: list[Tensor | None] = [None] * len(samples)
         for batch in self.batches(samples):
-            kept, batch_logits = self._forward([samples[i] for i in batch], layers, select)
+            pivots, batch_logits = self._forward([samples[i] for i in batch], layers, select)
             for row, i in enumerate(batch):
                 length = len(samples[i]["input_ids"]) if select.per_token else 1
                 # [B, T, M, P, d] -> [T, M, P, d] without the padding; a decoder behind an encoder has one token
-                sample = kept[row, :length].float().cpu()
+                sample = pivots[row, :length][kept[i] if kept else slice(None)].float().cpu()
                 activations[i] = transform(sample) if transform else sample
                 if batch_logits is not None:
                     logits[i] = batch_logits[row].float().cpu()

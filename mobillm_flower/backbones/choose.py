@@ -67,6 +67,7 @@ def choose(
     pivot: str = "auto",
     num_labels: int = 0,
     label_words: Sequence[str] = (),
+    language_model: bool = False,
 ) -> Choice:
     """Return the backbone that a device runs.
 
@@ -81,7 +82,7 @@ def choose(
         For `by-partition`.
     max_length, pivot : int, str
         Tokens of the samples that are measured, and `all` where every token's activations are kept.
-    num_labels, label_words
+    num_labels, label_words, language_model
         As in `load_backbone`.
 
     Raises
@@ -104,8 +105,9 @@ def choose(
         "token_budget": settings.token_budget,
         "num_labels": num_labels,
         "label_words": list(label_words),
+        "language_model": language_model,
         "max_length": max_length,
-        "per_token": pivot == "all",
+        "per_token": pivot == "all" or language_model,
     }
     choices = sorted(set(settings.choices))
     question = {"choices": choices, "layers": settings.layers, "memory_mib": settings.memory_mib, **asked}

@@ -39,9 +39,11 @@ class BackboneInfo:
     fingerprint : str
         64 hex digits over the weight files and the layers kept: the backbone's type, whatever its precision.
     base_prediction : str
-        Where p_b comes from: "label-words", "classifier" or "constant".
+        Where p_b comes from: "label-words", "classifier" or "constant"; "head" where tokens are predicted.
     revision : str
         Of a hub model, where the settings name one.
+    vocabulary, head_width : int
+        V and d_u, what the language-model head that was loaded with it maps to and from; 0 without one.
     """
 
     name: str
@@ -53,10 +55,14 @@ class BackboneInfo:
     fingerprint: str
     base_prediction: str
     revision: str = ""
+    vocabulary: int = 0
+    head_width: int = 0
 
     @property
     def default_pivot(self) -> str:
-        """`last` for causal models, whose last token is the one in the loss; `first+mean` for encoders."""
+        """`last` for causal models, whose last token is in the loss; `first+mean` for encoders; `all` with a head."""
+        if self.vocabulary:
+            return "all"
         return "last" if self.causal else "first+mean"
 
 

@@ -33,6 +33,7 @@ from mobillm_flower.backbones.describe import (
     is_causal,
     layer_stack,
 )
+from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -138,6 +139,7 @@ def load_backbone(
     token_budget: int = 4096,
     num_labels: int = 0,
     label_words: Sequence[str] = (),
+    language_model: bool = False,
 ) -> Backbone:
     """Load a frozen backbone, ready to run forward.
 
@@ -157,6 +159,8 @@ def load_backbone(
         K of the task; a checkpoint with a trained classification head of K classes then predicts p_b.
     label_words : sequence of str
         One word a label; a causal model then predicts p_b from the first token of each word.
+    language_model : bool
+        Keep the language-model head, to predict tokens.
 
     Raises
     ------
@@ -175,14 +179,17 @@ def load_backbone(
             ) from error
         _truncate(config, layers)
         config.use_cache = False
-        model, loaded = _load_model(folder, config, precision, where, num_labels, label_words, tokenizer)
+        model, loaded = _load_model(
+            folder, config, precision, where, num_labels, label_words, tokenizer, language_model
+        )
     for owner in (model, getattr(model, "decoder", None)):  # unused by us: a pooler over [CLS]
         if loaded.predictor is None and owner is not None and getattr(owner, "pooler", None) is not None:
             owner.pooler = None
     stack_name, stack = layer_stack(model, config)
-    whole = loaded.predictor or model
+    whole = loaded.predictor or loaded.language_model or model
     whole.eval()
     whole.requires_grad_(False)
+    head = LanguageHead(whole, stack[-1]) if language_model else None
     info = BackboneInfo(
         name=name,
         family=config.model_type,
@@ -193,6 +200,8 @@ def load_backbone(
         fingerprint=fingerprint(folder, config.model_type, len(stack)),
         base_prediction=loaded.base_prediction,
         revision=revision,
+        vocabulary=head.vocabulary if head else 0,
+        head_width=head.width if head else 0,
     )
     return Backbone(
         model=model,
@@ -205,7 +214,27 @@ def load_backbone(
         decoder_start=decoder_start(config),
         token_budget=token_budget,
         device=where,
+        language_model=loaded.language_model,
+        head=head,
     )
+
+
+def load_head(name: str, *, revision: str = "", device: str = "cpu") -> LanguageHead:
+    """Load what follows a causal language model's last layer, in float32; of its layers only the first is loaded.
+
+    Parameters
+    ----------
+    name, revision, device : str
+        As in `load_backbone`.
+
+    Raises
+    ------
+    SettingsError, UnsupportedError
+        As in `load_backbone`.
+    """
+    backbone = load_backbone(name, revision=revision, layers=1, device=device, language_model=True)
+    assert backbone.head is not None
+    return backbone.head
 
 
 def _truncate(config: Any, layers: int) -> None:
@@ -226,6 +255,7 @@ class _Prediction:
     base_prediction: str = "constant"
     predictor: nn.Module | None = None
     label_head: tuple[Tensor, Tensor | None] | None = None
+    language_model: nn.Module | None = None
 
 
 class _LabelWords(nn.Linear):
@@ -251,6 +281,7 @@ def _load_model(
     num_labels: int,
     label_words: Sequence[str],
     tokenizer: Any,
+    language_model: bool,
 ) -> tuple[nn.Module, _Prediction]:
     """Return the bare model, and where p_b comes from."""
     options: dict[str, Any] = {
@@ -275,8 +306,16 @@ def _load_model(
         raise SettingsError(f"backbone.precision={precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
     names = " ".join(getattr(config, "architectures", None) or [])
     classifies = "ForSequenceClassification" in names and not config.is_encoder_decoder
+    if language_model and (config.is_encoder_decoder or not is_causal(config)):
+        raise UnsupportedError(
+            f"{folder.name} ({config.model_type}) predicts no next token: task.kind=language-modelling needs a causal "
+            "model, such as OPT, GPT-2, Llama or Qwen"
+        )
     try:
-        if label_words and is_causal(config):
+        if language_model:
+            whole = _complete(AutoModelForCausalLM, folder, options)
+            loaded = _Prediction("head", language_model=whole)
+        elif label_words and is_causal(config):
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             whole = _complete(kind, folder, options)
             ids = label_token_ids(tokenizer, label_words)

@@ -11,13 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones import Backbone, BackboneInfo, load_backbone
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.model import SideTunedModel, saved_backbones, saved_contract
 from mobillm_flower.reports import read_run
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.plan import TrainingPlan, can_replay, replay
-from mobillm_flower.strategies.run_plan import prediction_rule
+from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
+from mobillm_flower.strategies.run_plan import language_head, prediction_rule
 from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
 from mobillm_flower.wire.contract import TaskContract
 
@@ -52,9 +52,10 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         "metric": contract.metric,
         "num_test": len(data.test),
         "num_train": len(data.train),
-        "majority": _majority(data),
     }
-    if not contract.is_regression:
+    if not contract.per_token:
+        found["majority"] = _majority(data)
+    if contract.labels:
         found["labels"] = list(contract.labels)
     network = _replayed(run_path, settings) if train else None
     evaluations = read_run(run_path).all("evaluation-of-type")
@@ -69,6 +70,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
             token_budget=settings.backbone.token_budget,
             num_labels=contract.num_outputs,
             label_words=contract.label_words,
+            language_model=contract.per_token,
         )
         model = SideTunedModel.from_pretrained(
             folder,
@@ -78,14 +80,15 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         )
         if info.fingerprint[:12] in untrained:
             model.side_network = None  # as on its devices
-        scores = model.scores(data.test)
-        measured: dict[str, Any] = {
-            "tuned": measure(scores, data.test.labels, contract),
-            "logistic_regression": logistic_regression(backbone, data, contract),
-            "base": _base(model, data.test),
-        }
-        if not contract.is_regression:
-            measured["confusion"] = confusion(scores, data.test.labels, contract)
+        measured: dict[str, Any] = {"base": _base(model, data.test)}
+        if contract.per_token:
+            measured["tuned"] = model.evaluate(data.test)
+        else:
+            scores = model.scores(data.test)
+            measured["tuned"] = measure(scores, data.test.labels, contract)
+            measured["logistic_regression"] = logistic_regression(backbone, data, contract)
+            if contract.labels:
+                measured["confusion"] = confusion(scores, data.test.labels, contract)
         if network is not None and model.side_network is not None:
             measured["centralized"] = _with(model, network).evaluate(data.test)
             theirs, ours = network.state_dict(), model.side_network.state_dict()
@@ -117,7 +120,13 @@ def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
         if plan is None or not can_replay(cache):
             return None
         rule = prediction_rule(plan, send_base=settings.loss.send_base)
-        return replay(cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20)
+        backbones = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
+        return replay(
+            cache,
+            scores=rule.scores,
+            memory_bytes=settings.cache.memory_mib << 20,
+            head=language_head(plan, settings, backbones),
+        )
     finally:
         cache.close()
 

@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
+import torch
+from torch import Tensor
+
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.backbones.choose import Choice, choose
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.language import correction
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError, ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder, Release
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
-from mobillm_flower.tasks import LocalData, render
+from mobillm_flower.tasks import LocalData, Samples, read_tokens, render
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
-from mobillm_flower.wire.target_bytes import encode_targets
+from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets, encode_token_labels
 from mobillm_flower.wire.window import SampleBytes
 
 
@@ -67,6 +71,7 @@ class Device:
             pivot=self.settings.activations.pivot,
             num_labels=contract.num_outputs,
             label_words=contract.label_words,
+            language_model=contract.per_token,
         )
 
     @cached_property
@@ -82,6 +87,7 @@ class Device:
             named.token_budget,
             contract.num_outputs,
             contract.label_words,
+            contract.per_token,
         )
 
     @cached_property
@@ -216,6 +222,43 @@ class Device:
         if not indices:
             return 0.0
         samples, contract = self.data.train.take(indices), self.data.contract
+        if contract.per_token:
+            activations, targets, seconds = self._tokens(samples, spec)
+        else:
+            noise_keys = [self.folder.noise_key(release_ids[i]) for i in indices]
+            activations, targets, seconds = self._labelled(samples, noise_keys, spec)
+        codec = CODECS[spec.codec]
+        releases: list[tuple[bytes, Release]] = []
+        for i, found, target in zip(indices, activations, targets, strict=True):
+            try:
+                blob = encode_sample(found, codec, spec.keep)
+            except ValueError as error:
+                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
+            releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
+        self.folder.record(releases, epsilon=self.guarantee(spec).epsilon)
+        return seconds
+
+    def _tokens(self, samples: Samples, spec: ExtractionSpec) -> tuple[list[Tensor], list[bytes], float]:
+        """Return activations and encoded targets of language modelling, and the seconds that they took."""
+        head = self.backbone.head
+        assert head is not None
+        started = time.perf_counter()
+        activations, labels = read_tokens(self.backbone, samples, self.data.contract, spec)
+        if spec.objective == "label":
+            return activations, encode_token_labels(labels), time.perf_counter() - started
+        corrections = []
+        for found, tokens in zip(activations, labels, strict=True):
+            with torch.no_grad():
+                inputs = head.inputs(found[:, -1, 0])
+            step, weight = correction(inputs, tokens.to(head.device), head)
+            corrections.append((step.cpu(), weight.cpu()))
+        return activations, encode_corrections(corrections, spec), time.perf_counter() - started
+
+    def _labelled(
+        self, samples: Samples, noise_keys: Sequence[bytes], spec: ExtractionSpec
+    ) -> tuple[list[Tensor], list[bytes], float]:
+        """Return protected activations and encoded targets of labels or numbers, and the forward pass's seconds."""
+        contract = self.data.contract
         texts, pairs = render(samples, contract)
         transform = spec.transform(
             self.backbone,
@@ -233,22 +276,10 @@ class Device:
         seconds = time.perf_counter() - started
         logits = None if spec.constant_base else extraction.base_logits
         base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
-        noise_keys = [self.folder.noise_key(release_ids[i]) for i in indices]
         found = extraction.activations
         found = [self.mixing.activations(sample) for sample in found] if self.mixing else found
         protected, labels = spec.protection(contract)(found, samples.labels, noise_keys)
-        targets = encode_targets(labels, base, spec, contract, mixing=self.mixing)
-        codec = CODECS[spec.codec]
-        made: list[tuple[bytes, Release]] = []
-        for i, activations, target in zip(indices, protected, targets, strict=True):
-            release = release_ids[i]
-            try:
-                blob = encode_sample(activations, codec, spec.keep)
-            except ValueError as error:
-                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
-            made.append((self.sample_ids[i], Release(release, len(activations), blob, target)))
-        self.folder.record(made, epsilon=self.guarantee(spec).epsilon)
-        return seconds
+        return protected, encode_targets(labels, base, spec, contract, mixing=self.mixing), seconds
 
 
 @lru_cache(maxsize=4)
@@ -261,6 +292,7 @@ def _shared_backbone(
     token_budget: int,
     num_labels: int,
     label_words: tuple[str, ...],
+    language_model: bool,
 ) -> Backbone:
     return load_backbone(
         name,
@@ -271,4 +303,5 @@ def _shared_backbone(
         token_budget=token_budget,
         num_labels=num_labels,
         label_words=label_words,
+        language_model=language_model,
     )

@@ -115,9 +115,9 @@ class DataSettings:
     test_split : str
         Split that devices are evaluated on.
     text_column : str
-        Column of the first or only text.
+        Column of the first or only text; for language modelling of the prompt, or of plain text.
     pair_column : str
-        Column of the second text of a pair.
+        Column of the second text of a pair; for language modelling of the response.
     label_column : str
         Column of the label or number.
     partition : Partition
@@ -156,19 +156,21 @@ class TaskSettings:
     Parameters
     ----------
     kind : str
-        classification, pairs, regression, or a registered task.
+        classification, pairs, regression, language-modelling, or a registered task.
     labels : list of str
         Class names in order; empty: read from the data.
     label_range : list of float
         Lowest and highest target of a regression.
     prompt : str
-        What the backbone reads, with `{text}` and, for pairs, `{text_pair}`; empty: the texts as they are.
+        What the backbone reads, with `{text}` and, for pairs, `{text_pair}`; empty: the texts as they are. For language
+        modelling what a response follows, with `{text}` alone.
     label_words : list of str
         One word a label, whose logits are a causal model's own prediction.
     max_length : int
-        Tokens a sample is cut to.
+        Tokens a sample is cut to; for language modelling those of a window, of which a long sample has several.
     metric : str
-        accuracy, macro-f1, f1, matthews, spearman, pearson, or a registered one; auto: the task's own.
+        accuracy, macro-f1, f1, matthews, spearman, pearson (for language modelling cross-entropy or perplexity), or a
+        registered one; auto: the task's own.
     """
 
     kind: str = "classification"
@@ -196,7 +198,8 @@ class ActivationSettings:
     layers : list of int
         Layers to sample, counted from 1, ending with the last; overrides `sampling`.
     pivot : str
-        last, first, mean, first+mean, all, or a registered one; auto: the backbone's own.
+        last, first, mean, first+mean, all, or a registered one; auto: the backbone's own, for language modelling all,
+        which there means every token in the loss.
     standardise : bool
         Public shift and scale per layer; forced on by `clip_norm` and `noise_sigma`.
     clip_norm : float
@@ -237,7 +240,8 @@ class LossSettings:
     objective : Objective
         difference (Δy = y − p_b) or label.
     name : str
-        Loss of the objective `difference`: square or logit.
+        Loss of the objective `difference`: square or logit. For language modelling logit, which then equals the
+        cross-entropy; square is a plain regression on the corrections.
     scale : float
         c of the square loss; 0: 2·max(1, √K/2), for regression 1.
     send_base : bool

@@ -36,7 +36,16 @@ def not_protected(source: ReportSource) -> list[Statement]:
 
 
 def _labels(source: ReportSource) -> Iterator[str]:
-    if source.setting("loss.objective") == "label":
+    if source.predicts_tokens:
+        if source.setting("loss.objective") == "label":
+            yield "Not protected: each device sends every token in the loss as it is: the whole response, or text."
+        else:
+            yield (
+                "Not protected: each device sends a correction of what the language-model head reads, token by token. "
+                "The head is public, and the token that the correction favours most is as a rule the token itself: the "
+                "response, or the text, can be read from it."
+            )
+    elif source.setting("loss.objective") == "label":
         yield "Not protected: with objective label each device sends every sample's label as it is."
         if source.setting("loss.send-base"):
             yield "It sends the backbone's own prediction beside it."

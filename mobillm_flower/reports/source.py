@@ -53,8 +53,15 @@ class ReportSource:
     def is_regression(self) -> bool:
         """Whether the target is a number."""
         if "contract" in self.side_network:
-            return not self.side_network["contract"]["labels"]
+            return not self.side_network["contract"]["labels"] and not self.predicts_tokens
         return bool(self.setting("task.kind") == "regression")
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the task is language modelling."""
+        if "contract" in self.side_network:
+            return bool(self.side_network["contract"].get("per_token"))
+        return bool(self.setting("task.kind") == "language-modelling")
 
     def setting(self, key: str) -> Any:
         """Return a setting of the run, or its default where settings.yaml does not say."""

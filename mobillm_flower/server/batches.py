@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,23 +69,27 @@ class BatchLoader:
         for backbone, members in groups.items():
             spec = self.specs[backbone]
             samples = self._samples(members, spec)
-            per_token = PIVOTS[spec.pivot].per_token
-            lengths = torch.tensor([row.tokens for row in members]) if per_token else None
-            batches.append(ActivationBatch(backbone, torch.cat([rows for rows, _ in samples]), lengths))
-            targets.append(decode_targets([target for _, target in samples], spec, self.contract))
+            tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
+            found = decode_targets([target for _, target in samples], spec, self.contract, tokens)
+            lengths = None
+            if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
+                found = replace(found, base=activations[:, -1])
+            elif PIVOTS[spec.pivot].per_token:
+                lengths = torch.tensor(tokens)
+            batches.append(ActivationBatch(backbone, activations, lengths))
+            targets.append(found)
         return batches, _join(targets)
 
     def targets(self, rows: Rows) -> dict[str, TargetBatch]:
         """Return the targets of rows by backbone type, without their activations."""
         by_type = rows.column("backbone")
-        return {
-            rows.names("backbone")[number]: decode_targets(
-                self.cache.targets(row.id for row in rows.take(by_type == number)),
-                self.specs[rows.names("backbone")[number]],
-                self.contract,
-            )
-            for number in np.unique(by_type).tolist()
-        }
+        found = {}
+        for number in np.unique(by_type).tolist():
+            backbone, members = rows.names("backbone")[number], rows.take(by_type == number)
+            blobs = self.cache.targets(row.id for row in members)
+            tokens = members.column("tokens").tolist()
+            found[backbone] = decode_targets(blobs, self.specs[backbone], self.contract, tokens)
+        return found
 
     def _samples(self, rows: Sequence[RowRef], spec: ExtractionSpec) -> list[tuple[Tensor, bytes]]:
         """Return (activations [T, M, P·d], target) of rows of one type."""
@@ -114,5 +119,8 @@ def _join(targets: Sequence[TargetBatch]) -> TargetBatch:
         return torch.cat(there) if there else None
 
     return TargetBatch(
-        cat([t.differences for t in targets]), cat([t.labels for t in targets]), cat([t.base for t in targets])
+        cat([t.differences for t in targets]),
+        cat([t.labels for t in targets]),
+        cat([t.base for t in targets]),
+        cat([t.weights for t in targets]),
     )

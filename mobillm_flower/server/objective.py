@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mobillm_flower.core import language
 from mobillm_flower.core.targets import logit_loss, recover, square_loss
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.wire.contract import TaskContract
@@ -36,7 +37,13 @@ class Loss(Protocol):
 
 
 def make_loss(
-    contract: TaskContract, *, objective: str, loss: str, scale: float, label_rates: tuple[float, float] = (1.0, 0.0)
+    contract: TaskContract,
+    *,
+    objective: str,
+    loss: str,
+    scale: float,
+    label_rates: tuple[float, float] = (1.0, 0.0),
+    head: language.Head | None = None,
 ) -> Loss:
     """Return the loss of an objective.
 
@@ -52,12 +59,18 @@ def make_loss(
         p = P[ỹ = y] and q = P[ỹ = k] of each other label k, where labels are randomized. The losses are corrected for
         it: Δy/(p − q) is an unbiased estimate of the true difference (with p_b = 1/K), and the cross-entropy is taken
         of q + (p − q)·softmax (forward correction, Patrini et al., 1609.03683).
+    head : Head, optional
+        The frozen head of a language model, for language modelling: s/c is added to the last hidden state before it.
 
     Raises
     ------
     SettingsError
-        The logit loss is asked for numbers.
+        The logit loss is asked for numbers, or tokens are to be predicted without a head.
     """
+    if contract.per_token:
+        if head is None:
+            raise SettingsError("language modelling needs the backbone's head; give `head`")
+        return _token_loss(head, objective=objective, loss=loss, scale=scale)
     if loss == "logit" and objective == "difference" and contract.is_regression:
         raise SettingsError("loss.name=logit needs classes; use loss.name=square for regression")
 
@@ -87,13 +100,36 @@ def make_loss(
     return on_difference if objective == "difference" else on_label
 
 
+def _token_loss(head: language.Head, *, objective: str, loss: str, scale: float) -> Loss:
+    def on_label(side: Tensor, targets: TargetBatch, shift: Tensor | None = None) -> Tensor:  # noqa: ARG001
+        assert targets.labels is not None
+        assert targets.base is not None
+        return language.cross_entropy(head.inputs(targets.base + side / scale), targets.labels, head)
+
+    def on_difference(side: Tensor, targets: TargetBatch, shift: Tensor | None = None) -> Tensor:  # noqa: ARG001
+        assert targets.differences is not None
+        assert targets.weights is not None
+        assert targets.base is not None
+        with torch.no_grad():
+            base = head.inputs(targets.base)
+        inputs = head.inputs(targets.base + side / scale)
+        if loss == "logit":
+            return language.divergence_loss(inputs, base, targets.differences, targets.weights, head)
+        return language.regression_loss(inputs - base, targets.differences, targets.weights)
+
+    return on_label if objective == "label" else on_difference
+
+
 def _shifted(side: Tensor, shift: Tensor | None) -> Tensor:
     return side if shift is None else side + shift
 
 
 def recovered_truth(contract: TaskContract, targets: TargetBatch) -> tuple[Tensor, Tensor] | None:
-    """Return (labels [B], p_b [B, K]) as the server can read them from unprotected targets; None for regression."""
-    if contract.is_regression:
+    """Return (labels [B], p_b [B, K]) as the server can read them from unprotected targets, or None.
+
+    There are none of numbers, and none that fit a table of K columns of tokens.
+    """
+    if not contract.labels:
         return None
     if targets.differences is not None:
         return recover(targets.differences)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobillm_flower.core.language import Head
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server.batches import BatchLoader
@@ -83,8 +84,9 @@ class TrainingPlan:
         memory_bytes: int,
         checkpoint: Path | None = None,
         on_event: Callable[..., None] = lambda *_args, **_values: None,
+        head: Head | None = None,
     ) -> Trainer:
-        """Make a trainer with a fresh side network (or the checkpoint's)."""
+        """Make a trainer with a fresh side network (or the checkpoint's); `head` as in `make_loss`."""
         torch.set_num_threads(self.num_threads)
         return Trainer(
             network=self.side_config.build(),
@@ -95,6 +97,7 @@ class TrainingPlan:
                 loss=self.loss,
                 scale=self.scale,
                 label_rates=next(iter(self.specs.values())).protection(self.contract).label_rates,
+                head=head,
             ),
             scores=scores,
             options=self.options,
@@ -203,9 +206,18 @@ def can_replay(cache: ActivationCache) -> bool:
 
 
 def replay(
-    cache: ActivationCache, *, scores: Callable[[Tensor, Tensor], Tensor], memory_bytes: int = 1 << 30
+    cache: ActivationCache,
+    *,
+    scores: Callable[[Tensor, Tensor], Tensor],
+    memory_bytes: int = 1 << 30,
+    head: Head | None = None,
 ) -> nn.Module:
     """Train from a complete cache in one place, by the run's own schedule; returns the side network.
+
+    Parameters
+    ----------
+    cache, scores, memory_bytes, head
+        As in `TrainingPlan.trainer`.
 
     Raises
     ------
@@ -215,7 +227,7 @@ def replay(
     plan = TrainingPlan.of(cache)
     if plan is None or not can_replay(cache):
         raise CacheError(f"{cache.file} holds no run that can be replayed: no plan, or it began from given weights")
-    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes)
+    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes, head=head)
     train_again(trainer)
     return trainer.network
 

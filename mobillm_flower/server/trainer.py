@@ -129,7 +129,7 @@ class Trainer:
         self._hold(network)
         self._loss, self._scores = loss, scores
         self._shift = LabelShift(loader)
-        self._adjusts = options.adjust_types and not loader.labels_protected
+        self._adjusts = options.adjust_types and not loader.labels_protected and not loader.contract.per_token
         self._checkpoint, self._on_event = checkpoint, on_event
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
@@ -239,22 +239,23 @@ class Trainer:
         self._live.load_state_dict(dict(state))
 
     def validation(self, rows: Sequence[RowRef]) -> dict[str, float]:
-        """Return the loss on rows and, where targets are unprotected, the share of labels predicted."""
+        """Return the mean loss on rows (or their tokens) and, where it is known, the share of labels predicted."""
         self.network.eval()
-        total, correct, known = 0.0, 0, 0
+        total, count, correct, known = 0.0, 0, 0, 0
         with torch.inference_mode():
             for start in range(0, len(rows), 256):
                 part = rows[start : start + 256]
                 batches, targets = self.loader.load(part)
                 side = self.network(batches)
-                total += float(self._loss(side, targets, self._shift(batches))) * len(part)
+                total += float(self._loss(side, targets, self._shift(batches))) * len(targets)
+                count += len(targets)
                 truth = recovered_truth(self.loader.contract, targets)
                 if truth is not None and not self.loader.labels_protected:
                     labels, base = truth
                     scores = self._scores(side, base)
                     correct += int((scores.argmax(1) == labels).sum())
                     known += len(part)
-        measured = {"loss": total / max(1, len(rows))}
+        measured = {"loss": total / max(1, count)}
         if known:
             measured["accuracy"] = correct / known
         return measured

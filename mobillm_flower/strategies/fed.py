@@ -51,6 +51,11 @@ class FedMobiLLM(PaeMobiLLM):
         """Take in a backbone type at any time, if it is deep enough for the run's blocks."""
         if not hasattr(self, "plan") or backbone.fingerprint in self.plan.specs:
             return
+        if self.plan.contract.per_token:
+            raise MismatchError(
+                f"backbone {backbone.name} is not the run's: language modelling takes one backbone type; give this "
+                "device the others' backbone"
+            )
         blocks = self.plan.side_config.num_blocks
         if backbone.depth < blocks:
             raise MismatchError(

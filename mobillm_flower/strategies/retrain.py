@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+from mobillm_flower.backbones import BackboneInfo
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import CacheError
 from mobillm_flower.model import save_side_network
 from mobillm_flower.server import ActivationCache, RunFolder
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
-from mobillm_flower.strategies.run_plan import prediction_rule
+from mobillm_flower.strategies.run_plan import language_head, prediction_rule
 
 
 def require_retrainable(cache: ActivationCache, *, without: str) -> None:
@@ -62,11 +63,15 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
     plan = before.of_what_is_held(cache, width=settings.side_network.width)
     plan.store(cache)
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
+    backbones = known_backbones(cache)
     trainer = plan.trainer(
-        cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20, checkpoint=run.checkpoint
+        cache,
+        scores=rule.scores,
+        memory_bytes=settings.cache.memory_mib << 20,
+        checkpoint=run.checkpoint,
+        head=language_head(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
     )
     train_again(trainer)
-    backbones = known_backbones(cache)
     save_side_network(
         run.side_network,
         state=dict(trainer.network.state_dict()),

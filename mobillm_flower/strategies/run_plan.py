@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mobillm_flower.backbones.describe import BackboneInfo
-from mobillm_flower.config import Settings
+from mobillm_flower.backbones import BackboneInfo, fingerprint, resolve_folder
+from mobillm_flower.backbones.load import load_head
+from mobillm_flower.config import CHOOSERS, Settings
+from mobillm_flower.core.language import Head
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.core.targets import automatic_scale
+from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.model import PredictionRule
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, planned_steps
@@ -46,7 +49,17 @@ def make_plan(
         See `TrainerOptions`.
     num_blocks : int
         M of a run that is gone on with, whose shallowest device may be away (0: from the settings and backbones).
+
+    Raises
+    ------
+    UnsupportedError
+        Language modelling with several backbone types, or with a side network that predicts classes only.
     """
+    if contract.per_token and (len(backbones) > 1 or settings.side_network.name == "discriminant"):
+        raise UnsupportedError(
+            f"language modelling takes one backbone type and a network that is trained by steps, not {len(backbones)} "
+            f"types and side-network.name={settings.side_network.name}; give all devices one backbone"
+        )
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
@@ -56,7 +69,7 @@ def make_plan(
         width=settings.side_network.width,
         num_blocks=next(iter(specs.values())).row_shape[0],
         bottleneck=settings.side_network.bottleneck,
-        num_outputs=contract.num_outputs,
+        num_outputs=next(iter(specs.values())).width if contract.per_token else contract.num_outputs,
         activation=settings.side_network.activation,
         input_norm=not any(spec.standardise for spec in specs.values()),
         seed=settings.run.seed,
@@ -99,8 +112,34 @@ def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
     ]
 
 
+def language_head(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Head | None:
+    """Load the public head of the backbone that the server's own settings name; None where labels are predicted.
+
+    Nothing is loaded by a name that a device gave.
+
+    Raises
+    ------
+    MismatchError
+        None of the named backbones is the devices'.
+    """
+    if not plan.contract.per_token:
+        return None
+    named = settings.backbone
+    for choice in named.choices if named.name in CHOOSERS else [named.name]:
+        name = choice.rpartition("@")[0] if named.name in CHOOSERS and "@" in choice else choice
+        (info,) = [backbones[spec] for spec in plan.specs]
+        if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
+            return load_head(name, revision=named.revision)
+    raise MismatchError(
+        f"the devices' backbone ({info.fingerprint[:12]}, {info.depth} layers) is not the server's "
+        f"backbone.name={named.name!r}, whose language-model head it needs; give both sides the same model"
+    )
+
+
 def prediction_rule(plan: TrainingPlan, *, send_base: bool) -> PredictionRule:
-    """Return how s(A) and p_b become a prediction under a plan's objective."""
+    """Return how s(A) and p_b (of tokens: the last hidden state) become a prediction under a plan's objective."""
+    if plan.contract.per_token:
+        return PredictionRule("square", plan.scale)
     if plan.objective == "difference":
         return PredictionRule(plan.loss, plan.scale)
     loss = "square" if plan.contract.is_regression else "logit"

@@ -1,24 +1,30 @@
 """Text to tensors to metrics: what is predicted, from which data, and how well."""
 
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, load_splits, read_rows
-from mobillm_flower.tasks.metrics import METRICS
+from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows
+from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, Task, make_contract, measure, render
 from mobillm_flower.tasks.texts import Text, read_texts, text_lines
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "TOKEN_METRICS",
     "LocalData",
     "Samples",
     "Task",
     "Text",
+    "TokenWindow",
     "load_central_data",
     "load_local_data",
     "load_splits",
     "make_contract",
     "measure",
+    "prompt_tokens",
     "read_rows",
     "read_texts",
+    "read_tokens",
     "render",
     "text_lines",
+    "token_windows",
 ]

@@ -20,7 +20,7 @@ from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
 from mobillm_flower.config import DataSettings, Partition, Settings
 from mobillm_flower.errors import DataError
-from mobillm_flower.tasks.task import TASKS, Samples, make_contract
+from mobillm_flower.tasks.task import TASKS, Samples, make_contract, predicts_tokens
 from mobillm_flower.wire.contract import TaskContract
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
@@ -174,6 +174,8 @@ def _iid(settings: DataSettings) -> DataSettings:
 
 
 def _label_column(rows: datasets.Dataset, settings: Settings) -> Any:
+    if predicts_tokens(settings):
+        return _Column([], None)
     name = settings.data.label_column
     if name not in rows.column_names:
         raise DataError(f"data.label-column={name!r} is no column; the data has {', '.join(rows.column_names)}")

@@ -1,4 +1,4 @@
-"""Metrics by name; every one is larger for better."""
+"""Metrics by name; those of labels and numbers are larger for better, those of tokens smaller."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 
 METRICS: Registry[Metric] = Registry("metric")
 """(true [B], predicted [B]) -> float. Predictions are class numbers, or numbers for regression."""
+
+TokenMetric = Callable[[np.ndarray], float]
+
+TOKEN_METRICS: Registry[TokenMetric] = Registry("metric of language modelling")
+"""log p of each token in the loss, [N] in nats -> float."""
+
+
+@TOKEN_METRICS.register("cross-entropy")
+def cross_entropy(log_probabilities: np.ndarray) -> float:
+    """Mean of −log p over tokens, in nats."""
+    return float(-log_probabilities.mean())
+
+
+@TOKEN_METRICS.register("perplexity")
+def perplexity(log_probabilities: np.ndarray) -> float:
+    """Exponential of the cross-entropy: of how many equally likely tokens one is chosen."""
+    return float(np.exp(-log_probabilities.mean()))
 
 
 @METRICS.register("accuracy")

@@ -1,6 +1,7 @@
 """Tasks: rows of a data set to samples, and scores to predictions and metrics.
 
 To add one, register an object with the methods of `Task`; classification, text pairs and regression are here.
+A task with a true attribute `per_token` predicts tokens, see `mobillm_flower.tasks.language`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from mobillm_flower.config import Settings
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
-from mobillm_flower.tasks.metrics import METRICS
+from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
 from mobillm_flower.wire.contract import TaskContract
 
 
@@ -32,7 +33,8 @@ class Samples:
     pairs : list of str or None
         Second text of a pair.
     labels : Tensor
-        [B] int64 class numbers, or float32 numbers for regression.
+        [B] int64 class numbers, or float32 numbers for regression; zeros for language modelling, whose second texts are
+        the responses.
     """
 
     texts: list[str]
@@ -122,10 +124,10 @@ class TextTask:
 
     def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
         """Read text, pair and label columns; labels are class names or class numbers."""
-        texts = _texts(rows, settings.data.text_column, "data.text-column")
+        texts = read_text_column(rows, settings.data.text_column, "data.text-column")
         pairs = None
         if settings.data.pair_column:
-            pairs = _texts(rows, settings.data.pair_column, "data.pair-column")
+            pairs = read_text_column(rows, settings.data.pair_column, "data.pair-column")
         elif self.needs_pair:
             raise SettingsError("task.kind=pairs needs data.pair-column, the column of the second text")
         column = _column(rows, settings.data.label_column, "data.label-column")
@@ -163,7 +165,8 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
     task = TASKS[settings.task.kind]
     labels = task.labels(label_column, settings)
     metric = settings.task.metric if settings.task.metric != "auto" else task.default_metric()
-    METRICS[metric]
+    per_token = predicts_tokens(settings)
+    TOKEN_METRICS[metric] if per_token else METRICS[metric]
     words, prompt = settings.task.label_words, settings.task.prompt
     if words and len(words) != len(labels):
         raise SettingsError(
@@ -180,7 +183,9 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
             raise SettingsError(
                 f"task.prompt={prompt!r} must hold {{text}}, may hold {{text_pair}}, and nothing else in braces"
             )
-    regression = not labels
+        if per_token and "text_pair" in fields:
+            raise SettingsError(f"task.prompt={prompt!r} must not hold {{text_pair}}: the response follows the prompt")
+    regression = not labels and not per_token
     return TaskContract(
         kind=settings.task.kind,
         labels=labels,
@@ -189,7 +194,13 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
         max_length=settings.task.max_length,
         label_range=tuple(settings.task.label_range) if regression else (),
         metric=metric,
+        per_token=per_token,
     )
+
+
+def predicts_tokens(settings: Settings) -> bool:
+    """Whether the settings' task is language modelling."""
+    return bool(getattr(TASKS[settings.task.kind], "per_token", False))
 
 
 def render(samples: Samples, contract: TaskContract) -> tuple[list[str], list[str] | None]:
@@ -227,7 +238,8 @@ def _column(rows: Any, name: str, setting: str) -> list[Any]:
     return list(rows[name])
 
 
-def _texts(rows: Any, name: str, setting: str) -> list[str]:
+def read_text_column(rows: Any, name: str, setting: str) -> list[str]:
+    """Return a column of texts; `setting` is what named it. Raises DataError where it is missing or holds others."""
     column = _column(rows, name, setting)
     for i, value in enumerate(column):
         if not isinstance(value, str):

@@ -117,6 +117,8 @@ class TaskContract(_Agreed):
         Lowest and highest target of a regression; empty for classification.
     metric : str
         Name of the metric that is reported first.
+    per_token : bool
+        Language modelling: each token in the loss has a target of its own, and there are no labels.
     """
 
     kind: str
@@ -126,16 +128,17 @@ class TaskContract(_Agreed):
     max_length: int
     label_range: tuple[float, ...]
     metric: str
+    per_token: bool = False
 
     @property
     def num_outputs(self) -> int:
-        """K: the number of labels, 1 for regression."""
+        """K: the number of labels, 1 for regression and for language modelling."""
         return len(self.labels) or 1
 
     @property
     def is_regression(self) -> bool:
         """Whether the target is a number."""
-        return not self.labels
+        return not self.labels and not self.per_token
 
     @classmethod
     def _title(cls) -> str:
@@ -185,6 +188,8 @@ class ExtractionSpec(_Agreed):
         Name of the devices' secret rotation of activations and Δy; empty: none.
     constant_base : bool
         p_b is the constant 1/K, so that Δy says nothing about the text beside its label.
+    vocabulary, head_width : int
+        V and d_u of the language-model head that tokens are predicted with; 0 where labels are predicted.
     """
 
     backbone: str
@@ -205,6 +210,8 @@ class ExtractionSpec(_Agreed):
     label_epsilon: float = 0.0
     mixing: str = ""
     constant_base: bool = False
+    vocabulary: int = 0
+    head_width: int = 0
 
     @property
     def row_shape(self) -> tuple[int, int, int]:
@@ -286,7 +293,7 @@ class ExtractionSpec(_Agreed):
             label_epsilon=self.label_epsilon,
             labels_sent=True,
             base_is_constant=self.constant_base or (self.objective == "label" and not self.send_base),
-            classes=0 if contract.is_regression else contract.num_outputs,
+            classes=len(contract.labels),
         )
         if found.epsilon is not None and PIVOTS[self.pivot].per_token:
             return dataclasses.replace(found, epsilon=None, reason="the number of tokens of each text is plain")
@@ -331,6 +338,8 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
             f"activations.projection={wanted.projection} makes one vector of a sample, activations.pivot={name} gives "
             "one a token; choose another pivot, such as mean"
         )
+    if backbone.vocabulary:
+        _check_tokens(settings, name)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:
@@ -349,10 +358,39 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         sigma=sigma,
         keep=float(wanted.keep),
         objective=settings.loss.objective.value,
-        send_base=settings.loss.send_base and settings.loss.objective.value == "label",
+        send_base=settings.loss.send_base and settings.loss.objective.value == "label" and not backbone.vocabulary,
         projection=f"{wanted.projection} of {text}" if wanted.projection else "",
         joint_epsilon=float(private.joint_epsilon),
         label_epsilon=float(private.label_epsilon),
         mixing=private.mixing,
         constant_base=bool(private.joint_epsilon or private.activation_epsilon or private.label_epsilon),
+        vocabulary=backbone.vocabulary,
+        head_width=backbone.head_width,
     )
+
+
+def _check_tokens(settings: Settings, pivot: str) -> None:
+    """Refuse what language modelling cannot be combined with: the server needs each token's last hidden state."""
+    acts, private = settings.activations, settings.privacy
+    if not PIVOTS[pivot].per_token:
+        raise SettingsError(
+            f"activations.pivot={pivot} makes a few vectors of a text; language modelling takes every token in the "
+            "loss: choose activations.pivot=all or auto"
+        )
+    changed = {
+        "activations.standardise": acts.standardise,
+        "activations.clip-norm": acts.clip_norm,
+        "activations.noise-sigma": acts.noise_sigma,
+        "activations.projection": acts.projection,
+        "activations.keep": acts.keep < 1 and acts.keep,
+        "privacy.joint-epsilon": private.joint_epsilon,
+        "privacy.activation-epsilon": private.activation_epsilon,
+        "privacy.label-epsilon": private.label_epsilon,
+        "privacy.mixing": private.mixing,
+    }
+    for key, value in changed.items():
+        if value:
+            raise SettingsError(
+                f"{key}={value!r} cannot be used with language modelling: the server adds the side network's output to "
+                "the last hidden state as the model has it, which this would change; leave it out"
+            )

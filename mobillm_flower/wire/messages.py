@@ -19,7 +19,7 @@ from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.window import RELEASE_BYTES
 
-_MAX_DEPTH, _MAX_WIDTH, _MAX_SAMPLES = 1024, 1 << 15, 10**8  # beyond any model and any device
+_MAX_DEPTH, _MAX_WIDTH, _MAX_VOCABULARY, _MAX_SAMPLES = 1024, 1 << 15, 1 << 21, 10**8  # beyond any model or device
 MAX_CHOSEN = 300
 """Characters in which a device says which backbone it chose, and why."""
 
@@ -114,6 +114,8 @@ def open_description(content: RecordDict) -> DeviceDescription:
             )
             and 1 <= backbone.depth <= _MAX_DEPTH
             and 1 <= backbone.width <= _MAX_WIDTH
+            and 0 <= backbone.vocabulary <= _MAX_VOCABULARY
+            and 0 <= backbone.head_width <= _MAX_WIDTH
         )
         contract = TaskContract.from_json(str(record[keys.CONTRACT]))
         pseudonym, num_train, num_test = (record[k] for k in (keys.PSEUDONYM, keys.NUM_TRAIN, keys.NUM_TEST))

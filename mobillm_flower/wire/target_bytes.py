@@ -1,4 +1,4 @@
-"""A sample's target as bytes: Δy, or the label with or without p_b."""
+"""A sample's target as bytes: Δy, or the label with or without p_b; of language modelling one target a token."""
 
 from __future__ import annotations
 
@@ -9,34 +9,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.targets import difference, valid_difference
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 _HALF_ERROR = 2.0**-11  # rounding of float16 values up to 1
+_MAX_CORRECTION = 1e6  # magnitude of a correction or its curvature that is believed
 
 
 @dataclass(frozen=True)
 class TargetBatch:
-    """Decoded targets of B samples; what was not sent is None.
+    """Decoded targets of B samples, or of language modelling of their N tokens; what was not sent is None.
 
     Parameters
     ----------
     differences : Tensor or None
-        Δy, [B, K] float32 (regression: y − ŷ_b, [B, 1]).
+        Δy, [B, K] float32 (regression: y − ŷ_b, [B, 1]); of tokens the correction Δu, [N, d_u].
     labels : Tensor or None
-        [B] int64, or for regression y, [B, 1] float32.
+        [B] int64, or for regression y, [B, 1] float32; of tokens their numbers, [N] int64.
     base : Tensor or None
-        p_b, [B, K] float32 (regression: ŷ_b, [B, 1]).
+        p_b, [B, K] float32 (regression: ŷ_b, [B, 1]); of tokens the last hidden state, [N, d_b], which the loader takes
+        from the activations.
+    weights : Tensor or None
+        Of tokens, the curvature of each correction, [N] float32.
     """
 
     differences: Tensor | None
     labels: Tensor | None
     base: Tensor | None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B, or N."""
+        there = self.labels if self.labels is not None else self.differences
+        return 0 if there is None else len(there)
 
 
-def target_size(spec: ExtractionSpec, contract: TaskContract) -> int:
-    """Bytes of a target: K float16 for Δy; uint16 label (and K float16 for p_b); float32 throughout in regression."""
+def target_size(spec: ExtractionSpec, contract: TaskContract, tokens: int = 1) -> int:
+    """Bytes of a target: K float16 for Δy; uint16 label (and K float16 for p_b); float32 throughout in regression.
+
+    Of language modelling, with `tokens` in the loss: a uint32 a token; or Δu under the activations' codec and a
+    float32 a token.
+    """
+    if contract.per_token:
+        corrections = CODECS[spec.codec].num_bytes(tokens * spec.head_width) if spec.objective == "difference" else 0
+        return corrections + 4 * tokens
     k, number = contract.num_outputs, 4 if contract.is_regression else 2
     if spec.objective == "difference":
         return k * number
@@ -69,8 +87,36 @@ def encode_targets(
     return encoded
 
 
-def decode_targets(blobs: Sequence[bytes], spec: ExtractionSpec, contract: TaskContract) -> TargetBatch:
-    """Decode targets of equal, correct size; see `check_targets` for bounds."""
+def encode_token_labels(labels: Sequence[Tensor]) -> list[bytes]:
+    """Encode the tokens of each sample, [T] int64."""
+    return [sample.numpy().astype("<u4").tobytes() for sample in labels]
+
+
+def encode_corrections(corrections: Sequence[tuple[Tensor, Tensor]], spec: ExtractionSpec) -> list[bytes]:
+    """Encode each sample's (Δu [T, d_u], w [T]), from `mobillm_flower.core.language.correction`."""
+    codec = CODECS[spec.codec]
+    return [codec.encode(steps) + weights.numpy().astype("<f4").tobytes() for steps, weights in corrections]
+
+
+def decode_targets(
+    blobs: Sequence[bytes], spec: ExtractionSpec, contract: TaskContract, tokens: Sequence[int] = ()
+) -> TargetBatch:
+    """Decode targets of correct size; see `check_targets` for bounds.
+
+    Parameters
+    ----------
+    blobs, spec, contract
+        One target a sample, and what was agreed on.
+    tokens : sequence of int
+        T of each sample; needed for language modelling.
+
+    Raises
+    ------
+    ValueError
+        A correction cannot be decoded.
+    """
+    if contract.per_token:
+        return _decode_tokens(blobs, spec, tokens)
     k = contract.num_outputs
     number = "<f4" if contract.is_regression else "<f2"
     joined = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1)
@@ -84,6 +130,29 @@ def decode_targets(blobs: Sequence[bytes], spec: ExtractionSpec, contract: TaskC
         labels = torch.from_numpy(head.view("<u2").astype(np.int64)).squeeze(1)  # [B]
     base = _floats(np.ascontiguousarray(joined[:, size:]), number, k) if spec.send_base else None
     return TargetBatch(None, labels, base)
+
+
+def _decode_tokens(blobs: Sequence[bytes], spec: ExtractionSpec, tokens: Sequence[int]) -> TargetBatch:
+    if spec.objective == "label":
+        numbers = np.frombuffer(b"".join(blobs), "<u4").astype(np.int64)
+        return TargetBatch(None, torch.from_numpy(numbers), None)
+    corrections = [blob[: -4 * count] for blob, count in zip(blobs, tokens, strict=True)]
+    curvatures = [blob[-4 * count :] for blob, count in zip(blobs, tokens, strict=True)]
+    steps = CODECS[spec.codec].decode(corrections, [count * spec.head_width for count in tokens])
+    weights = torch.from_numpy(np.frombuffer(b"".join(curvatures), "<f4").astype(np.float32))
+    return TargetBatch(steps.reshape(-1, spec.head_width), None, None, weights)
+
+
+def check_token_targets(targets: TargetBatch, vocabulary: int) -> str:
+    """Return what is wrong with decoded targets of language modelling, or ""."""
+    if targets.labels is not None and bool((targets.labels >= vocabulary).any()):
+        return f"a token is not below {vocabulary}"
+    for name, part in (("correction", targets.differences), ("curvature", targets.weights)):
+        if part is not None and not bool((part.abs() <= _MAX_CORRECTION).all()):  # not of NaN either
+            return f"a {name} is beyond ±{_MAX_CORRECTION:g}"
+    if targets.weights is not None and bool((targets.weights < 0).any()):
+        return "a curvature is negative"
+    return ""
 
 
 def check_targets(targets: TargetBatch, contract: TaskContract, *, mixed: bool = False) -> str:

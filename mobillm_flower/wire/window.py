@@ -22,9 +22,11 @@ from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
-from mobillm_flower.wire.target_bytes import check_targets, decode_targets, target_size
+from mobillm_flower.wire.target_bytes import check_targets, check_token_targets, decode_targets, target_size
 
 RELEASE_BYTES = 16
+MAX_TOKENS = 1 << 16
+"""Most tokens of one sample of language modelling, over all its windows."""
 MAX_VALUE = 1e6
 """Largest magnitude of an activation that is believed."""
 
@@ -38,7 +40,7 @@ class SampleBytes:
     release : bytes
         Release id, 16 bytes.
     tokens : int
-        Packed rows T: 1, or the number of tokens with pivot `all`.
+        Packed rows T: 1, or the number of tokens with pivot `all` (of language modelling those in the loss).
     activations, target : bytes
         As encoded.
     """
@@ -118,7 +120,7 @@ def pack_window(
         keys.LENGTHS: np.array([len(s.activations) for s in samples], np.uint32),
         keys.TOKENS: np.array([s.tokens for s in samples], np.uint32),
     }
-    targets = np.frombuffer(b"".join(s.target for s in samples), np.uint8).reshape(len(samples), -1 if samples else 0)
+    targets = np.frombuffer(b"".join(s.target for s in samples), np.uint8)
     releases = b"".join(s.release for s in samples)
     header: dict[str, Any] = {
         keys.VERSION: keys.SCHEMA_VERSION,
@@ -194,22 +196,21 @@ def open_window(
     payload = _array(arrays, keys.PAYLOAD, np.uint8, 1)
     lengths = _array(arrays, keys.LENGTHS, np.uint32, 1)
     tokens = _array(arrays, keys.TOKENS, np.uint32, 1)
-    targets = _array(_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 2)
-    if len(lengths) != count or len(tokens) != count or len(targets) != count:
-        raise PacketRejected(
-            "counts", f"{count} releases, {len(lengths)} lengths, {len(tokens)} token counts, {len(targets)} targets"
-        )
+    targets = _array(_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 1)
+    if len(lengths) != count or len(tokens) != count:
+        raise PacketRejected("counts", f"{count} releases, {len(lengths)} lengths, {len(tokens)} token counts")
     if int(lengths.sum(dtype=np.uint64)) != len(payload):
         raise PacketRejected(
             "lengths", f"lengths add up to {int(lengths.sum(dtype=np.uint64))} of {len(payload)} bytes"
         )
-    most = contract.max_length if PIVOTS[spec.pivot].per_token else 1
+    most = MAX_TOKENS if contract.per_token else contract.max_length if PIVOTS[spec.pivot].per_token else 1
     if count and not 1 <= int(tokens.min()) <= int(tokens.max()) <= most:
         raise PacketRejected(
             "tokens", f"{int(tokens.min())} to {int(tokens.max())} rows a sample, allowed are 1 to {most}"
         )
-    if count and targets.shape[1] != target_size(spec, contract):
-        raise PacketRejected("targets", f"{targets.shape[1]} bytes a target, expected {target_size(spec, contract)}")
+    sizes = [target_size(spec, contract, rows) for rows in tokens.tolist()]
+    if len(targets) != sum(sizes):
+        raise PacketRejected("targets", f"{len(targets)} bytes of targets, expected {sum(sizes)}")
     if header.get(keys.PAYLOAD_HASH) != _hash(releases, payload, lengths, tokens, targets):
         raise PacketRejected("payload-hash", "the payload is not what the header was made for")
     metrics = _record(content, keys.METRICS, MetricRecord)
@@ -220,12 +221,11 @@ def open_window(
     if metrics.get(keys.NUM_EXAMPLES) != count:
         raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of samples, {count}")
 
-    ends = np.cumsum(lengths, dtype=np.int64)
-    raw = payload.tobytes()
-    blobs = [raw[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
     samples = [
-        SampleBytes(release, rows, blob, target.tobytes())
-        for release, rows, blob, target in zip(ids, tokens.tolist(), blobs, targets, strict=True)
+        SampleBytes(release, rows, blob, target)
+        for release, rows, blob, target in zip(
+            ids, tokens.tolist(), _cut(payload, lengths.tolist()), _cut(targets, sizes), strict=True
+        )
     ]
     if samples:
         _check_values(samples, spec, contract)
@@ -260,10 +260,25 @@ def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract
         bound = spec.clip_norm * 1.25 + spec.sigma * (n.sqrt() * 1.25 + 6)
         if bool((norms > bound).any()):
             raise PacketRejected("norm", f"a sample's norm is above what clip norm {spec.clip_norm:g} allows")
-    targets = decode_targets([s.target for s in samples], spec, contract)
-    wrong = check_targets(targets, contract, mixed=bool(spec.mixing))
+    try:
+        targets = decode_targets([s.target for s in samples], spec, contract, [s.tokens for s in samples])
+    except ValueError as error:
+        raise PacketRejected("targets", str(error)) from error
+    if contract.per_token:
+        wrong = check_token_targets(targets, spec.vocabulary)
+    else:
+        wrong = check_targets(targets, contract, mixed=bool(spec.mixing))
     if wrong:
         raise PacketRejected("targets", wrong)
+
+
+def _cut(array: np.ndarray, lengths: Sequence[int]) -> list[bytes]:
+    """Cut an array of bytes into pieces of given lengths, which add up to it."""
+    raw, pieces, start = array.tobytes(), [], 0
+    for length in lengths:
+        pieces.append(raw[start : start + length])
+        start += length
+    return pieces
 
 
 def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:

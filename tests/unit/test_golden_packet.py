@@ -40,15 +40,15 @@ SAMPLES = [
 
 CONTRACT_JSON = (
     '{"kind":"classification","label_range":[],"label_words":[],"labels":["alarm","music","weather"],'
-    '"max_length":6,"metric":"accuracy","prompt":""}'
+    '"max_length":6,"metric":"accuracy","per_token":false,"prompt":""}'
 )
 SPEC_JSON = (
     '{"backbone":"abababababababababababababababababababababababababababababababab","clip_norm":0.0,"codec":"fp16",'
-    '"constant_base":false,"joint_epsilon":0.0,"keep":1.0,"label_epsilon":0.0,"layers":[1,2],"mixing":"",'
+    '"constant_base":false,"head_width":0,"joint_epsilon":0.0,"keep":1.0,"label_epsilon":0.0,"layers":[1,2],"mixing":"",'
     '"num_vectors":1,"objective":"difference","pivot":"last","projection":"","send_base":false,"sigma":0.0,"stage":0,"standardise":"",'
-    '"width":3}'
+    '"vocabulary":0,"width":3}'
 )
-PAYLOAD_HASH = "837ae33e0a5102803ff86cbc9b6ac781eed5da7269a2cf743a3fd866035e7cae"
+PAYLOAD_HASH = "838a797bdfbc1c346b454ec3b3b2219e8c6b7fbcc6604b1a1954cdd87b10120a"
 HEADER = {
     "schema-version": 1,
     "contract": CONTRACT_JSON,
@@ -66,7 +66,7 @@ ARRAYS = {  # name: dtype, shape, bytes behind the .npy header
     ("activations", "payload"): ("uint8", (24,), "0000003c0040004200440045008000b800bc00be00c000c1"),
     ("activations", "lengths"): ("uint32", (2,), "0c0000000c000000"),
     ("activations", "tokens"): ("uint32", (2,), "0100000001000000"),
-    ("targets", "payload"): ("uint8", (2, 6), "003800b8000000b4003a00b8"),
+    ("targets", "payload"): ("uint8", (12,), "003800b8000000b4003a00b8"),
 }
 
 
@@ -142,9 +142,9 @@ def test_agreed_values_are_canonical_json() -> None:
 
 
 def test_the_golden_packet_is_still_read() -> None:
-    window = open_window(golden(), spec=SPEC, contract=CONTRACT, max_samples=2, max_bytes=1493)
+    window = open_window(golden(), spec=SPEC, contract=CONTRACT, max_samples=2, max_bytes=1541)
     assert window.samples == SAMPLES
-    assert (window.total, window.remaining, window.refused, window.num_bytes) == (9, 4, 2, 1493)
+    assert (window.total, window.remaining, window.refused, window.num_bytes) == (9, 4, 2, 1541)
     assert (window.pseudonym, window.data_fingerprint) == (HEADER["pseudonym"], HEADER["data-fingerprint"])
     assert (window.forward_seconds, window.peak_memory_bytes) == (0.25, 1e8)
 

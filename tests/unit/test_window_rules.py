@@ -141,10 +141,10 @@ for _name in (keys.LENGTHS, keys.TOKENS):
     breaks("counts", "3 releases, .*2 ")(
         lambda name=_name: tampered(lambda p: p.set_array(name, p.array(name)[:2]), rehash=True)
     )
-breaks("counts", "3 releases, .* 4 targets")(
+breaks("targets", "24 bytes of targets, expected 18")(  # of four samples
     lambda: tampered(
         lambda p: p.set_array(
-            keys.PAYLOAD, np.concatenate([p.array(keys.PAYLOAD, keys.TARGETS)] * 2)[:4], keys.TARGETS
+            keys.PAYLOAD, np.concatenate([p.array(keys.PAYLOAD, keys.TARGETS)] * 2)[:24], keys.TARGETS
         ),
         rehash=True,
     )
@@ -202,9 +202,10 @@ for _dtype in ("<i8", ">u4", "<f4", "<u8"):
 breaks("arrays", "'tokens' must be uint32 of 1 dimension")(
     lambda: tampered(lambda p: p.set_array(keys.TOKENS, np.array(1, np.uint32)), rehash=True)
 )
-breaks("arrays", "'payload' must be uint8 of 2 dimension")(
+breaks("arrays", "'payload' must be uint8 of 1 dimension")(
     lambda: tampered(
-        lambda p: p.set_array(keys.PAYLOAD, p.array(keys.PAYLOAD, keys.TARGETS).reshape(-1), keys.TARGETS), rehash=True
+        lambda p: p.set_array(keys.PAYLOAD, p.array(keys.PAYLOAD, keys.TARGETS).reshape(3, -1), keys.TARGETS),
+        rehash=True,
     )
 )
 
@@ -224,11 +225,11 @@ breaks("tokens", "7 to 7 rows a sample, allowed are 1 to 6")(
         lambda p: p.set_array(keys.TOKENS, np.full(1, 7, np.uint32)), rehash=True, count=1, spec=make_spec(pivot="all")
     )
 )
-breaks("targets", "8 bytes a target, expected 6")(
+breaks("targets", "8 bytes of targets, expected 6")(
     lambda: with_target(bytes(8), spec=make_spec(), contract=make_contract())
 )
-breaks("targets", "0 bytes a target, expected 6")(
-    lambda: tampered(lambda p: p.set_array(keys.PAYLOAD, np.zeros((3, 0), np.uint8), keys.TARGETS), rehash=True)
+breaks("targets", "0 bytes of targets, expected 18")(
+    lambda: tampered(lambda p: p.set_array(keys.PAYLOAD, np.zeros(0, np.uint8), keys.TARGETS), rehash=True)
 )
 breaks("targets", "a difference is not finite")(
     lambda: with_target(np.array([np.nan, 0, 0], "<f2").tobytes(), spec=make_spec(), contract=make_contract())

@@ -1,0 +1,164 @@
+"""Next-token losses through a frozen language-model head, and corrections of what the head reads.
+
+The vocabulary V has up to a quarter of a million entries, so that logits of a batch are the largest tensor by far.
+Every function here walks over the tokens in chunks of `LOGIT_BYTES` of logits, and keeps gradients with respect to the
+head's inputs alone. At most six tensors of a chunk's size live at once (logits of two states, their log-probabilities,
+products and gradients), beside the head itself and a few tensors of the inputs' size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+LOGIT_BYTES = 64 << 20
+"""Bytes of a chunk's logits."""
+
+REACH = 0.5
+"""Longest correction, as a share of the length of the head's input."""
+
+
+class Head(Protocol):
+    """The frozen end of a causal language model: what follows its last layer."""
+
+    vocabulary: int
+    """V."""
+
+    def inputs(self, hidden: Tensor) -> Tensor:
+        """Return what the output embedding reads, [N, d_u], of last hidden states [N, d_b]: the final norm's output."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return logits [N, V], float32, of the output embedding's inputs [N, d_u]; linear in them."""
+
+
+def cross_entropy(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """Return the mean of −log p(label) over tokens, in nats, differentiable with respect to `inputs`.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        u, [N, d_u] float32.
+    labels : Tensor
+        [N] int64.
+    head : Head
+        The frozen head.
+    """
+
+    def of_chunk(logits: Tensor, part: slice) -> Tensor:
+        return functional.cross_entropy(logits, labels[part], reduction="sum")
+
+    return _sum(inputs, head, of_chunk) / max(1, len(inputs))
+
+
+@torch.inference_mode()
+def log_probabilities(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
+    """Return log p(label) of each token, [N] float32, in nats."""
+    found = [torch.zeros(0)]
+    for part in _chunks(len(inputs), head):
+        found.append(head.logits(inputs[part]).log_softmax(1).gather(1, labels[part, None])[:, 0])
+    return torch.cat(found)
+
+
+def correction(inputs: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return the small step of each of the head's inputs that lowers its own token's loss, and its curvature.
+
+    With g the gradient of −log p(y) at u, the model g·Δ + w/2·‖Δ‖² has its least value at Δu = −g/w. The curvature w
+    is that for which ‖Δu‖ is `REACH`·‖u‖ where g is as long as at p(y) = 0, and shorter steps follow from shorter
+    gradients: w = ‖g‖/(`REACH`·‖u‖·(1 − p(y))).
+
+    Parameters
+    ----------
+    inputs : Tensor
+        u, [N, d_u] float32.
+    labels : Tensor
+        [N] int64.
+    head : Head
+        The frozen head; nothing of the backbone is run or differentiated.
+
+    Returns
+    -------
+    tuple
+        Δu [N, d_u] and w [N], float32; −w·Δu is the gradient again.
+    """
+    sure = torch.empty(len(inputs))
+
+    def of_chunk(logits: Tensor, part: slice) -> Tensor:
+        losses = functional.cross_entropy(logits, labels[part], reduction="none")
+        sure[part] = (-losses.detach()).exp().cpu()
+        return losses.sum()
+
+    with torch.enable_grad():
+        leaf = inputs.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(_sum(leaf, head, of_chunk), leaf)
+    slope, length = (torch.linalg.vector_norm(part, dim=1).clamp_min(1e-6) for part in (gradient, inputs))
+    weights = slope / (REACH * length * (1 - sure).clamp_min(1e-6))
+    return -gradient / weights[:, None], weights
+
+
+def regression_loss(change: Tensor, corrections: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean of w/2·‖Δu − change‖² over tokens: up to a constant, g·change + w/2·‖change‖²."""
+    return (weights / 2 * (corrections - change).square().sum(1)).mean()
+
+
+def divergence_loss(inputs: Tensor, base: Tensor, corrections: Tensor, weights: Tensor, head: Head) -> Tensor:
+    """Return the mean of g·(u' − u) + KL(p_u ‖ p_u'), with g = −w·Δu.
+
+    Since logits W·u are linear in u, −log p_u'(y) + log p_u(y) = g·(u' − u) + KL(p_u ‖ p_u') exactly: the label enters
+    through g alone, and linearly; the rest is known to whoever holds the public head. An error of g with mean zero
+    leaves the loss unbiased.
+
+    Parameters
+    ----------
+    inputs, base : Tensor
+        u' with the side network and u without, [N, d_u] float32.
+    corrections, weights : Tensor
+        Δu [N, d_u] and w [N], from `correction`.
+    head : Head
+        The frozen head.
+    """
+
+    def of_chunk(logits: Tensor, part: slice) -> Tensor:
+        with torch.no_grad():
+            before = head.logits(base[part]).log_softmax(1)
+        return functional.kl_div(logits.log_softmax(1), before, reduction="sum", log_target=True)
+
+    linear = -(weights[:, None] * corrections * (inputs - base)).sum()
+    return (linear + _sum(inputs, head, of_chunk)) / max(1, len(inputs))
+
+
+def _chunks(count: int, head: Head) -> list[slice]:
+    size = max(1, LOGIT_BYTES // (4 * head.vocabulary))
+    return [slice(start, min(count, start + size)) for start in range(0, count, size)]
+
+
+def _sum(inputs: Tensor, head: Head, of_chunk: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    total: Tensor = _ChunkedSum.apply(inputs, head, of_chunk)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """Sum of a loss of logits over chunks of tokens; gradients are taken in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, head: Head, of_chunk: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        total = inputs.new_zeros(())
+        gradient = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
+        for part in _chunks(len(inputs), head):
+            with torch.set_grad_enabled(gradient is not None):
+                leaf = inputs[part].detach().requires_grad_(gradient is not None)
+                loss = of_chunk(head.logits(leaf), part)
+            if gradient is not None:
+                (gradient[part],) = torch.autograd.grad(loss, leaf)
+            total += loss.detach()
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None

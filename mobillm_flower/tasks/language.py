@@ -1,0 +1,178 @@
+"""Language modelling: prompts with responses, or plain texts, as tokens of which some are in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobillm_flower.backbones import Backbone
+from mobillm_flower.config import Settings
+from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.tasks.task import TASKS, Samples, read_text_column
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+
+class LanguageTask:
+    """Predict each next token of a response to a prompt, or of a plain text.
+
+    `data.text-column` holds prompts and `data.pair-column` responses, whose tokens are in the loss with the end of text
+    that follows them; without `data.pair-column` the texts are plain, and all but the first token are in the loss.
+    """
+
+    per_token = True
+
+    def labels(self, column: Sequence[Any], settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - a task's method
+        """Return none: what is predicted are tokens."""
+        return ()
+
+    def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
+        """Read the prompt and response columns, or the text column; no label column is read."""
+        texts = read_text_column(rows, settings.data.text_column, "data.text-column")
+        responses = None
+        if settings.data.pair_column:
+            responses = read_text_column(rows, settings.data.pair_column, "data.pair-column")
+        elif contract.prompt:
+            raise SettingsError(
+                f"task.prompt={contract.prompt!r} needs data.pair-column, the column of responses; plain texts have no "
+                "prompt"
+            )
+        return Samples(texts, responses, torch.zeros(len(texts)))
+
+    def predictions(self, scores: Tensor) -> Tensor:
+        """Return the most likely token of each row of logits [N, V]."""
+        return scores.argmax(1)
+
+    def default_metric(self) -> str:
+        """Cross-entropy in nats a token; smaller is better."""
+        return "cross-entropy"
+
+
+TASKS.add("language-modelling", LanguageTask())
+
+
+@dataclass(frozen=True)
+class TokenWindow:
+    """Tokens that a model reads at once.
+
+    Parameters
+    ----------
+    ids : list of int
+        At most `task.max-length`.
+    first : int
+        Those from here on are in the loss; at least 1.
+    """
+
+    ids: list[int]
+    first: int
+
+
+def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int) -> list[TokenWindow]:
+    """Return a sample's windows: one where it fits, otherwise such that each token is in the loss once.
+
+    A sample that is longer than `max_length` is read in windows of `max_length` tokens that advance by half of it, so
+    that each token in the loss sees at least half a window before it. Samples are never packed together.
+
+    Parameters
+    ----------
+    tokenizer
+        transformers' tokenizer. With a chat template, prompt and response are a user's and an assistant's message;
+        otherwise they are tokenized apart, one after the other. The end of text is in the loss, where there is one.
+    prompt : str or None
+        What is not in the loss; None: a plain text.
+    text : str
+        The response, or the plain text.
+    max_length : int
+        Tokens of a window.
+
+    Raises
+    ------
+    DataError
+        There is no token that another precedes.
+    """
+    ids, first = _tokens(tokenizer, prompt, text)
+    if len(ids) <= first:
+        raise DataError("a sample has no token to predict; remove empty texts from the data")
+    windows = []
+    while first < len(ids):
+        end = len(ids) if len(ids) <= max_length else min(len(ids), first + max_length // 2)
+        start = max(0, end - max_length)
+        windows.append(TokenWindow(ids[start:end], first - start))
+        first = end
+    return windows
+
+
+def _tokens(tokenizer: Any, prompt: str | None, text: str) -> tuple[list[int], int]:
+    """Return a sample's tokens and the first that is in the loss."""
+    if prompt is not None and getattr(tokenizer, "chat_template", None):
+        ids, opening = prompt_tokens(tokenizer, prompt), [{"role": "user", "content": prompt}]
+        whole = _chat(tokenizer, [*opening, {"role": "assistant", "content": text}], answer=False)
+        same = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
+        return whole, max(1, same)
+    before = [] if prompt is None else prompt_tokens(tokenizer, prompt)
+    after = tokenizer(text, add_special_tokens=prompt is None, verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is not None and (not after or after[-1] != end):
+        after = [*after, end]
+    return [*before, *after], max(1, len(before))
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """Return the tokens that a response follows, by the tokenizer's chat template where it has one."""
+    if getattr(tokenizer, "chat_template", None):
+        return _chat(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+    found: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+    return found
+
+
+def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return found
+
+
+def read_tokens(
+    backbone: Backbone, samples: Samples, contract: TaskContract, spec: ExtractionSpec
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run samples forward; return what the side network reads and what it is to predict.
+
+    Returns
+    -------
+    tuple
+        Of each sample the activations [T, M, 1, d_b] float32 at the tokens before those in the loss, and the tokens in
+        the loss, [T] int64.
+
+    Raises
+    ------
+    DataError
+        A sample has no token to predict.
+    SettingsError
+        The windows are longer than the model's positions.
+    """
+    backbone.check_length(contract.max_length)
+    windows = [
+        token_windows(backbone.tokenizer, prompt, text, contract.max_length)
+        for prompt, text in _prompts(samples, contract)
+    ]
+    flat = [window for of_sample in windows for window in of_sample]
+    extraction = backbone.extract(
+        [{"input_ids": window.ids} for window in flat],
+        layers=spec.layers,
+        pivot=spec.pivot,
+        kept=[slice(window.first - 1, len(window.ids) - 1) for window in flat],
+    )
+    found, activations, labels = iter(extraction.activations), [], []
+    for of_sample in windows:
+        activations.append(torch.cat([next(found) for _ in of_sample]))
+        labels.append(torch.tensor([token for window in of_sample for token in window.ids[window.first :]]))
+    return activations, labels
+
+
+def _prompts(samples: Samples, contract: TaskContract) -> list[tuple[str | None, str]]:
+    if samples.pairs is None:
+        return [(None, text) for text in samples.texts]
+    prompt = contract.prompt or "{text}"
+    return [(prompt.format(text=text), answer) for text, answer in zip(samples.texts, samples.pairs, strict=True)]

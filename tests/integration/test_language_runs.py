@@ -1,0 +1,141 @@
+"""Whole runs of language modelling on a tiny random causal model: devices, packet, cache, trainer, evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord
+
+from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
+from mobillm_flower.backbones.load import load_head
+from mobillm_flower.bench.references import measure_references
+from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.reports import read_run
+from mobillm_flower.reports.html import write_report
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import replay
+from mobillm_flower.tasks import load_central_data
+from tests.support.caches import state_bytes
+from tests.support.local_grid import LocalGrid
+from tests.support.runs import run
+from tests.support.tiny_models import WORDS, save_tiny
+
+NUM_ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("backbone") / "opt", "opt")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split, first in (("train", 0), ("test", 100)):
+        rows = [
+            {"question": " ".join(WORDS[(first + i + j) % 12] for j in range(i % 5 + 1)), "answer": WORDS[i % 3]}
+            for i in range(NUM_ROWS)
+        ]
+        folder.joinpath(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+def make_config(folder: Path, backbone: Path, data: Path, **changes) -> dict:
+    return {
+        "preset": "mobillm",
+        "backbone.name": str(backbone),
+        "backbone.device": "cpu",
+        "task.kind": "language-modelling",
+        "task.prompt": "{text} and then",
+        "task.max-length": 16,
+        "data.source": str(data),
+        "data.text-column": "question",
+        "data.pair-column": "answer",
+        "activations.codec": "fp16",
+        "side-network.bottleneck": 8,
+        "trainer.epochs": 20,
+        "trainer.averaging": 0.0,
+        "trainer.validation-share": 0.0,
+        "trainer.batch-size": 4,
+        "trainer.learning-rate": 0.02,
+        "trainer.weight-decay": 0.0,
+        "trainer.dropout": 0.0,
+        "trainer.overlap-steps": 2,
+        "trainer.num-threads": 1,
+        "rounds.window": 5,
+        "run.folder": str(folder),
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, backbone, data):
+    config = make_config(tmp_path_factory.mktemp("label"), backbone, data)
+    return config, run(config)
+
+
+def test_a_run_learns_the_answers_and_every_device_measures_it(labelled):
+    config, strategy = labelled
+    measured = strategy.result.evaluate_metrics_clientapp
+    model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
+    assert model.contract.per_token
+    test = strategy_test(config)
+    before, after = model.with_network(None).evaluate(test), model.evaluate(test)
+    assert after < before - 0.4  # this small head's logits differ by little: 211 tokens at random are 5.35 nats
+    (record,) = list(measured.values())[-1:]
+    assert record["cross-entropy"] == pytest.approx(after, abs=0.05)  # devices are weighed by samples, not tokens
+
+
+def strategy_test(config):
+    return load_central_data(load_settings(config)).test
+
+
+def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled):
+    config, strategy = labelled
+    cache = ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
+    again = replay(cache, scores=strategy.rule.scores, head=load_head(config["backbone.name"]))
+    assert state_bytes(again) == state_bytes(strategy.trainer.network)
+    references = measure_references(Path(config["run.folder"]))
+    assert references["identical"] is True
+    assert references["tuned"] == references["centralized"] < references["base"]
+    assert "majority" not in references
+
+
+def test_the_report_says_that_tokens_are_plain(labelled):
+    config, _ = labelled
+    folder = Path(config["run.folder"])
+    page = write_report(folder).read_text("utf-8")
+    assert "every token in the loss as it is" in page
+    assert read_run(folder).outcome == "completed"
+
+
+@pytest.mark.parametrize(("loss", "share"), [("logit", 0.9), ("square", 0.1)])
+def test_corrections_teach_what_labels_do(labelled, tmp_path, backbone, data, loss, share):
+    """Under the logit loss as much (batches differ, since the order follows the bytes), under the square loss less."""
+    config, strategy = labelled
+    run(make_config(tmp_path, backbone, data, preset="pae", loss__name=loss))
+    test = strategy_test(config)
+    by_label, model = (
+        SideTunedModel.from_pretrained(folder / "side_network") for folder in (strategy.run.path, tmp_path)
+    )
+    base = model.with_network(None).evaluate(test)
+    assert base - model.evaluate(test) > share * (base - by_label.evaluate(test))
+
+
+def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, data):
+    other = save_tiny(tmp_path / "other", "opt", seed=1)
+    config = make_config(tmp_path / "run", backbone, data)
+    nodes = [{"partition-id": i, "num-partitions": 2, "backbone.name": str(other)} for i in range(2)]
+    strategy = make_strategy(load_settings(config))
+    strategy.poll_s = 0.0
+    with pytest.raises(MismatchError, match="whose language-model head it needs"):
+        strategy.start(LocalGrid(SideTuningClient().app, nodes, config), ArrayRecord())
+
+
+def test_several_backbone_types_are_refused(tmp_path, backbone, data):
+    choices = f"{backbone}@2,{backbone}@3"
+    config = make_config(tmp_path / "run", backbone, data, backbone__name="by-partition", backbone__choices=choices)
+    with pytest.raises(UnsupportedError, match="one backbone type"):
+        run(config)
