@@ -7,14 +7,16 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
+from mobillm_flower.backbones.attach import with_side_output
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core import discriminant as _  # noqa: F401 - registers itself
 from mobillm_flower.core.language import log_probabilities
@@ -23,7 +25,7 @@ from mobillm_flower.core.side_network import ActivationBatch, SideNetworkConfig,
 from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
-from mobillm_flower.tasks.language import read_tokens
+from mobillm_flower.tasks.language import prompt_tokens, read_tokens
 from mobillm_flower.tasks.metrics import TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, measure, render
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -186,9 +188,75 @@ class SideTunedModel:
         outputs = torch.cat(side)
         return self.rule.scores(self._mixing.outputs(outputs) if self._mixing else outputs, base)
 
+    @cached_property
+    def language_model(self) -> Any:
+        """Transformers' causal model with the side network in it, weights shared: for `generate` and pipelines.
+
+        Examples
+        --------
+        >>> from transformers import pipeline  # doctest: +SKIP
+        >>> write = pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)  # doctest: +SKIP
+        """
+        network = None if self.side_network is None else copy.deepcopy(self.side_network).to(self._head.device)
+
+        def tuned(rows: Tensor) -> Tensor:
+            side = rows.new_zeros(()) if network is None else network([ActivationBatch(self.spec.backbone, rows)])
+            return self.rule.scores(side, rows[:, -1])
+
+        return with_side_output(self.backbone, self.spec.layers, tuned)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer."""
+        return self.backbone.tokenizer
+
+    @overload
+    def generate(self, texts: str, *, max_new_tokens: int = 64, **options: Any) -> str: ...
+    @overload
+    def generate(self, texts: Sequence[str], *, max_new_tokens: int = 64, **options: Any) -> list[str]: ...
+    def generate(self, texts: str | Sequence[str], *, max_new_tokens: int = 64, **options: Any) -> str | list[str]:
+        """Continue texts, or respond to prompts, by transformers' `generate` with its key-value cache.
+
+        Parameters
+        ----------
+        texts : str or sequence of str
+            What the task's prompt and the tokenizer's chat template are filled with; the beginnings of plain texts.
+            Where the model's positions end before the last new token, the beginning is cut off.
+        max_new_tokens : int
+            Most tokens of a response.
+        options
+            What else `generate` takes: `do_sample`, `num_beams`, `streamer`, …
+
+        Returns
+        -------
+        str or list of str
+            Without the prompt and without special tokens.
+
+        Examples
+        --------
+        >>> model.generate("A: Are you in? B: Yes, come up.")  # doctest: +SKIP
+        >>> from transformers import TextStreamer  # doctest: +SKIP
+        >>> model.generate("…", streamer=TextStreamer(model.tokenizer, skip_prompt=True))  # doctest: +SKIP
+        """
+        model, tokenizer = self.language_model, self.tokenizer
+        prompt = self.contract.prompt or "{text}"
+        wanted = [texts] if isinstance(texts, str) else list(texts)
+        room = self.backbone.positions - max_new_tokens if self.backbone.positions else None
+        prompts = [prompt_tokens(tokenizer, prompt.format(text=text)) for text in wanted]
+        prompts = [ids[-room:] if room else ids for ids in prompts]
+        length = max(map(len, prompts), default=0)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)  # left-padded
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        options = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "do_sample": False, **options}
+        made = model.generate(input_ids=ids, attention_mask=mask, **options)
+        found: list[str] = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
+        return found[0] if isinstance(texts, str) else found
+
     def with_network(self, side_network: nn.Module | None) -> SideTunedModel:
         """Return the same with another side network of its shape, or with none."""
         other = copy.copy(self)
+        other.__dict__.pop("language_model", None)
         other.side_network = side_network
         if side_network is not None:
             side_network.eval()

@@ -123,7 +123,7 @@ class Backbone:
 
     def check_length(self, max_length: int) -> None:
         """Raise SettingsError where `max_length` is beyond the model's positions."""
-        positions = self._positions()
+        positions = self.positions
         if positions and max_length > positions:
             raise SettingsError(f"task.max-length={max_length}, but {self.info.name} has {positions} positions")
 
@@ -166,8 +166,9 @@ class Backbone:
         rows = [logit for logit in logits if logit is not None]
         return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)
 
-    def _positions(self) -> int | None:
-        """Return how many tokens the model can place; None where there is no limit that it states."""
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model can place; None where there is no limit that it states."""
         config: Any = self.model.config
         limit: int | None = getattr(config, "max_position_embeddings", None)
         for name, module in self.model.named_modules():

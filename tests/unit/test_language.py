@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mobillm_flower import load_settings
+from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
+from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+from mobillm_flower.model import PredictionRule
 from mobillm_flower.server.objective import make_loss
 from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
 from mobillm_flower.wire.contract import extraction_spec
@@ -290,3 +292,80 @@ def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective, n
 def test_language_modelling_needs_a_head():
     with pytest.raises(SettingsError, match="needs the backbone's head"):
         make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
+
+
+# generation --------------------------------------------------------------------------------------------------------
+
+
+def tuned_model(folder: str) -> SideTunedModel:
+    """A model with a side network that is not zero."""
+    backbone = load_backbone(folder, device="cpu", language_model=True)
+    settings = load_settings({"backbone.name": folder, "loss.objective": "label"})
+    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    types = {spec.backbone: spec.alignment}
+    config = SideNetworkConfig.of(types, name="additive", num_blocks=2, bottleneck=4, num_outputs=spec.width)
+    network = config.build()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    contract = dataclasses.replace(CONTRACT, max_length=32)
+    return SideTunedModel(
+        backbone, network, spec=spec, contract=contract, rule=PredictionRule("square", 1.0), side_config=config
+    )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders, name):
+    model = tuned_model(folders[name])
+    ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"]])
+    made = model.language_model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    sequence = made.sequences[0].tolist()
+    found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
+    with torch.inference_mode():
+        states = model._tuned(found.flatten(2))
+        expected = model.backbone.head.logits(model.backbone.head.inputs(states))
+        plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
+    steps = torch.cat(made.logits)  # [8, V]
+    start = ids.shape[1] - 1
+    assert made.past_key_values is not None
+    assert torch.allclose(steps, expected[start : start + 8], atol=1e-4)
+    assert not torch.allclose(steps, plain[start : start + 8], atol=1e-2)  # the backbone itself is as it was
+
+
+def test_generate_answers_one_or_several_prompts_of_different_lengths(folders):
+    model = tuned_model(folders["llama"])
+    alone = [model.generate(text, max_new_tokens=6) for text in TEXTS[:3]]
+    assert model.generate(TEXTS[:3], max_new_tokens=6) == alone
+    assert alone != [model.with_network(None).generate(text, max_new_tokens=6) for text in TEXTS[:3]]
+    words = TEXTS[0].split() * 20
+    long, end = (" ".join(part) for part in (words, words[-60:]))  # of 64 positions
+    assert model.generate(long, max_new_tokens=4) == model.generate(end, max_new_tokens=4)
+
+
+def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(folders, capsys):
+    transformers = pytest.importorskip("transformers")
+    model = tuned_model(folders["opt"])
+    text = model.generate(TEXTS[0], max_new_tokens=5, streamer=transformers.TextStreamer(model.tokenizer, True))
+    assert capsys.readouterr().out.split() == text.split()
+    write = transformers.pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)
+    (made,) = write(TEXTS[0], max_new_tokens=5, do_sample=False, return_full_text=False)
+    assert made["generated_text"].split() == text.split()
+
+
+def test_a_saved_language_model_is_loaded_with_its_head(folders, tmp_path):
+    model = tuned_model(folders["gpt2"])
+    model.save_pretrained(tmp_path)
+    again = SideTunedModel.from_pretrained(tmp_path)
+    assert again.generate(TEXTS[2], max_new_tokens=6) == model.generate(TEXTS[2], max_new_tokens=6)
+    with pytest.raises(UnsupportedError, match="use generate"):
+        again.predict(TEXTS[0])
