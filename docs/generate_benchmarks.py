@@ -39,7 +39,7 @@ MEANINGS = {
   The allocator is told to give freed blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that the figure is what a
   side needs, the same in each process, and not what the allocator keeps.
 - `memory_beside_hidden-states`: ours over `output_hidden_states=True`, which keeps every layer's hidden states.
-- `memory_beside_lora-step`: ours over a LoRA training step (peft, r = 8, query and value, AdamW) on the same batches.
+- `memory_beside_lora`: ours over a LoRA training step (peft, r = 8, query and value, AdamW) on the same batches.
   A trainer would take smaller ones, and need less: this compares like with like, and is no statement about the
   smallest memory that LoRA can do with.
 

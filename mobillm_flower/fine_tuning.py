@@ -6,6 +6,7 @@ LoRA (arXiv 2106.09685), BitFit (2106.10199) or all layers, under a linear head.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,8 +177,7 @@ class FineTunedModel(nn.Module):
 
         Order and dropout are drawn from the seed alone; torch's own generator is left as it was.
         """
-        parameters = list(self.trained().values())
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+        optimizer = self.optimizer(learning_rate)
         flops, total, count, started = 0, 0.0, 0, time.perf_counter()
         self.train()
         with torch.random.fork_rng(devices=[]):
@@ -185,16 +185,25 @@ class FineTunedModel(nn.Module):
             for epoch in range(epochs):
                 for inputs, labels in self.batches(samples, batch_size, seed + epoch):
                     with self.counted(("fit", *inputs["input_ids"].shape)) as counted:
-                        loss = self.loss(self(inputs), labels)
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()  # type: ignore[no-untyped-call]
+                        loss = self.step(inputs, labels, optimizer)
                     flops += counted.flops
-                    nn.utils.clip_grad_norm_(parameters, _MAX_NORM)
-                    optimizer.step()
-                    total += float(loss.detach()) * len(labels)
+                    total += loss * len(labels)
                     count += len(labels)
         self.eval()
         return Work(flops, time.perf_counter() - started, count, total / max(1, count))
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """Return AdamW over the trained parameters, without weight decay."""
+        return torch.optim.AdamW(self.trained().values(), lr=learning_rate, weight_decay=0.0)
+
+    def step(self, inputs: Mapping[str, Tensor], labels: Tensor, optimizer: torch.optim.Optimizer) -> float:
+        """Take one step on padded inputs [B, T] and labels [B], gradients clipped to norm 1; return the loss before."""
+        loss = self.loss(self(inputs), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.trained().values(), _MAX_NORM)
+        optimizer.step()
+        return float(loss.detach())
 
     @torch.inference_mode()
     def scores(self, samples: Samples) -> Tensor:
@@ -290,7 +299,8 @@ def _made_trainable(backbone: Backbone, method: str, rank: int, seed: int) -> nn
             raise UnsupportedError(
                 f"{backbone.info.family}: looked for {_ATTENTION} among its modules, to put LoRA on, and found none"
             )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
             torch.manual_seed(seed)
             config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets))
             return get_peft_model(model, config)  # type: ignore[no-any-return]

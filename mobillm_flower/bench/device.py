@@ -10,16 +10,14 @@ from pathlib import Path
 import torch
 
 from mobillm_flower.backbones import Backbone, load_backbone
-from mobillm_flower.bench.memory import can_measure, peak_bytes, tokens
 from mobillm_flower.bench.pairs import Bar, Comparison, Report, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.bench.random_models import SHAPES, random_opt
+from mobillm_flower.bench.work import can_measure, peak_bytes, tokens
 from mobillm_flower.config import Settings, load_settings, to_yaml
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.wire.contract import ExtractionSpec, extraction_spec
 
 FORWARD_BAR, MEMORY_BAR = 1.05, 1.10
-RANDOM_OPT = "opt-125m"
-"""`--backbone` of this benchmark: the shape of OPT-125M with random weights, for seconds and bytes alone."""
-
 Say = Callable[[str], None]
 
 
@@ -38,7 +36,7 @@ def bench_device(
     Parameters
     ----------
     backbone, layers : str, int
-        A backbone's name, or `opt-125m`; how many of its layers (0: all).
+        A backbone's name, or one of `SHAPES`; how many of its layers (0: all).
     pairs : int
         Turns.
     num_samples : int
@@ -54,7 +52,7 @@ def bench_device(
     """
     with tempfile.TemporaryDirectory() as folder, torch_threads(num_threads):
         path = Path(folder)
-        name = str(random_opt(path / RANDOM_OPT)) if backbone == RANDOM_OPT else backbone
+        name = str(random_opt(path, backbone)) if backbone in SHAPES else backbone
         settings = load_settings(
             {
                 "backbone.name": name,
@@ -114,9 +112,9 @@ def _forward_seconds(
 def _memory(report: Report, path: Path, *, pairs: int, num_samples: int, num_threads: int, say: Say) -> None:
     names = ["ours", "plain", "hidden-states"]
     if importlib.util.find_spec("peft") is None:
-        report.skipped["lora-step"] = "peft is not installed: pip install 'mobillm-flower[bench]'"
+        report.skipped["lora"] = "peft is not installed: pip install 'mobillm-flower[bench]'"
     else:
-        names.append("lora-step")
+        names.append("lora")
 
     def side(name: str) -> Callable[[], float]:
         return lambda: float(peak_bytes(path, name, num_samples=num_samples, num_threads=num_threads))
@@ -152,29 +150,3 @@ def _describe(
         "batches": [list(inputs["input_ids"].shape) for inputs in backbone.padded_batches(samples)],
         "lora": "r=8, query and value, one AdamW step a batch",
     }
-
-
-def random_opt(folder: Path) -> Path:
-    """Save OPT-125M's shape with random weights and a tokenizer fitted on the package's data; returns the folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import OPTConfig, OPTModel, PreTrainedTokenizerFast
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    config = OPTConfig()  # transformers' defaults are OPT-125M: 12 layers of 768, 50,272 tokens
-    torch.manual_seed(0)
-    OPTModel(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<s>", "<pad>", "</s>"]  # ids 0, 1, 2, as OPT has them
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    data = load_local_data(load_settings({"data.label-column": "intent"}), 0, 1)
-    tokenizer.train_from_iterator(data.train.texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>")  # noqa: S106
-    fast.save_pretrained(folder)
-    return folder

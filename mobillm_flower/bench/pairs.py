@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,6 +135,25 @@ class Bar:
         return {"value": self.value, "rule": rule, "bar": self.bar, "holds": self.holds}
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of words and numbers as text; the first column names the rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points (x, y, name) of a page's figure."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: Sequence[tuple[float, float, str]]
+
+
 @dataclass
 class Report:
     """What a benchmark found.
@@ -149,6 +168,8 @@ class Report:
         Figures that are held to a bar; sides taken in turns; other figures.
     skipped : dict
         What could not be measured here, and why.
+    tables, plots : list
+        What is shown of the figures, on a terminal and on a page.
     """
 
     bench: str
@@ -157,6 +178,8 @@ class Report:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=lambda: {"cores": os.cpu_count(), "load_before": _load()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,6 +194,7 @@ class Report:
             "figures": self.figures,
             "comparisons": {name: comparison.to_dict() for name, comparison in self.comparisons.items()},
             "skipped": self.skipped,
+            "tables": [asdict(table) for table in self.tables],
         }
 
 

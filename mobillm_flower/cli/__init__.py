@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 
 from mobillm_flower.cli.audit import audit
-from mobillm_flower.cli.bench import app as bench
 from mobillm_flower.cli.cache import app as cache
 from mobillm_flower.cli.mixing_key import mixing_key
 from mobillm_flower.cli.predict import predict
+from mobillm_flower.cli.protocols import app as bench
 from mobillm_flower.cli.report import report
 from mobillm_flower.cli.run import run
 from mobillm_flower.cli.settings import settings

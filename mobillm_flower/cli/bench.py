@@ -35,9 +35,9 @@ def device(
     from mobillm_flower.bench.device import bench_device
 
     report = bench_device(
-        backbone=backbone, layers=layers, pairs=pairs, num_samples=samples, num_threads=threads, say=_say
+        backbone=backbone, layers=layers, pairs=pairs, num_samples=samples, num_threads=threads, say=say
     )
-    _finish(report, json_file)
+    finish(report, json_file)
 
 
 @app.command()
@@ -50,7 +50,7 @@ def codecs(
     """Measure every codec: bits a value, relative error, values encoded and decoded a second."""
     from mobillm_flower.bench.codecs import bench_codecs
 
-    _finish(bench_codecs(pairs=pairs, num_samples=samples, num_threads=threads, say=_say), json_file)
+    finish(bench_codecs(pairs=pairs, num_samples=samples, num_threads=threads, say=say), json_file)
 
 
 @app.command()
@@ -64,7 +64,7 @@ def cache(
     """Measure random rows a second from a warm cache, and memory as the cache grows."""
     from mobillm_flower.bench.cache import bench_cache
 
-    _finish(bench_cache(pairs=pairs, folder=folder, say=_say), json_file)
+    finish(bench_cache(pairs=pairs, folder=folder, say=say), json_file)
 
 
 @app.command()
@@ -72,7 +72,7 @@ def trainer(pairs: Pairs = 10, threads: Threads = 1, json_file: JsonFile = None)
     """Measure the trainer's step from the memory tier beside a bare torch loop of the same mathematics."""
     from mobillm_flower.bench.trainer import bench_trainer
 
-    _finish(bench_trainer(pairs=pairs, num_threads=threads, say=_say), json_file)
+    finish(bench_trainer(pairs=pairs, num_threads=threads, say=say), json_file)
 
 
 @app.command(name="fleet-scale")
@@ -95,18 +95,25 @@ def fleet_scale(
         samples_per_device=samples_per_device,
         num_threads=threads,
         folder=folder,
-        say=_say,
+        say=say,
     )
-    _finish(report, json_file)
+    finish(report, json_file)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell how far a benchmark is, on standard error."""
     typer.echo(text, err=True)
 
 
-def _finish(report: Report, json_file: Path | None) -> None:
+def finish(report: Report, json_file: Path | None) -> None:
+    """Print what a benchmark found, and write it to a file if one is given."""
     found = report.to_dict()
     print_rows(f"Bench: {report.bench}", ("figure", "value", "remark"), _rows(found))
+    write_json(found, json_file)
+
+
+def write_json(found: dict[str, Any], json_file: Path | None) -> None:
+    """Write all figures to a file, if one is given."""
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(_as_text(found), "utf-8")

@@ -20,13 +20,16 @@ def say_json(value: Any) -> None:
     typer.echo(json.dumps(value))
 
 
-def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool = False) -> None:
     """Print rows of text; the second column holds figures, the last may be long.
 
-    On a terminal a table, in a pipe one aligned line a row without a heading.
+    On a terminal a table, in a pipe one aligned line a row; there without a heading, unless it is asked for.
     """
     console = Console()
     if not console.is_terminal:
+        if headed:
+            typer.echo(f"\n{title}")
+            rows = [columns, *rows]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
         for row in rows:
             cells = [f"{cell:>{widths[i]}}" if i == 1 else f"{cell:<{widths[i]}}" for i, cell in enumerate(row)]

@@ -131,8 +131,8 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
 
 def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
     """Return references beside which a run is shown; empty where they cannot be had."""
-    from mobillm_flower.bench.memory import measure_memory
     from mobillm_flower.bench.references import measure_references
+    from mobillm_flower.bench.work import measure_memory
 
     measured: dict[str, Any] = {}
     watcher.say("measuring references: logistic regression, centralized side-tuning, memory")

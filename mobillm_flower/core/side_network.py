@@ -383,3 +383,12 @@ def _lengths(batches: Sequence[ActivationBatch]) -> Tensor:
             for batch in batches
         ]
     )
+
+
+@SIDE_NETWORKS.register("fixed-gates")
+class FixedGatesSideNetwork(AdditiveSideNetwork):
+    """The additive side network with every gate μ_i held at 1/2: what learned gates are compared with."""
+
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.gates.requires_grad_(False)

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from mobillm_flower.bench.cache import bench_cache
 from mobillm_flower.bench.codecs import bench_codecs
-from mobillm_flower.bench.device import RANDOM_OPT, bench_device
+from mobillm_flower.bench.device import bench_device
 from mobillm_flower.bench.fleet_scale import _measure, bench_fleet_scale
-from mobillm_flower.bench.memory import can_measure, measure_memory, peak_bytes
 from mobillm_flower.bench.pairs import Bar, Report
 from mobillm_flower.bench.trainer import bench_trainer
+from mobillm_flower.bench.work import can_measure, measure_memory, peak_bytes
 from mobillm_flower.cli import app
-from mobillm_flower.cli.bench import _finish, _rows
+from mobillm_flower.cli.bench import _rows, finish
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
@@ -166,9 +166,9 @@ def test_device_memory(tmp_path):
     try:
         import peft  # noqa: F401
     except ImportError:
-        assert "mobillm-flower[bench]" in found["skipped"]["lora-step"]
+        assert "mobillm-flower[bench]" in found["skipped"]["lora"]
     else:
-        assert found["comparisons"]["memory_beside_lora-step"]["other"][0] > 0
+        assert found["comparisons"]["memory_beside_lora"]["other"][0] > 0
 
 
 @ON_LINUX
@@ -191,7 +191,7 @@ def test_memory_that_is_held_is_seen(tmp_path):
 @pytest.mark.slow
 def test_random_weights_of_opt_125m_can_be_measured():
     pytest.importorskip("tokenizers")
-    found = check(bench_device(backbone=RANDOM_OPT, layers=1, pairs=1, num_samples=4, memory=False).to_dict(), pairs=1)
+    found = check(bench_device(backbone="opt-125m", layers=1, pairs=1, num_samples=4, memory=False).to_dict(), pairs=1)
     assert (found["settings"]["family"], found["settings"]["width"]) == ("opt", 768)
 
 
@@ -206,7 +206,7 @@ def test_the_command_prints_bars_and_writes_everything(tmp_path):
 def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys):
     report = Report("trainer", {})
     report.bars["step_ratio"] = Bar(1.3, 1.15, at_most=True)
-    _finish(report, None)
+    finish(report, None)
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 

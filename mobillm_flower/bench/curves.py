@@ -1,0 +1,155 @@
+"""Side-tuning and its peers on the same tasks, partitions and seeds: settings chosen on validation rows, then curves.
+
+A curve is a run's points: its metric after so much work of a device. The protocols read their figures from curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mobillm_flower.bench.cells import CENTRAL_LORA, BenchTask, Cell, Point
+from mobillm_flower.bench.costs import DeviceCost, device_costs
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the comparison.
+
+    Parameters
+    ----------
+    name : str
+        A strategy, or `central-lora`.
+    settings : mapping
+        Its own, the same in every trial.
+    trials : sequence of mapping
+        Settings of which one is chosen on validation rows; every method has as many.
+    trial_settings : mapping
+        What differs in a trial: fewer rounds.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    trials: Sequence[Mapping[str, str]]
+    trial_settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and where it is kept.
+
+    Parameters
+    ----------
+    tasks, methods : sequence
+        `central-lora` must be among the methods.
+    seeds, alphas : sequence
+        Seeds, and the Dirichlet partition's α (None: IID).
+    num_devices : int
+        Devices of the fleet.
+    common : mapping
+        Settings of all runs.
+    turns : int
+        Repetitions of what a device's work costs.
+    data, work : Path
+        Where data sets are; where finished runs are kept.
+    """
+
+    tasks: Sequence[BenchTask]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    alphas: Sequence[float | None]
+    num_devices: int
+    common: Mapping[str, str]
+    turns: int
+    data: Path | None
+    work: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what shapes the results, as plain values."""
+        return {
+            "tasks": [asdict(task) for task in self.tasks],
+            "methods": [asdict(method) for method in self.methods],
+            "seeds": list(self.seeds),
+            "alphas": list(self.alphas),
+            "num_devices": self.num_devices,
+            "common": dict(self.common),
+            "turns": self.turns,
+        }
+
+
+@dataclass(frozen=True)
+class TaskCurves:
+    """What came out on one task.
+
+    Parameters
+    ----------
+    trials : mapping
+        Of each method its trials with their metric on validation rows, and the settings that were chosen.
+    central : sequence
+        Curves of LoRA in one place, one a seed.
+    partitions : mapping
+        By partition ("iid", "alpha=0.1") and method, curves, one a seed.
+    costs : mapping
+        What a method's work costs a device.
+    """
+
+    trials: Mapping[str, Any]
+    central: Sequence[Sequence[Point]]
+    partitions: Mapping[str, Mapping[str, Sequence[Sequence[Point]]]]
+    costs: Mapping[str, DeviceCost]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+def draw_curves(plan: Plan, *, say: Callable[[str], None]) -> dict[str, TaskCurves]:
+    """Run everything that is not yet there; returns the curves by task. `say` gets a line for each run."""
+    return {task.name: _task_curves(task, plan, say) for task in plan.tasks}
+
+
+def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> TaskCurves:
+    def curve(method: Method, alpha: float | None, seed: int, settings: Mapping[str, str], held: str) -> list[Point]:
+        cell = Cell(
+            task, method.name, alpha, seed, plan.num_devices, held, {**plan.common, **method.settings, **settings}
+        )
+        points = cell.run(plan.data, plan.work)
+        say(f"{cell.title}: best {max(point.metric for point in points):.4f}")
+        return points
+
+    trials: dict[str, Any] = {}
+    for method in plan.methods:
+        found: list[dict[str, Any]] = []
+        for trial in method.trials if len(method.trials) > 1 else ():
+            points = curve(method, None, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
+            found.append({"settings": dict(trial), "validation": max(point.metric for point in points)})
+        best = max(found, key=lambda one: one["validation"])["settings"] if found else dict(method.trials[0])
+        trials[method.name] = {"settings": best, "trials": found}
+    partitions: dict[str, dict[str, list[list[Point]]]] = {}
+    central: list[list[Point]] = []
+    for method in plan.methods:
+        chosen = trials[method.name]["settings"]
+        if method.name == CENTRAL_LORA:
+            central = [curve(method, None, seed, chosen, "test") for seed in plan.seeds]
+            continue
+        for alpha in plan.alphas:
+            name = "iid" if alpha is None else f"alpha={alpha:g}"
+            curves = [curve(method, alpha, seed, chosen, "test") for seed in plan.seeds]
+            partitions.setdefault(name, {})[method.name] = curves
+    cells = {
+        method.name: Cell(
+            task,
+            method.name,
+            None,
+            plan.seeds[0],
+            plan.num_devices,
+            "test",
+            {**plan.common, **method.settings, **trials[method.name]["settings"]},
+        )
+        for method in plan.methods
+        if method.name != CENTRAL_LORA
+    }
+    say(f"{task.name}: what a device's work costs")
+    return TaskCurves(trials, central, partitions, device_costs(cells, plan.data, plan.work, turns=plan.turns))

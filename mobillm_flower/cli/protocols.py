@@ -1,0 +1,256 @@
+"""`mobillm bench`: side-tuning beside its peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillm_flower.cli.bench import JsonFile, Threads, app, say, write_json
+from mobillm_flower.cli.output import print_rows, relative
+
+if TYPE_CHECKING:
+    from mobillm_flower.bench.cells import BenchTask
+    from mobillm_flower.bench.curves import Plan
+    from mobillm_flower.bench.pairs import Report
+    from mobillm_flower.bench.variants import Variants
+
+PageFile = Annotated[Path | None, typer.Option("--report", help="Write a page with tables and figures to this file.")]
+Tasks = Annotated[str, typer.Option(help="Tasks, with commas between.")]
+Task = Annotated[str, typer.Option(help="The task.")]
+Methods = Annotated[str, typer.Option(help="Methods, with commas between; empty: all.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of data sets; needed by all tasks but phone-messages.")]
+Work = Annotated[Path, typer.Option(help="Where finished runs are kept; the same folder goes on where it was.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
+Devices = Annotated[int, typer.Option(min=1, help="Devices of the fleet.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of a peer.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Minutes: three methods, no trials, one seed, three devices.")]
+QuickVariants = Annotated[bool, typer.Option("--quick", help="Minutes: two variants, one seed, three devices.")]
+UpMbit = Annotated[float, typer.Option(min=1e-3, help="Modelled uplink of a device, Mbit/s.")]
+DownMbit = Annotated[float, typer.Option(min=1e-3, help="Modelled downlink of a device, Mbit/s.")]
+Slowdown = Annotated[float, typer.Option(min=1e-3, help="Modelled: how much slower a device computes than this one.")]
+_WORK = Path("runs/curves")
+_QUICK_SETTINGS = {"backbone.layers": "2"}
+__all__ = ["app"]
+
+
+@app.command(name="cost-to-target")
+def cost_to_target(
+    tasks: Tasks = "phone-messages",
+    methods: Methods = "",
+    data: Data = None,
+    work: Work = _WORK,
+    seeds: Seeds = 3,
+    devices: Devices = 10,
+    rounds: Rounds = 15,
+    up_mbit: UpMbit = 10.0,
+    down_mbit: DownMbit = 50.0,
+    slowdown: Slowdown = 1.0,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure what a device pays until a target is reached: side-tuning and its peers, IID and Dirichlet 0.1."""
+    from mobillm_flower.bench.cost_to_target import Link
+    from mobillm_flower.bench.cost_to_target import cost_to_target as measured
+    from mobillm_flower.bench.curves import draw_curves
+
+    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, quick=quick)
+    link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
+    show(measured(plan, draw_curves(plan, say=say), link), json_file, page)
+
+
+@app.command(name="quality-under-budget")
+def quality_under_budget(
+    tasks: Tasks = "phone-messages",
+    methods: Methods = "",
+    data: Data = None,
+    work: Work = _WORK,
+    seeds: Seeds = 3,
+    devices: Devices = 10,
+    rounds: Rounds = 15,
+    quick: Quick = False,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure the best metric within 1, 10, 100 MB and 1, 3, 10 forward passes of a device, of the same runs."""
+    from mobillm_flower.bench.curves import draw_curves
+    from mobillm_flower.bench.quality_under_budget import quality_under_budget as measured
+
+    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, quick=quick)
+    show(measured(plan, draw_curves(plan, say=say)), json_file, page)
+
+
+@app.command()
+def quantization(
+    task: Task = "phone-messages",
+    data: Data = None,
+    work: Work = _WORK,
+    seeds: Seeds = 3,
+    devices: Devices = 10,
+    quick: QuickVariants = False,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure codecs and sparsification of uploads: bytes, error, metric."""
+    from mobillm_flower.bench.variants import QUANTIZATION
+
+    show(_variants("quantization", QUANTIZATION, task, data, work, seeds, devices, quick=quick), json_file, page)
+
+
+@app.command()
+def ablation(
+    task: Task = "phone-messages",
+    data: Data = None,
+    work: Work = _WORK,
+    seeds: Seeds = 3,
+    devices: Devices = 10,
+    quick: QuickVariants = False,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure side-tuning with one setting changed at a time: blocks, bottleneck, activation, gates, pivot, width."""
+    from mobillm_flower.bench.variants import ABLATION
+
+    show(_variants("ablation", ABLATION, task, data, work, seeds, devices, quick=quick), json_file, page)
+
+
+@app.command()
+def memory(
+    models: Annotated[
+        str, typer.Option(help="Backbones, or opt-125m, opt-350m, opt-1.3b: their shapes with random weights.")
+    ] = "opt-125m,opt-350m",
+    lengths: Annotated[str, typer.Option(help="Tokens of a sample, with commas between.")] = "128,256,512",
+    batches: Annotated[str, typer.Option(help="Samples of a batch, with commas between.")] = "1,4,16",
+    work: Work = _WORK,
+    threads: Threads = 1,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure a device's peak memory: inference, side-tuning, LoRA, checkpointed LoRA, BitFit, full fine-tuning."""
+    from mobillm_flower.bench.memory import bench_memory
+
+    report = bench_memory(
+        models=models.split(","),
+        lengths=_numbers(lengths, "--lengths"),
+        batches=_numbers(batches, "--batches"),
+        num_threads=threads,
+        work=work,
+        say=say,
+    )
+    show(report, json_file, page)
+
+
+@app.command()
+def network(
+    backbone: Annotated[
+        str, typer.Option(help="A backbone, or opt-125m, opt-350m, opt-1.3b: their shapes with random weights.")
+    ] = "opt-125m",
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a sample.")] = 128,
+    batches: Annotated[str, typer.Option(help="Samples of a batch, with commas between.")] = "12,16,20,24,30",
+    uplinks: Annotated[str, typer.Option(help="Modelled uplinks in Mbit/s, with commas between.")] = "1,10,60,100",
+    turns: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 3,
+    slowdown: Slowdown = 1.0,
+    threads: Threads = 1,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure where transmission eats the gain: seconds a batch over uplinks, with and without overlap."""
+    from mobillm_flower.bench.network import bench_network
+
+    report = bench_network(
+        backbone=backbone,
+        length=length,
+        batches=_numbers(batches, "--batches"),
+        uplinks=_numbers(uplinks, "--uplinks"),
+        turns=turns,
+        slowdown=slowdown,
+        num_threads=threads,
+        say=say,
+    )
+    show(report, json_file, page)
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} must be whole numbers with commas between", param_hint=option) from None
+
+
+def _variants(
+    name: str,
+    variants: Variants,
+    task: str,
+    data: Path | None,
+    work: Path,
+    seeds: int,
+    devices: int,
+    *,
+    quick: bool,
+) -> Report:
+    from mobillm_flower.bench.compared import PAE
+    from mobillm_flower.bench.variants import bench_variants
+
+    (found,) = _tasks(task, data)
+    return bench_variants(
+        name,
+        found,
+        dict(list(variants.items())[:2]) if quick else variants,
+        seeds=range(1 if quick else seeds),
+        num_devices=3 if quick else devices,
+        common={**PAE, **(_QUICK_SETTINGS if quick else {})},
+        data=data,
+        work=work,
+        say=say,
+    )
+
+
+def _tasks(names: str, data: Path | None) -> list[BenchTask]:
+    from mobillm_flower.bench.compared import TASKS
+
+    for name in names.split(","):
+        if name not in TASKS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(TASKS)}", param_hint="--tasks")
+        if TASKS[name].folder and data is None:
+            raise typer.BadParameter(f"{name} needs --data, the folder of data sets", param_hint="--data")
+    return [TASKS[name] for name in names.split(",")]
+
+
+def _plan(
+    tasks: str, methods: str, data: Path | None, work: Path, seeds: int, devices: int, rounds: int, *, quick: bool
+) -> Plan:
+    from mobillm_flower.bench.compared import METHODS, QUICK
+    from mobillm_flower.bench.compared import methods as compared
+    from mobillm_flower.bench.curves import Plan
+
+    names = methods.split(",") if methods else list(QUICK if quick else METHODS)
+    for name in names:
+        if name not in METHODS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}", param_hint="--methods")
+    return Plan(
+        tasks=_tasks(tasks, data),
+        methods=compared(3 if quick else rounds, names, trials=not quick),
+        seeds=range(1 if quick else seeds),
+        alphas=(0.1,) if quick else (None, 0.1),
+        num_devices=3 if quick else devices,
+        common={"backbone.token-budget": "1024", **(_QUICK_SETTINGS if quick else {})},
+        turns=1 if quick else 5,
+        data=data,
+        work=work,
+    )
+
+
+def show(report: Report, json_file: Path | None, page: Path | None) -> None:
+    """Print a report's tables; write its figures and its page, if files are given."""
+    from mobillm_flower.reports.protocol import protocol_page
+
+    found = report.to_dict()
+    for table in report.tables:
+        print_rows(table.title, table.columns, table.rows, headed=True)
+    write_json(found, json_file)
+    if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(protocol_page(report.bench, report.tables, report.plots, found), "utf-8")
+        typer.echo(f"page: {relative(page.resolve())}")
