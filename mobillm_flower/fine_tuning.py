@@ -91,7 +91,7 @@ class FineTunedModel(nn.Module):
             )
         self.backbone, self.contract = backbone, contract
         self.model = _made_trainable(backbone, method, rank, seed)
-        self.head = nn.Linear(backbone.info.width, contract.num_outputs, device=backbone.device)
+        self.head = nn.Linear(self._output_width(), contract.num_outputs, device=backbone.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if backbone.predictor is not None:
@@ -101,6 +101,11 @@ class FineTunedModel(nn.Module):
                 self.head.bias.data.copy_(words.bias)
         self._flops: dict[tuple[Any, ...], int] = {}
         self._initial: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def _output_width(self) -> int:
+        """Return the width of the last hidden state: not d_b in models that project it (OPT-350M)."""
+        return int(self.model(**self.backbone.pad([{"input_ids": [0]}])).last_hidden_state.shape[-1])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return scores [B, K] float32 of padded inputs: the head on the last layer's mean, or last token (causal)."""
@@ -288,22 +293,34 @@ class CountedFlops:
         return self._known[self._shape]
 
 
+def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
+    """Put LoRA on the attention's query and value (α = 2r, no dropout); on a skeleton too.
+
+    Raises
+    ------
+    UnsupportedError
+        No attention projections are found.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    targets: Sequence[str] | None = next((found for found in _ATTENTION if names.issuperset(found)), None)
+    if targets is None:
+        raise UnsupportedError(
+            f"{type(model).__name__}: looked for {_ATTENTION} among its modules, to put LoRA on, and found none"
+        )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
+        torch.manual_seed(seed)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets))
+        without_weights = next(model.parameters()).is_meta
+        return get_peft_model(model, config, low_cpu_mem_usage=without_weights)  # type: ignore[no-any-return]
+
+
 def _made_trainable(backbone: Backbone, method: str, rank: int, seed: int) -> nn.Module:
     model = backbone.model
     if method == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        targets: Sequence[str] | None = next((found for found in _ATTENTION if names.issuperset(found)), None)
-        if targets is None:
-            raise UnsupportedError(
-                f"{backbone.info.family}: looked for {_ATTENTION} among its modules, to put LoRA on, and found none"
-            )
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an attribute's old name
-            torch.manual_seed(seed)
-            config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=list(targets))
-            return get_peft_model(model, config)  # type: ignore[no-any-return]
+        return with_lora(model, rank, seed)
     if method not in METHODS:
         raise SettingsError(f"method={method!r} must be one of {', '.join(METHODS)}")
     trained = 0

@@ -4,6 +4,7 @@ from mobillm_flower.backbones.backbone import Backbone, Extraction
 from mobillm_flower.backbones.describe import BackboneInfo, fingerprint
 from mobillm_flower.backbones.load import BACKBONE_SOURCES, load_backbone, resolve_folder
 from mobillm_flower.backbones.public import public_text, public_transform
+from mobillm_flower.backbones.skeleton import load_tokenizer, skeleton
 
 __all__ = [
     "BACKBONE_SOURCES",
@@ -12,7 +13,9 @@ __all__ = [
     "Extraction",
     "fingerprint",
     "load_backbone",
+    "load_tokenizer",
     "public_text",
     "public_transform",
     "resolve_folder",
+    "skeleton",
 ]

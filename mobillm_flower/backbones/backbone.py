@@ -16,6 +16,8 @@ from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core.pivots import PIVOTS, Pivot
 from mobillm_flower.errors import DataError, SettingsError
 
+_PADDED, _WORTH_A_CALL = 1.25, 512  # longest over shortest of a batch; tokens from which a batch is worth its call
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -182,16 +184,8 @@ class Backbone:
             yield self.pad([samples[i] for i in batch])
 
     def batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[list[int]]:
-        """Yield places of samples, shortest first, in batches of at most `token_budget` tokens, one sample at least."""
-        order = sorted(range(len(samples)), key=lambda i: (len(samples[i]["input_ids"]), i))
-        batch: list[int] = []
-        for i in order:
-            if batch and len(samples[i]["input_ids"]) * (len(batch) + 1) > self.token_budget:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+        """Yield places of samples, shortest first, in the batches that run: see `batches_by_length`."""
+        return batches_by_length([len(sample["input_ids"]) for sample in samples], self.token_budget)
 
     @torch.inference_mode()
     def _forward(
@@ -244,6 +238,24 @@ class Backbone:
 def _own(selected: Tensor, hidden: Tensor) -> Tensor:
     """Return a tensor that does not keep a whole layer's hidden states alive: a view is copied."""
     return selected.clone() if selected.numel() < hidden.numel() else selected
+
+
+def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Yield places of samples, shortest first, in batches of at most `token_budget` tokens, one sample at least.
+
+    A batch that is worth its call ends before a sample that would pad its shortest by more than a quarter.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch:
+            shortest, longest = lengths[batch[0]], lengths[batch[-1]]
+            padded = lengths[i] > _PADDED * shortest and longest * len(batch) >= _WORTH_A_CALL
+            if padded or lengths[i] * (len(batch) + 1) > token_budget:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:

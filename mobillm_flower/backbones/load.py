@@ -177,7 +177,7 @@ def load_backbone(
             raise UnsupportedError(
                 f"{name}: transformers cannot load its configuration or tokenizer: {error}"
             ) from error
-        _truncate(config, layers)
+        truncate(config, layers)
         config.use_cache = False
         model, loaded = _load_model(
             folder, config, precision, where, num_labels, label_words, tokenizer, language_model
@@ -237,7 +237,8 @@ def load_head(name: str, *, revision: str = "", device: str = "cpu") -> Language
     return backbone.head
 
 
-def _truncate(config: Any, layers: int) -> None:
+def truncate(config: Any, layers: int) -> None:
+    """Let a configuration describe the first `layers` layers (0: all); raises SettingsError where it has fewer."""
     field = depth_field(config)
     depth = getattr(config, field)
     if layers > depth:

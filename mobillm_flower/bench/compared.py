@@ -10,7 +10,12 @@ from mobillm_flower.bench.curves import Method
 METHODS = ("pae", "fed-lora", "fed-bitfit", "fed-kseed", "upload-all", CENTRAL_LORA)
 QUICK = ("pae", "fed-lora", CENTRAL_LORA)
 """What is compared for a look in minutes."""
-PAE = {"rounds.window": "256", "loss.name": "logit", "trainer.batch-size": "32"}
+PAE = {
+    "rounds.window": "256",
+    "loss.name": "logit",
+    "trainer.batch-size": "32",
+    "side-network.codec": "int8",
+}
 """Side-tuning's settings, beside its preset's."""
 _CENTRAL_EPOCHS = 5
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from mobillm_flower.cli.audit import audit
 from mobillm_flower.cli.cache import app as cache
 from mobillm_flower.cli.mixing_key import mixing_key
+from mobillm_flower.cli.plan import plan
 from mobillm_flower.cli.predict import predict
 from mobillm_flower.cli.protocols import app as bench
 from mobillm_flower.cli.report import report
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(status)
+app.command()(plan)
 app.command()(predict)
 app.add_typer(cache, name="cache")
 app.command()(settings)

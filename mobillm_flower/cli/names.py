@@ -45,7 +45,7 @@ def check_names(app: App, settings: Settings) -> None:
     from mobillm_flower.strategies.base import STRATEGIES
     from mobillm_flower.tasks import METRICS, TASKS
 
-    registries: tuple[Registry[Any], ...] = (STRATEGIES, CODECS, PIVOTS, SIDE_NETWORKS, TASKS, METRICS)
+    registries: tuple[Registry[Any], ...] = (STRATEGIES, CODECS, CODECS, PIVOTS, SIDE_NETWORKS, TASKS, METRICS)
     for registry, name in zip(registries, _names(settings), strict=True):
         if name != "auto":
             registry[name]
@@ -77,6 +77,7 @@ def _names(settings: Settings) -> tuple[str, ...]:
     return (
         settings.strategy,
         settings.activations.codec,
+        settings.side_network.codec,
         settings.activations.pivot,
         settings.side_network.name,
         settings.task.kind,

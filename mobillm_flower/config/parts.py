@@ -268,12 +268,15 @@ class SideNetworkSettings:
         Width r inside an adapter.
     activation : str
         Activation function of an adapter: gelu, relu, silu, tanh or identity.
+    codec : str
+        Codec of the weights on their way to the devices; what the server keeps has full precision.
     """
 
     name: str = "additive"
     width: int = _number(0, at_least=0)
     bottleneck: int = _number(64, at_least=1)
     activation: str = "gelu"
+    codec: str = "int8"
 
 
 @dataclass

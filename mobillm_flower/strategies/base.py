@@ -312,6 +312,7 @@ class SideTuningStrategy(Strategy):
                 prediction=dataclasses.asdict(self.rule),
                 state=state_for(state, backbone) if backbone in trained else {},
                 held=self.cache.held(device.description.pseudonym),
+                codec=self.settings.side_network.codec,
             )
             yield self._message(device, pack_evaluation(request), keys.EVALUATE, config)
 

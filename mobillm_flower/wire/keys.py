@@ -38,6 +38,7 @@ REASON: Final = "reason"
 BACKBONE: Final = "backbone"
 SIDE_CONFIG: Final = "side-config"
 OUTCOME: Final = "prediction"
+CODEC: Final = "codec"
 
 # arrays
 PAYLOAD: Final = "payload"

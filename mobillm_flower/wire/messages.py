@@ -17,6 +17,7 @@ from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.weights import open_weights, pack_weights
 from mobillm_flower.wire.window import RELEASE_BYTES
 
 _MAX_DEPTH, _MAX_WIDTH, _MAX_VOCABULARY, _MAX_SAMPLES = 1024, 1 << 15, 1 << 21, 10**8  # beyond any model or device
@@ -189,6 +190,8 @@ class EvaluationRequest:
         Its weights.
     held : frozenset of bytes
         Release ids of this device that the server holds, as in `WindowRequest`.
+    codec : str
+        Under which the weights' matrices travel.
     """
 
     contract: TaskContract
@@ -197,6 +200,7 @@ class EvaluationRequest:
     prediction: dict[str, Any]
     state: Mapping[str, Tensor]
     held: frozenset[bytes]
+    codec: str = "fp32"
 
 
 def pack_evaluation(request: EvaluationRequest) -> RecordDict:
@@ -208,8 +212,9 @@ def pack_evaluation(request: EvaluationRequest) -> RecordDict:
         keys.SIDE_CONFIG: json.dumps(request.side_config.to_dict(), sort_keys=True),
         keys.OUTCOME: json.dumps(request.prediction, sort_keys=True),
         keys.HELD: b"".join(sorted(request.held)),
+        keys.CODEC: request.codec,
     }
-    arrays = ArrayRecord(dict(request.state)) if request.state else ArrayRecord()
+    arrays = pack_weights(request.state, request.codec)
     return RecordDict({keys.REQUEST: ConfigRecord(record), keys.SIDE_NETWORK: arrays})
 
 
@@ -220,13 +225,16 @@ def open_evaluation(content: RecordDict) -> EvaluationRequest:
     if not isinstance(arrays, ArrayRecord):
         raise MismatchError(f"the server's request carries no {keys.SIDE_NETWORK!r}")
     try:
+        config = SideNetworkConfig.from_dict(json.loads(str(record[keys.SIDE_CONFIG])))
+        codec = str(record[keys.CODEC])
         return EvaluationRequest(
             contract=TaskContract.from_json(str(record[keys.CONTRACT])),
             spec=ExtractionSpec.from_json(str(record[keys.SPEC])),
-            side_config=SideNetworkConfig.from_dict(json.loads(str(record[keys.SIDE_CONFIG]))),
+            side_config=config,
             prediction=json.loads(str(record[keys.OUTCOME])),
-            state=arrays.to_torch_state_dict(),
+            state=open_weights(arrays, config, codec) if len(arrays) else {},
             held=_held(record),
+            codec=codec,
         )
     except MismatchError:
         raise

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mobillm_flower.backbones import BACKBONE_SOURCES, Backbone, load, load_backbone
+from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.describe import weights_digest
 from mobillm_flower.backbones.public import public_text, public_transform
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
@@ -237,6 +238,14 @@ def test_public_text() -> None:
 
 
 # precisions ------------------------------------------------------------------------------------------------------
+def test_long_samples_do_not_pad_short_ones() -> None:
+    lengths = [32] * 20 + [10] * 60 + [11] * 20 + [40]
+    found = [sorted(lengths[i] for i in batch) for batch in batches_by_length(lengths, 4096)]
+    assert found == [[10] * 60 + [11] * 20, [32] * 20 + [40]]
+    assert list(batches_by_length([4, 8, 16, 30], 4096)) == [[0, 1, 2, 3]]
+    assert list(batches_by_length([30, 8, 16], 32)) == [[1, 2], [0]]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precisions(folders: dict[str, Path], backbones: dict[str, Backbone], precision: str) -> None:
     small = load_backbone(str(folders["llama"]), device="cpu", precision=precision)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
 from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.core.side_network import AlignmentSpec, SideNetworkConfig
@@ -29,6 +29,7 @@ from mobillm_flower.wire.messages import (
     pack_request,
     refusal,
 )
+from mobillm_flower.wire.window import record_bytes
 from tests.support.packets import PSEUDONYM, make_contract, make_spec
 
 INFO = BackboneInfo("tiny", "bert", False, 4, 8, "fp32", "ab" * 32, "constant")
@@ -222,6 +223,30 @@ def test_evaluation_round_trip() -> None:
     opened.side_config.build().load_state_dict(dict(opened.state))
 
 
+@pytest.mark.parametrize(("codec", "error"), [("fp16", 1e-3), ("int8", 2e-2), ("nf4", 0.2)])
+def test_weights_travel_under_a_codec(codec: str, error: float) -> None:
+    config = SideNetworkConfig.of(TYPES, name="additive", num_blocks=2, bottleneck=64, num_outputs=3, width=64)
+    state = {name: torch.randn_like(value) for name, value in config.build().state_dict().items()}
+    request = dataclasses.replace(evaluation(), side_config=config, state=state, codec=codec)
+    content = pack_evaluation(request)
+    opened = open_evaluation(content).state
+    for name, value in state.items():
+        if value.dim() < 2:
+            assert torch.equal(opened[name], value)
+        else:
+            assert opened[name].shape == value.shape
+            assert torch.linalg.vector_norm(opened[name] - value) <= error * torch.linalg.vector_norm(value)
+    whole = record_bytes(pack_evaluation(dataclasses.replace(request, codec="fp32")))
+    assert record_bytes(content) < {"fp16": 0.6, "int8": 0.35, "nf4": 0.25}[codec] * whole
+
+
+def test_weights_of_another_network() -> None:
+    content = pack_evaluation(evaluation())
+    del content[keys.SIDE_NETWORK]["gates"]
+    with pytest.raises(MismatchError, match="other weights than its configuration names"):
+        open_evaluation(content)
+
+
 def test_evaluation_of_an_empty_state() -> None:
     opened = open_evaluation(pack_evaluation(dataclasses.replace(evaluation(), state={})))
     assert dict(opened.state) == {}
@@ -244,6 +269,7 @@ def test_evaluation_without_arrays() -> None:
         (keys.SIDE_CONFIG, '{"types": {"a": 1}}'),
         (keys.OUTCOME, "{"),
         (keys.HELD, "00"),
+        (keys.CODEC, "int9"),
     ],
 )
 def test_evaluation_with_a_bad_field(key: str, value: object) -> None:
@@ -254,7 +280,7 @@ def test_evaluation_with_a_bad_field(key: str, value: object) -> None:
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
 def test_evaluation_with_a_damaged_array(data: bytes) -> None:
     content = pack_evaluation(evaluation())
-    content[keys.SIDE_NETWORK] = ArrayRecord({"gates": Array("float32", (1,), "numpy.ndarray", data)})
+    content[keys.SIDE_NETWORK]["gates"] = Array("float32", (1,), "numpy.ndarray", data)
     with pytest.raises(MismatchError, match="lacks a field or has one of another form"):
         open_evaluation(content)
 

@@ -1,0 +1,75 @@
+"""A backbone without its weights: what it would be, from its configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from mobillm_flower.backbones.describe import BackboneInfo, is_causal, layer_stack
+from mobillm_flower.backbones.load import BACKBONE_SOURCES, resolve_folder, truncate
+from mobillm_flower.errors import UnsupportedError
+
+
+def skeleton(name: str, *, revision: str = "", layers: int = 0) -> tuple[nn.Module, BackboneInfo]:
+    """Return a bare model whose parameters have shapes and no values (torch's meta device), and what it is.
+
+    Of a hub model only the configuration is fetched. The fingerprint is that of no weights: 64 zeros.
+
+    Parameters
+    ----------
+    name, revision, layers
+        As in `load_backbone`.
+
+    Raises
+    ------
+    UnsupportedError
+        Its configuration cannot be had, or is of no model that can be a backbone.
+    SettingsError
+        It has fewer layers.
+    """
+    config = _loaded(AutoConfig, name, revision)
+    truncate(config, layers)
+    config.use_cache = False
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    _, stack = layer_stack(model, config)
+    model.eval().requires_grad_(False)
+    info = BackboneInfo(
+        name=name,
+        family=config.model_type,
+        causal=is_causal(config),
+        depth=len(stack),
+        width=int(config.hidden_size),
+        precision="fp32",
+        fingerprint="0" * 64,
+        base_prediction="constant",
+        revision=revision,
+    )
+    return model, info
+
+
+def load_tokenizer(name: str, *, revision: str = "") -> Any:
+    """Return a backbone's tokenizer alone; of a hub model no weights are fetched.
+
+    Raises
+    ------
+    UnsupportedError
+        It cannot be had.
+    """
+    return _loaded(AutoTokenizer, name, revision)
+
+
+def _loaded(kind: Any, name: str, revision: str) -> Any:
+    local = name in BACKBONE_SOURCES or Path(name).expanduser().is_dir()
+    where = str(resolve_folder(name)) if local else name
+    try:
+        return kind.from_pretrained(where, revision=revision or None, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(
+            f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder with a "
+            f"model, and the hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+        ) from error

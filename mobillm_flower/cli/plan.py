@@ -1,0 +1,100 @@
+"""`mobillm plan`: what a run would cost a device, before anything is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillm_flower.cli.output import AsJson, print_rows, say_json
+
+if TYPE_CHECKING:
+    from mobillm_flower.config import Settings
+    from mobillm_flower.tasks import LocalData
+
+_TEXTS = 500  # of which lengths are read
+
+
+def plan(
+    app: Annotated[
+        Path | None, typer.Argument(metavar="[APP]", help="A Flower app, whose settings and data are read.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", "-c", help="A setting, key=value; may be given several times.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Training samples of the fleet; 0: those of the data.")] = 0,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens of each sample; 0: as the data have.")] = 0,
+    labels: Annotated[int, typer.Option(min=0, help="Labels; 0: those of the data.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that FedLoRA would take, one pass each.")] = 15,
+    up_mbit: Annotated[float, typer.Option(min=1e-3, help="A device's uplink, Mbit/s.")] = 10.0,
+    down_mbit: Annotated[float, typer.Option(min=1e-3, help="A device's downlink, Mbit/s.")] = 50.0,
+    gflops: Annotated[float, typer.Option(min=0, help="A device's GFLOP/s; 0: this machine's, measured.")] = 0.0,
+    memory_mib: Annotated[float, typer.Option(min=0, help="A device's memory for model and work, MiB.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Predict bytes, memory, operations and time of side-tuning and of FedLoRA, and recommend one of them."""
+    from mobillm_flower.bench.cost_to_target import Link
+    from mobillm_flower.bench.planner import Workload, forecast, measured_gflops
+    from mobillm_flower.config import load_settings
+    from mobillm_flower.launch import read_app
+    from mobillm_flower.tasks import make_contract
+
+    settings = read_app(app).settings(config or []) if app is not None else load_settings(overrides=config or [])
+    data = None if samples and tokens and labels else _data(settings)
+    contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])
+    work = Workload(
+        num_samples=samples or _num_samples(settings, data),
+        num_devices=max(1, settings.data.num_devices),
+        lengths=[tokens] if tokens else _lengths(settings, data),
+        rounds=rounds,
+        link=Link(up_mbit=up_mbit, down_mbit=down_mbit),
+        gflops=gflops or measured_gflops(),
+        memory_mib=memory_mib,
+    )
+    found = forecast(settings, contract, work)
+    if as_json:
+        say_json({"samples": work.num_samples, "devices": work.num_devices, "gflops": work.gflops, **found.to_dict()})
+        return
+    ours, lora = found.side_tuning, found.fed_lora
+    rows = [
+        ["memory above the model, MB", f"{ours.peak_bytes / 1e6:,.0f}", f"{lora.peak_bytes / 1e6:,.0f}"],
+        ["the model, fp32, MB", f"{ours.model_bytes / 1e6:,.0f}", f"{lora.model_bytes / 1e6:,.0f}"],
+        ["computing, GFLOP", f"{ours.flops / 1e9:,.0f}", f"{lora.flops / 1e9:,.0f}"],
+        ["up, MB", f"{ours.bytes_up / 1e6:,.2f}", f"{lora.bytes_up / 1e6:,.2f}"],
+        ["down, MB", f"{ours.bytes_down / 1e6:,.2f}", f"{lora.bytes_down / 1e6:,.2f}"],
+        ["modelled device seconds", f"{ours.device_seconds:,.0f}", f"{lora.device_seconds:,.0f}"],
+        ["modelled wall seconds", f"{ours.wall_seconds:,.0f}", f"{lora.wall_seconds:,.0f}"],
+        ["the server's cache, MB", f"{found.cache_bytes / 1e6:,.1f}", "–"],
+    ]
+    title = f"A device of {work.num_devices:,}, {work.num_samples / work.num_devices:,.0f} samples each"
+    print_rows(title, ["cost", "side-tuning", f"FedLoRA, {rounds} rounds"], rows, headed=True)
+    typer.echo(
+        f"\nBytes both ways are equal at {found.even_rounds:,.1f} rounds of FedLoRA, or at {found.even_samples:,.0f} "
+        f"samples a device with {rounds} rounds."
+    )
+    typer.echo(f"Recommended: {found.recommended}: {found.reasons[0]}.")
+
+
+def _data(settings: Settings) -> LocalData:
+    from mobillm_flower.tasks import load_central_data
+
+    return load_central_data(settings)
+
+
+def _num_samples(settings: Settings, data: LocalData | None) -> int:
+    assert data is not None
+    most = settings.data.max_samples * max(1, settings.data.num_devices)
+    return min(len(data.train), most) if most else len(data.train)
+
+
+def _lengths(settings: Settings, data: LocalData | None) -> list[int]:
+    from mobillm_flower.backbones import load_tokenizer
+    from mobillm_flower.tasks import render
+
+    assert data is not None
+    texts, pairs = render(data.train.take(range(min(_TEXTS, len(data.train)))), data.contract)
+    tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
+    given = [list(texts)] + ([list(pairs)] if pairs is not None else [])
+    encoded = tokenizer(*given, truncation=True, max_length=settings.task.max_length)
+    return [len(ids) for ids in encoded["input_ids"]]
