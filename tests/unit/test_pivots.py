@@ -1,4 +1,4 @@
-"""Pivots against loops over samples and tokens, under right padding."""
+"""Pivots against loops over samples and tokens, under right and left padding."""
 
 import pytest
 import torch
@@ -48,6 +48,18 @@ def test_neither_more_padding_nor_neighbours_change_a_sample(name, padded):
     for sample, length in enumerate(LENGTHS):
         alone = PIVOTS[name].select(hidden[sample : sample + 1, :length], mask[sample : sample + 1, :length])
         torch.testing.assert_close(together[sample], alone[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["last", "first", "mean", "first+mean"])
+def test_padding_on_the_left_changes_nothing(name, padded):
+    hidden, mask = padded
+    left, left_mask = (
+        torch.stack([torch.roll(row, max(LENGTHS) - n, 0) for row, n in zip(rows, LENGTHS, strict=True)])
+        for rows in (hidden, mask)
+    )
+    assert left_mask[:, -1].all()
+    expected = PIVOTS[name].select(hidden, mask)
+    torch.testing.assert_close(PIVOTS[name].select(left, left_mask), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(PIVOTS))
