@@ -22,11 +22,23 @@ from transformers import AutoConfig
 
 from mobillm_flower.backbones import resolve_folder
 from mobillm_flower.backbones.describe import is_causal
+from mobillm_flower.bench.pairs import Report
 from mobillm_flower.bench.references import measure_references
+from mobillm_flower.fine_tuning import peer_model
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.reports import read_run
+from mobillm_flower.tasks import load_central_data
 
 APP = Path(__file__).parent
+LORA = ["strategy=fed-lora", "peer.local-epochs=3", "peer.learning-rate=1e-3"]
+"""Of the reference that is trained in one place; `-c peer.KEY=VALUE` wins."""
+COLUMNS = {
+    "majority": "majority",
+    "base": "base",
+    "logistic_regression": "logistic regression",
+    "tuned": "side-tuned",
+    "centralized": "side-tuned, centralized",
+    "lora": "LoRA, centralized",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,6 @@ def settings(name: str, *, data: Path | None, backbone: str, causal: bool) -> li
         "task.kind": "classification",
         "task.labels": ",".join(task.labels),
         "task.metric": task.metric,
-        "task.max-length": "128" if len(task.texts) == 1 else "256",
     }
     if len(task.texts) == 2:
         found |= {"data.pair-column": task.texts[1], "task.kind": "pairs"}
@@ -114,26 +125,39 @@ def settings(name: str, *, data: Path | None, backbone: str, causal: bool) -> li
     return [f"{key}={value}" for key, value in found.items() if value]
 
 
-def run(words: list[str], path: Path) -> dict[str, Any]:
-    """Run once, unless the folder holds the finished run; return the run's metric and its references."""
-    results = path / "glue.json"
+def run(words: list[str], config: list[str], path: Path) -> dict[str, Any]:
+    """Run a task's words and what else was asked for, unless the folder holds that run; return its metrics."""
+    words, results = [*words, *config], path / "glue.json"
     if not results.exists():
         print("mobillm run examples/glue " + " ".join(f"-c {shlex.quote(word)}" for word in words), flush=True)
         run_app(read_app(APP), words, run_path=path, on_event=lambda _event: None)
-        found = measure_references(path)
-        found["num_train"] = sum(event["num_train"] for event in read_run(path).all("device"))
+        found = measure_references(path) | {"lora": lora(words), "config": config}
         results.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     loaded: dict[str, Any] = json.loads(results.read_text("utf-8"))
     return loaded
 
 
+def lora(words: list[str]) -> float:
+    """Train LoRA (r = 8 on query and value) and a linear head on the run's rows in one place; return the metric."""
+    settings = read_app(APP).settings([*LORA, *words])
+    data, peer = load_central_data(settings), settings.peer
+    model = peer_model(settings, data.contract)
+    model.fit(
+        data.train,
+        epochs=peer.local_epochs,
+        batch_size=peer.batch_size,
+        learning_rate=peer.learning_rate,
+        seed=settings.run.seed,
+    )
+    return model.evaluate(data.test)
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Return the runs as a table."""
-    columns = ["majority", "base", "logistic_regression", "tuned", "centralized"]
-    lines = [["task", "metric", "backbone", "samples", *(column.replace("_", " ") for column in columns)]]
+    lines = [["task", "metric", "backbone", "samples", *COLUMNS.values()]]
     lines.append(["---"] * len(lines[0]))
     for one in found:
-        cells = ["–" if one.get(column) is None else f"{one[column]:.3f}" for column in columns]
+        cells = ["–" if one.get(column) is None else f"{one[column]:.3f}" for column in COLUMNS]
         lines.append([one["task"], one["metric"], one["backbone"], f"{one['num_train']:,}", *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -156,12 +180,13 @@ def main() -> None:
             folder = resolve_folder(backbone)
             causal = is_causal(AutoConfig.from_pretrained(folder, trust_remote_code=False))
             where = str(folder) if Path(backbone).expanduser().is_dir() else backbone
-            words = settings(name, data=asked.data, backbone=where, causal=causal) + asked.config
-            found = run(words, asked.out.resolve() / f"{name}-{Path(backbone).name}")
+            words = settings(name, data=asked.data, backbone=where, causal=causal)
+            found = run(words, asked.config, asked.out.resolve() / f"{name}-{Path(backbone).name}")
             rows.append({"task": name, "backbone": Path(backbone).name} | found)
     print("\n" + table(rows))
     if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+        report = Report("glue", {"tasks": asked.tasks}, figures={"runs": rows})
+        asked.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

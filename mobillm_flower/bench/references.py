@@ -43,8 +43,10 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         above stand their means, and the sum of their counts.
     """
     settings = load_settings(file=run_path / "settings.yaml")
+    held: dict[str, int] = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
+    settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
     data = load_central_data(settings)
-    if not _same_data(run_path, settings, data):
+    if sum(held.values()) != len(data.train):
         return {}
     folder = run_path / "side_network"
     contract = saved_contract(folder)
@@ -129,13 +131,6 @@ def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
         )
     finally:
         cache.close()
-
-
-def _same_data(run_path: Path, settings: Settings, data: LocalData) -> bool:
-    """Whether the devices said that they hold what the source holds."""
-    said = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
-    most = settings.data.max_samples
-    return bool(most) or sum(said.values()) == len(data.train)
 
 
 def logistic_regression(backbone: Backbone, data: LocalData, contract: TaskContract) -> float:

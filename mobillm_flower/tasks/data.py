@@ -82,9 +82,7 @@ def load_local_data(settings: Settings, partition_id: int, num_partitions: int) 
         raise DataError(f"partition-id={partition_id} must be from 0 to num-partitions − 1 = {num_partitions - 1}")
     train, test = load_splits(settings.data)
     contract = make_contract(settings, _label_column(train, settings))
-    mine = partition(train, settings.data, partition_id, num_partitions)
-    if settings.data.max_samples:
-        mine = mine.select(range(min(len(mine), settings.data.max_samples)))
+    mine = _share(train, settings.data, partition_id, num_partitions)
     test_settings = settings.data
     if settings.data.partition == Partition.dirichlet:  # a skewed test split would measure the skew
         test_settings = _iid(settings.data)
@@ -111,9 +109,18 @@ def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
 
 
 def load_central_data(settings: Settings) -> LocalData:
-    """Load the whole source in one place: for references and benchmarks, never on a device."""
+    """Load what all devices hold in one place: for references and benchmarks, never on a device."""
     train, test = load_splits(settings.data)
-    return _read(train, test, settings, make_contract(settings, _label_column(train, settings)))
+    contract, count = make_contract(settings, _label_column(train, settings)), settings.data.num_devices
+    if settings.data.max_samples:
+        train = datasets.concatenate_datasets([_share(train, settings.data, i, count) for i in range(count)])
+    return _read(train, test, settings, contract)
+
+
+def _share(train: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
+    """Return the rows that a device learns from."""
+    mine = partition(train, settings, partition_id, num_partitions)
+    return mine.select(range(min(len(mine), settings.max_samples or len(mine))))
 
 
 def _read(train: Any, test: Any, settings: Settings, contract: TaskContract) -> LocalData:

@@ -88,7 +88,7 @@ def test_a_local_task_runs_to_the_end(tmp_path: Path, data: Path, name: str, fam
 
 def test_the_page_has_the_table_that_was_measured() -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "glue.json").read_text("utf-8"))
-    assert glue.table(found) in (ROOT / "docs" / "how-to" / "glue.md").read_text("utf-8")
+    assert glue.table(found["figures"]["runs"]) in (ROOT / "docs" / "how-to" / "glue.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -335,6 +335,8 @@ def test_max_samples(tmp_path: Path) -> None:
     settings = with_settings(f"data.source={write_jsonl(tmp_path)}", "data.max-samples=5")
     data = load_local_data(settings, 0, 2)
     assert (len(data.train), len(data.test)) == (5, 6)
+    shares = [load_local_data(settings, i, 10).train.texts for i in range(10)]
+    assert load_central_data(settings).train.texts == [text for share in shares for text in share]
 
 
 # folders ---------------------------------------------------------------------------------------------------------
