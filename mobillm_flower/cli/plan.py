@@ -44,7 +44,7 @@ def plan(
     data = None if samples and tokens and labels else _data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])
     work = Workload(
-        num_samples=samples or _num_samples(settings, data),
+        num_samples=samples or (0 if data is None else len(data.train)),
         num_devices=max(1, settings.data.num_devices),
         lengths=[tokens] if tokens else _lengths(settings, data),
         rounds=rounds,
@@ -80,12 +80,6 @@ def _data(settings: Settings) -> LocalData:
     from mobillm_flower.tasks import load_central_data
 
     return load_central_data(settings)
-
-
-def _num_samples(settings: Settings, data: LocalData | None) -> int:
-    assert data is not None
-    most = settings.data.max_samples * max(1, settings.data.num_devices)
-    return min(len(data.train), most) if most else len(data.train)
 
 
 def _lengths(settings: Settings, data: LocalData | None) -> list[int]:
