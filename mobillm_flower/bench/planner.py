@@ -20,6 +20,7 @@ from mobillm_flower.backbones import skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.bench.cost_to_target import Link
 from mobillm_flower.bench.dry_run import dry_run
+from mobillm_flower.clients.device import TOGETHER
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
@@ -163,7 +164,11 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
 
     lengths = _drawn(work.lengths, math.ceil(share))
     longest = max(lengths)
-    batches = [(len(b), lengths[b[-1]]) for b in batches_by_length(lengths, settings.backbone.token_budget)]
+    batches = []
+    for start in range(0, len(lengths), TOGETHER):
+        part = lengths[start : start + TOGETHER]
+        found = batches_by_length(part, settings.backbone.token_budget)
+        batches += [(len(batch), part[batch[-1]]) for batch in found]
     of_sample = _sample_flops(model, longest)
     flops = sum(count * of_sample(tokens) for count, tokens in batches)
     widest = max(batches, key=lambda batch: batch[0] * batch[1])

@@ -29,6 +29,9 @@ from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
 from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets, encode_token_labels
 from mobillm_flower.wire.window import SampleBytes
 
+TOGETHER = 64
+"""Samples whose activations a device has in memory at one time."""
+
 
 @dataclass(frozen=True)
 class MadeWindow:
@@ -218,24 +221,30 @@ class Device:
         )
 
     def _release(self, indices: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
-        """Run samples forward, perturb, encode, and write them into the ledger; returns the forward pass's seconds."""
-        if not indices:
-            return 0.0
-        samples, contract = self.data.train.take(indices), self.data.contract
-        if contract.per_token:
-            activations, targets, seconds = self._tokens(samples, spec)
-        else:
-            noise_keys = [self.folder.noise_key(release_ids[i]) for i in indices]
-            activations, targets, seconds = self._labelled(samples, noise_keys, spec)
-        codec = CODECS[spec.codec]
+        """Run samples forward, perturb, encode, and write them into the ledger; returns the forward pass's seconds.
+
+        A few samples of similar length at a time: no more activations than theirs are in memory.
+        """
+        train, seconds = self.data.train, 0.0
+        pairs = train.pairs or [""] * len(train)
+        order = sorted(indices, key=lambda i: (len(train.texts[i]) + len(pairs[i]), i))
         releases: list[tuple[bytes, Release]] = []
-        for i, found, target in zip(indices, activations, targets, strict=True):
-            try:
-                blob = encode_sample(found, codec, spec.keep)
-            except ValueError as error:
-                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
-            releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
-        self.folder.record(releases, epsilon=self.guarantee(spec).epsilon)
+        for start in range(0, len(order), TOGETHER):
+            part = order[start : start + TOGETHER]
+            if self.data.contract.per_token:
+                activations, targets, spent = self._tokens(train.take(part), spec)
+            else:
+                noise_keys = [self.folder.noise_key(release_ids[i]) for i in part]
+                activations, targets, spent = self._labelled(train.take(part), noise_keys, spec)
+            seconds += spent
+            for i, found, target in zip(part, activations, targets, strict=True):
+                try:
+                    blob = encode_sample(found, CODECS[spec.codec], spec.keep)
+                except ValueError as error:
+                    raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
+                releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
+        if releases:
+            self.folder.record(releases, epsilon=self.guarantee(spec).epsilon)
         return seconds
 
     def _tokens(self, samples: Samples, spec: ExtractionSpec) -> tuple[list[Tensor], list[bytes], float]:
