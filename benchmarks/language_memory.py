@@ -1,0 +1,105 @@
+"""Peak memory of one server step of language modelling with a large vocabulary, in fresh processes; random weights.
+
+    .venv/bin/python benchmarks/language_memory.py --json benchmarks/results/language_memory.json
+
+A whole step in float32: side network over 16 × 256 tokens, the loss through the head, gradients, AdamW. `peak_bytes` is
+the process's peak resident set (VmHWM), libraries, head, batch and all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower import __version__
+from mobillm_flower.bench.pairs import status_bytes
+from mobillm_flower.core import language
+from mobillm_flower.core.side_network import ActivationBatch, AlignmentSpec, SideNetworkConfig
+
+SHAPE = {"vocabulary": 150_000, "width": 2048, "tokens": 16 * 256, "blocks": 4, "bottleneck": 64}
+BAR_BYTES = 4 << 30
+
+
+class RandomHead(nn.Module):
+    """A norm and an output embedding."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, vocabulary, bias=False)
+        self.requires_grad_(False)
+
+    def inputs(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.norm(hidden)
+        return found
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.output(inputs)
+        return found
+
+
+def step(loss: str) -> dict[str, int]:
+    """Take one step and return the process's peak."""
+    torch.manual_seed(0)
+    head = RandomHead(SHAPE["vocabulary"], SHAPE["width"])
+    types = {"b": AlignmentSpec(SHAPE["width"], 1)}
+    config = SideNetworkConfig.of(
+        types,
+        name="additive",
+        num_blocks=SHAPE["blocks"],
+        bottleneck=SHAPE["bottleneck"],
+        num_outputs=SHAPE["width"],
+    )
+    network = config.build()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    rows = torch.randn(SHAPE["tokens"], SHAPE["blocks"], SHAPE["width"])
+    loaded = status_bytes("VmHWM")
+    side, hidden = network([ActivationBatch("b", rows)]), rows[:, -1]
+    inputs = head.inputs(hidden + side)
+    if loss == "label":
+        value = language.cross_entropy(inputs, torch.randint(head.vocabulary, (SHAPE["tokens"],)), head)
+    else:
+        steps, weights = 0.1 * torch.randn(SHAPE["tokens"], SHAPE["width"]), torch.ones(SHAPE["tokens"])
+        value = language.divergence_loss(inputs, head.inputs(hidden), steps, weights, head)
+    value.backward()
+    optimizer.step()
+    return {"peak_bytes": status_bytes("VmHWM"), "before_the_step_bytes": loaded}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loss", choices=["label", "difference"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.loss:
+        print(json.dumps(step(arguments.loss)))
+        return
+    found = {}
+    for loss in ("label", "difference"):
+        made = subprocess.run([sys.executable, __file__, "--loss", loss], capture_output=True, text=True, check=True)
+        found[loss] = json.loads(made.stdout.splitlines()[-1])
+        print(loss, f"{found[loss]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
+    result = {
+        "benchmark": "language_memory",
+        "version": __version__,
+        "torch": torch.__version__,
+        "shape": SHAPE,
+        "dtype": "fp32",
+        "logit_bytes": language.LOGIT_BYTES,
+        "bar_bytes": BAR_BYTES,
+        "holds": all(values["peak_bytes"] < BAR_BYTES for values in found.values()),
+        "losses": found,
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
