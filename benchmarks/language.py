@@ -54,6 +54,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "shakespeare": {"data.source": "shakespeare_speakers", "data.text-column": "text", "task.max-length": 128},
 }
+ROWS = ("label", "label-causal", "difference-logit", "difference-square", "lora")
 COMMON = {
     "task.kind": "language-modelling",
     "trainer.epochs": 6,
@@ -87,13 +88,14 @@ class Bench:
         self.data = LocalData(data.contract, train, test)
         self.backbone = load_backbone(self.name, device="cpu", language_model=True)
 
-    def settings(self, objective: str, loss: str = "square", seed: int = 0) -> Settings:
+    def settings(self, objective: str, loss: str = "square", seed: int = 0, side_network: str = "additive") -> Settings:
         return load_settings(
             {
                 **self.values,
                 "loss.objective": objective,
                 "loss.name": loss,
                 "run.seed": seed,
+                "side-network.name": side_network,
             }
         )
 
@@ -142,7 +144,7 @@ class Bench:
         for i, row in enumerate(by_label.rows()):
             (batch,), targets = loader.load([row])
             with torch.inference_mode():
-                base, tuned = head.inputs(batch.rows[:, -1]), head.inputs(model._tuned(batch.rows))
+                base, tuned = head.inputs(batch.rows[:, -1]), head.inputs(model._tuned(batch.rows, batch.sequences))
             steps, weights = correction(tuned.clone(), targets.labels, head)
             (target,) = encode_corrections([(tuned - base + steps, weights)], spec)
             ((blob, _),) = by_label.read([row.id])
@@ -244,17 +246,25 @@ def measure(task: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
             rows.setdefault(name, []).append(value)
             say(task, seed, name, round(value, 4))
 
-        note("label", bench.train(caches["label"], bench.settings("label", seed=seed))[1])
-        note("difference-logit", bench.train(caches["difference"], bench.settings("difference", "logit", seed))[1])
-        square = bench.settings("difference", "square", seed)
-        model, value = bench.train(caches["difference"], square)
-        note("difference-square", value)
-        for stage in range(1, arguments.stages + 1):
-            cache = bench.refresh(caches["label"], model, work / f"stage-{seed}-{stage}.sqlite")
-            state = {name: tensor.detach().clone() for name, tensor in model.side_network.state_dict().items()}
-            model, value = bench.train(cache, square, state)
-            note(f"difference-square-refreshed-{stage}", value)
-        note("lora", bench.lora(seed, LORA_RATES[task]))
+        if "label" in arguments.rows:
+            note("label", bench.train(caches["label"], bench.settings("label", seed=seed))[1])
+        if "label-causal" in arguments.rows:
+            causal = bench.settings("label", seed=seed, side_network="causal")
+            note("label-causal", bench.train(caches["label"], causal)[1])
+        if "difference-logit" in arguments.rows:
+            logit = bench.settings("difference", "logit", seed)
+            note("difference-logit", bench.train(caches["difference"], logit)[1])
+        if "difference-square" in arguments.rows:
+            square = bench.settings("difference", "square", seed)
+            model, value = bench.train(caches["difference"], square)
+            note("difference-square", value)
+            for stage in range(1, arguments.stages + 1):
+                cache = bench.refresh(caches["label"], model, work / f"stage-{seed}-{stage}.sqlite")
+                state = {name: tensor.detach().clone() for name, tensor in model.side_network.state_dict().items()}
+                model, value = bench.train(cache, square, state)
+                note(f"difference-square-refreshed-{stage}", value)
+        if "lora" in arguments.rows:
+            note("lora", bench.lora(seed, LORA_RATES[task]))
     found["cross_entropy"] = rows
     return found
 
@@ -269,6 +279,7 @@ def main() -> None:
     parser.add_argument("--backbones", type=Path, required=True)
     parser.add_argument("--backbone", default="opt-nano-4l-128")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="what to train; square is also refreshed")
     parser.add_argument("--train", type=int, default=500)
     parser.add_argument("--test", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
-from mobillm_flower.backbones.attach import with_side_output
+from mobillm_flower.backbones.attach import Mixer, with_side_output
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core import discriminant as _  # noqa: F401 - registers itself
+from mobillm_flower.core.causal import CausalSideNetwork
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import ActivationBatch, SideNetworkConfig, state_for
@@ -203,7 +204,15 @@ class SideTunedModel:
             side = rows.new_zeros(()) if network is None else network([ActivationBatch(self.spec.backbone, rows)])
             return self.rule.scores(side, rows[:, -1])
 
-        return with_side_output(self.backbone, self.spec.layers, tuned)
+        def step(rows: Tensor, before: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+            assert isinstance(network, CausalSideNetwork)
+            side, left = network.step(ActivationBatch(self.spec.backbone, rows), before, seen)
+            return self.rule.scores(side, rows[:, -1]), left
+
+        mixer = None
+        if isinstance(network, CausalSideNetwork):
+            mixer = Mixer(step, prompts=bool(self.contract.prompt))
+        return with_side_output(self.backbone, self.spec.layers, tuned, mixer)
 
     @property
     def tokenizer(self) -> Any:
@@ -232,6 +241,11 @@ class SideTunedModel:
         str or list of str
             Without the prompt and without special tokens.
 
+        Raises
+        ------
+        UnsupportedError
+            The backbone has no language-model head, or no position is left for a prompt.
+
         Examples
         --------
         >>> model.generate("A: Are you in? B: Yes, come up.")  # doctest: +SKIP
@@ -242,6 +256,11 @@ class SideTunedModel:
         prompt = self.contract.prompt or "{text}"
         wanted = [texts] if isinstance(texts, str) else list(texts)
         room = self.backbone.positions - max_new_tokens if self.backbone.positions else None
+        if room is not None and room < 1:
+            raise UnsupportedError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a prompt: the model has {self.backbone.positions} "
+                "positions; ask for fewer"
+            )
         prompts = [prompt_tokens(tokenizer, prompt.format(text=text)) for text in wanted]
         prompts = [ids[-room:] if room else ids for ids in prompts]
         length = max(map(len, prompts), default=0)
@@ -280,7 +299,7 @@ class SideTunedModel:
             activations, labels = read_tokens(self.backbone, part, self.contract, self.spec)
             rows = torch.cat(activations).flatten(2)  # [N, M, 1, d_b] -> [N, M, d_b]
             with torch.inference_mode():
-                inputs = head.inputs(self._tuned(rows))
+                inputs = head.inputs(self._tuned(rows, torch.tensor([len(tokens) for tokens in labels])))
                 found.append(log_probabilities(inputs, torch.cat(labels).to(head.device), head).cpu())
         return torch.cat(found)
 
@@ -290,12 +309,13 @@ class SideTunedModel:
             raise UnsupportedError("the backbone was loaded without its language-model head, or the task has labels")
         return self.backbone.head
 
-    def _tuned(self, rows: Tensor) -> Tensor:
-        """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b]."""
+    def _tuned(self, rows: Tensor, sequences: Tensor) -> Tensor:
+        """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b] of texts of so many tokens, [S]."""
         last = rows[:, -1]
         if self.side_network is None:
             return last
-        return self.rule.scores(self.side_network([ActivationBatch(self.spec.backbone, rows)]), last)
+        batch = ActivationBatch(self.spec.backbone, rows, sequences=sequences)
+        return self.rule.scores(self.side_network([batch]), last)
 
     def _batch(self, activations: Sequence[Tensor]) -> ActivationBatch:
         rows = self._mixed(torch.cat(list(activations))).flatten(2).float()  # [N, M, P·d]; a projection is float64

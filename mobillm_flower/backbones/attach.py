@@ -4,21 +4,72 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.describe import layer_stack
 from mobillm_flower.errors import UnsupportedError
 
 
-def with_side_output(backbone: Backbone, layers: Sequence[int], tuned: Callable[[Tensor], Tensor]) -> Any:
+@dataclass(frozen=True)
+class Mixer:
+    """A side network that sees a text's earlier tokens.
+
+    What tokens leave for later ones is one more layer of the model's key-value cache, so that it is reordered, cropped
+    and repeated with the others.
+
+    Parameters
+    ----------
+    step : callable
+        `CausalSideNetwork.step` with states in the place of s(A): activations [B·T, M, d_b] of T next tokens of B
+        texts, what their tokens before left [B, M, H, r] or None, and which of the T count [B, T] bool, to states
+        [B·T, d_b] and what these leave [B, M, T, r].
+    prompts : bool
+        Whether the network was trained on responses to prompts: of the first call's tokens only the last one counts,
+        which precedes the response's first. Otherwise all count but padding.
+    """
+
+    step: Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+    prompts: bool
+
+    def __call__(self, rows: Tensor, texts: int, cache: Any, mask: Tensor | None) -> Tensor:
+        """Return states [B·T, d_b] of rows [B·T, M, d_b], with a key-value cache and an attention mask [B, ≥ T]."""
+        if cache is None and self.prompts:
+            raise UnsupportedError(
+                "this side network remembers earlier tokens in the key-value cache: leave use_cache on, and give "
+                "past_key_values=DynamicCache() to calls of your own"
+            )
+        count = len(rows) // texts
+        memory = cache.layers[-1] if cache is not None and isinstance(cache.layers[-1], _Memory) else None
+        seen = torch.ones(texts, count, dtype=torch.bool, device=rows.device)
+        if memory is None and self.prompts:
+            seen[:, :-1] = False
+        elif memory is None and mask is not None:
+            seen = mask[:, -count:].bool()
+        states, left = self.step(rows, None if memory is None else memory.keys, seen)
+        if cache is not None:
+            if memory is None:
+                memory = _Memory()
+                cache.layers.append(memory)
+            memory.update(left, left[..., :0])
+        return states
+
+
+class _Memory(DynamicLayer):  # type: ignore[misc]
+    """What the side network keeps of tokens: `keys` [B, M, H, r]; `values` are empty."""
+
+
+def with_side_output(
+    backbone: Backbone, layers: Sequence[int], tuned: Callable[[Tensor], Tensor], mixer: Mixer | None = None
+) -> Any:
     """Return transformers' causal model whose last layer returns a tuned state in place of its own.
 
-    Modules are copied and weights shared, so that the backbone itself stays as it is. Since what is added to a token
-    depends on that token's states alone, a key-value cache needs nothing beside it.
+    Modules are copied and weights shared, so that the backbone itself stays as it is.
 
     Parameters
     ----------
@@ -28,6 +79,8 @@ def with_side_output(backbone: Backbone, layers: Sequence[int], tuned: Callable[
         Sampled 1-based layers, the last one among them.
     tuned : callable
         Activations [N, M, d_b] of N tokens to states [N, d_b], float32, on the model's device.
+    mixer : Mixer, optional
+        In place of `tuned` where what is added depends on earlier tokens, too.
 
     Raises
     ------
@@ -44,6 +97,10 @@ def with_side_output(backbone: Backbone, layers: Sequence[int], tuned: Callable[
         model.generation_config.use_cache = True
     _, stack = layer_stack(model.base_model, model.config)
     kept: list[Tensor] = []
+    given: list[Any] = []  # of the call that runs: its key-value cache, its attention mask
+
+    def note(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
+        given[:] = named.get("past_key_values"), named.get("attention_mask")
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output  # [B, T, d_b]
@@ -52,9 +109,12 @@ def with_side_output(backbone: Backbone, layers: Sequence[int], tuned: Callable[
             return None
         states = torch.stack(kept, 2).flatten(0, 1).float()  # [B·T, M, d_b]
         kept.clear()
-        added = tuned(states).reshape(hidden.shape).to(hidden.dtype)
+        made = tuned(states) if mixer is None else mixer(states, len(hidden), *given)
+        added = made.reshape(hidden.shape).to(hidden.dtype)
         return (added, *output[1:]) if isinstance(output, tuple) else added
 
+    if mixer is not None:
+        model.register_forward_pre_hook(note, with_kwargs=True)
     for layer in layers:
         stack[layer - 1].register_forward_hook(keep)
     return model

@@ -261,7 +261,8 @@ class SideNetworkSettings:
     Parameters
     ----------
     name : str
-        Name of the side network in its registry.
+        additive, causal (also reads a text's earlier tokens: language modelling, or `activations.pivot=all`),
+        discriminant (in closed form), or a registered one.
     width : int
         Width d of the side network; 0: the backbones' own.
     bottleneck : int

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -71,11 +72,14 @@ class ActivationBatch:
         [N, M, P·d_b] float32; one row a sample, or with pivot `all` one row a token, samples one after another.
     lengths : Tensor or None
         [B] int64, rows of each sample, with pivot `all`; None means one row a sample (N = B).
+    sequences : Tensor or None
+        [S] int64, rows of each text in language modelling: its tokens in order, and s(A) is wanted of each.
     """
 
     backbone: str
     rows: Tensor
     lengths: Tensor | None = None
+    sequences: Tensor | None = None
 
 
 class SideNetwork(Protocol):
@@ -90,6 +94,11 @@ class SideNetwork(Protocol):
 
 SIDE_NETWORKS: Registry[Callable[..., nn.Module]] = Registry("side network")
 """Side networks by the name that `side-network.name` gives: what makes one from a `SideNetworkConfig`'s fields."""
+
+
+def _apart(_block: int, narrow: Tensor) -> Tensor:
+    """Leave each row's narrow vector [N, r] to itself."""
+    return narrow
 
 
 @SIDE_NETWORKS.register("additive")
@@ -210,17 +219,28 @@ class AdditiveSideNetwork(nn.Module):
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K], samples in the order of the batches."""
+        return self._read(self._through(batches), batches)
+
+    def _read(self, hidden: Tensor, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K], of LN(h_M), [N, d]."""
+        if any(batch.lengths is not None for batch in batches):
+            hidden = torch.segment_reduce(hidden, "mean", lengths=_lengths(batches), axis=0)  # [B, d]
+        found: Tensor = self.output(hidden)
+        return found
+
+    def _through(self, batches: Sequence[ActivationBatch], mix: Callable[[int, Tensor], Tensor] = _apart) -> Tensor:
+        """Return LN(h_M), [N, d], of all rows."""
         aligned = [self.align(batch) for batch in batches]
         x = aligned[0] if len(aligned) == 1 else torch.cat(aligned)  # [N, M, d]
         blocks = x.unbind(1)  # M times [N, d]
-        hidden = self.adapters[0](blocks[0])
-        for i in range(1, self.num_blocks):
-            mu = torch.sigmoid(self.gates[i - 1])
-            hidden = self.adapters[i]((1 - mu) * blocks[i] + mu * hidden)
-        hidden = self.output_norm(hidden)
-        if any(batch.lengths is not None for batch in batches):
-            hidden = torch.segment_reduce(hidden, "mean", lengths=_lengths(batches), axis=0)  # [B, d]
-        return self.output(hidden)  # type: ignore[no-any-return]
+        hidden = blocks[0]
+        for i, adapter in enumerate(self.adapters):
+            if i:
+                mu = torch.sigmoid(self.gates[i - 1])
+                hidden = (1 - mu) * blocks[i] + mu * hidden
+            hidden = adapter(hidden, partial(mix, i))
+        found: Tensor = self.output_norm(hidden)
+        return found
 
 
 @dataclass(frozen=True)
@@ -365,8 +385,8 @@ class _Adapter(nn.Module):
             self.up.weight.zero_()
             self.up.bias.zero_()
 
-    def forward(self, state: Tensor) -> Tensor:
-        out: Tensor = state + self.up(self.activation(self.down(self.norm(state))))
+    def forward(self, state: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        out: Tensor = state + self.up(self.activation(mix(self.down(self.norm(state)))))
         return out
 
 
@@ -376,7 +396,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 
 def _lengths(batches: Sequence[ActivationBatch]) -> Tensor:
-    """Rows of each sample over all batches, [B]."""
+    """Return the rows of each sample over all batches, [B]."""
     return torch.cat(
         [
             batch.lengths if batch.lengths is not None else torch.ones(len(batch.rows), dtype=torch.long)

@@ -71,12 +71,12 @@ class BatchLoader:
             samples = self._samples(members, spec)
             tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
             found = decode_targets([target for _, target in samples], spec, self.contract, tokens)
-            lengths = None
+            lengths = sequences = None
             if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
-                found = replace(found, base=activations[:, -1])
+                found, sequences = replace(found, base=activations[:, -1]), torch.tensor(tokens)
             elif PIVOTS[spec.pivot].per_token:
                 lengths = torch.tensor(tokens)
-            batches.append(ActivationBatch(backbone, activations, lengths))
+            batches.append(ActivationBatch(backbone, activations, lengths, sequences))
             targets.append(found)
         return batches, _join(targets)
 

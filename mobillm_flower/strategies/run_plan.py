@@ -11,6 +11,7 @@ from mobillm_flower.backbones import BackboneInfo, fingerprint, resolve_folder
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.core.language import Head
+from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.errors import MismatchError, UnsupportedError
@@ -53,13 +54,21 @@ def make_plan(
     Raises
     ------
     UnsupportedError
-        Language modelling with several backbone types, or with a side network that predicts classes only.
+        Language modelling with several backbone types, or with a side network that predicts classes only; a causal side
+        network where a text has one vector.
     """
     if contract.per_token and (len(backbones) > 1 or settings.side_network.name == "discriminant"):
         raise UnsupportedError(
             f"language modelling takes one backbone type and a network that is trained by steps, not {len(backbones)} "
             f"types and side-network.name={settings.side_network.name}; give all devices one backbone"
         )
+    if settings.side_network.name == "causal" and not contract.per_token:
+        pivot = settings.activations.pivot
+        if not PIVOTS[pivot].per_token:
+            raise UnsupportedError(
+                f"side-network.name=causal reads the tokens of a text one after another, and activations.pivot={pivot} "
+                "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
+            )
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}

@@ -185,6 +185,8 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
             )
         if per_token and "text_pair" in fields:
             raise SettingsError(f"task.prompt={prompt!r} must not hold {{text_pair}}: the response follows the prompt")
+    elif per_token and settings.data.pair_column:
+        prompt = "{text}"  # of plain texts alone it is empty
     regression = not labels and not per_token
     return TaskContract(
         kind=settings.task.kind,

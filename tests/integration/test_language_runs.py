@@ -124,6 +124,16 @@ def test_corrections_teach_what_labels_do(labelled, tmp_path, backbone, data, lo
     assert base - model.evaluate(test) > share * (base - by_label.evaluate(test))
 
 
+def test_a_run_with_a_causal_mixer_is_measured_alike_on_devices_and_in_one_place(tmp_path, backbone, data):
+    config = make_config(tmp_path, backbone, data, side_network__name="causal", trainer__epochs=5)
+    strategy = run(config)
+    found = measure_references(tmp_path)
+    assert found["identical"] is True
+    assert found["tuned"] < found["base"] - 0.1
+    (record,) = list(strategy.result.evaluate_metrics_clientapp.values())[-1:]
+    assert record["cross-entropy"] == pytest.approx(found["tuned"], abs=0.05)
+
+
 def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, data):
     other = save_tiny(tmp_path / "other", "opt", seed=1)
     config = make_config(tmp_path / "run", backbone, data)

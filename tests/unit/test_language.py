@@ -332,7 +332,7 @@ def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders, na
     sequence = made.sequences[0].tolist()
     found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
     with torch.inference_mode():
-        states = model._tuned(found.flatten(2))
+        states = model._tuned(found.flatten(2), torch.tensor([len(found)]))
         expected = model.backbone.head.logits(model.backbone.head.inputs(states))
         plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
     steps = torch.cat(made.logits)  # [8, V]
@@ -350,6 +350,8 @@ def test_generate_answers_one_or_several_prompts_of_different_lengths(folders):
     words = TEXTS[0].split() * 20
     long, end = (" ".join(part) for part in (words, words[-60:]))  # of 64 positions
     assert model.generate(long, max_new_tokens=4) == model.generate(end, max_new_tokens=4)
+    with pytest.raises(UnsupportedError, match="no room for a prompt"):
+        model.generate(long, max_new_tokens=64)
 
 
 def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(folders, capsys):
