@@ -131,6 +131,7 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
 
 def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
     """Return references beside which a run is shown; empty where they cannot be had."""
+    from mobillm_flower.bench.language import measure_language
     from mobillm_flower.bench.references import measure_references
     from mobillm_flower.bench.work import measure_memory
 
@@ -140,6 +141,7 @@ def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
         measured = measure_references(path)
         if measured:
             measured["memory"] = measure_memory(path)
+            measured |= measure_language(path)
         else:
             watcher.say("no references: the devices' samples are not those of data.source")
     except Exception as error:  # the run itself went well, whatever its references do

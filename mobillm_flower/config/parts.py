@@ -171,6 +171,12 @@ class TaskSettings:
     metric : str
         accuracy, macro-f1, f1, matthews, spearman, pearson (for language modelling cross-entropy or perplexity), or a
         registered one; auto: the task's own.
+    responses : int
+        Test prompts of language modelling that `mobillm run` lets the model respond to after the run, before and after
+        training, in at most `max_length` / 4 tokens, for ROUGE; 0: none. It needs the extra `text` and all texts in one
+        place.
+    show_responses : int
+        So many of these are written, with their prompts and references, into results.json and the report; 0: no text.
     """
 
     kind: str = "classification"
@@ -183,6 +189,8 @@ class TaskSettings:
     label_words: list[str] = field(default_factory=list)
     max_length: int = _number(128, at_least=4)
     metric: str = "auto"
+    responses: int = _number(0, at_least=0)
+    show_responses: int = _number(0, at_least=0)
 
 
 @dataclass

@@ -73,8 +73,8 @@ class CausalSideNetwork(AdditiveSideNetwork):
             left.append(own * seen.unsqueeze(2))
             past = left[-1] if before is None else torch.cat([before[:, block, -TAPS:], left[-1]], 1)
             past = nn.functional.pad(past, (0, 0, TAPS + count - past.shape[1], 0))  # [B, TAPS + T, r]
-            for j, tap in enumerate(self.taps[block], start=1):
-                own = own + tap * past[:, TAPS - j : TAPS - j + count]
+            windows = past[:, :-1].unfold(1, TAPS, 1)  # [B, T, r, TAPS]: the tokens before each, the nearest last
+            own = own + (windows * self.taps[block].flip(0).T).sum(3)
             return own.reshape(texts * count, -1)
 
         side = self._read(self._through([batch], mix), [batch])

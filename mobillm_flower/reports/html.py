@@ -13,6 +13,7 @@ from mobillm_flower.errors import RunFailed
 from mobillm_flower.reports.audit import audit_section
 from mobillm_flower.reports.confusion import confusion
 from mobillm_flower.reports.fleet import fleet
+from mobillm_flower.reports.language import responses, speakers
 from mobillm_flower.reports.markup import Markup, element, join, paragraph
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.quality import gates, learning, memory, results
@@ -54,6 +55,8 @@ def page(source: ReportSource) -> str:
     parts = [
         ("results", "Results", results(source)),
         ("learning", "Learning curve", learning(source)),
+        ("responses", "Responses", responses(source)),
+        ("speakers", "Each one's texts", speakers(source)),
         ("confusion", "Confusion matrix", confusion(source)),
         ("devices", "Devices", fleet(source)),
         ("memory", "Device memory", memory(source)),

@@ -57,6 +57,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
             add(what, f"{references[key]:.4f}", remark)
     if "identical" in references:
         add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
+    rows += _language_rows(references)
     evaluation = run.last("evaluation")
     for name, value in evaluation.items():
         if name not in ("time", "event", "run", "round", "devices", "num-examples"):
@@ -113,6 +114,20 @@ def _type_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         whole = [f"{what} {measured[key]:.4f}" for key, what in _ON_THE_WHOLE if measured.get(key) is not None]
         remark += f"; whole test split: {', '.join(whole)}" if whole else ""
         rows.append((f"{metric}, {event['backbone']} with {event['layers']} layers", f"{event[metric]:.4f}", remark))
+    return rows
+
+
+def _language_rows(references: dict[str, Any]) -> list[Row]:
+    """Return ROUGE of responses, and how many speakers are predicted better than before."""
+    rows: list[Row] = []
+    if responses := references.get("responses"):
+        before, after = (responses[name]["rougeL"] for name in ("base", "tuned"))
+        rows.append(("ROUGE-L of responses", f"{after:.4f}", f"{before:.4f} before; {responses['num']} test prompts"))
+    if speakers := references.get("speakers"):
+        better = [(base - tuned) / base for _, _, base, tuned in speakers["rows"]]
+        remark = f"of {len(better)}; {references.get('metric', 'metric')} changed by {-100 * max(better):.1f} to "
+        remark += f"{-100 * min(better):.1f} %"
+        rows.append((f"better, by {speakers['column']}", str(sum(gain > 0 for gain in better)), remark))
     return rows
 
 

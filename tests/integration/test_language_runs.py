@@ -10,9 +10,10 @@ from flwr.app import ArrayRecord
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones.load import load_head
+from mobillm_flower.bench.language import ROUGE, measure_language, rouge
 from mobillm_flower.bench.references import measure_references
 from mobillm_flower.errors import MismatchError, UnsupportedError
-from mobillm_flower.reports import read_run
+from mobillm_flower.reports import read_run, results_rows
 from mobillm_flower.reports.html import write_report
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
@@ -35,7 +36,11 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for split, first in (("train", 0), ("test", 100)):
         rows = [
-            {"question": " ".join(WORDS[(first + i + j) % 12] for j in range(i % 5 + 1)), "answer": WORDS[i % 3]}
+            {
+                "who": "AB"[i % 4 == 0],
+                "question": " ".join(WORDS[(first + i + j) % 12] for j in range(i % 5 + 1)),
+                "answer": WORDS[i % 3],
+            }
             for i in range(NUM_ROWS)
         ]
         folder.joinpath(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -132,6 +137,54 @@ def test_a_run_with_a_causal_mixer_is_measured_alike_on_devices_and_in_one_place
     assert found["tuned"] < found["base"] - 0.1
     (record,) = list(strategy.result.evaluate_metrics_clientapp.values())[-1:]
     assert record["cross-entropy"] == pytest.approx(found["tuned"], abs=0.05)
+
+
+def measured_page(folder: Path) -> str:
+    """The report with what `mobillm run` measures after a run."""
+    references = {"metric": "cross-entropy", **measure_language(folder)}
+    folder.joinpath("results.json").write_text(json.dumps({"references": references}), "utf-8")
+    return write_report(folder).read_text("utf-8")
+
+
+def test_responses_are_measured_if_asked_and_their_texts_shown_only_if_asked_too(labelled, tmp_path, backbone, data):
+    config, _ = labelled
+    assert measure_language(Path(config["run.folder"])) == {}
+    shown = {"task__responses": 6, "task__show_responses": 2, "trainer__epochs": 1}
+    run(make_config(tmp_path / "shown", backbone, data, **shown))
+    found = measure_language(tmp_path / "shown")["responses"]
+    assert found["num"] == 6
+    assert all(0 <= found[which][name] <= 1 for which in ("base", "tuned") for name in ROUGE)
+    assert [set(texts) for texts in found["shown"]] == [{"prompt", "reference", "base", "tuned"}] * 2
+    page = measured_page(tmp_path / "shown")
+    assert page.count(found["shown"][0]["prompt"]) >= 1
+    assert "ROUGE-L" in page
+    run(make_config(tmp_path / "hidden", backbone, data, **{**shown, "task__show_responses": 0}))
+    assert "shown" not in measure_language(tmp_path / "hidden")["responses"]
+    assert "Response 1" not in measured_page(tmp_path / "hidden")
+
+
+def test_rouge_is_that_of_the_library():
+    assert rouge(["the cat sat"], ["the cat sat"]) == dict.fromkeys(ROUGE, 1.0)
+    found = rouge(["the cat sat"], ["the dog sat"])
+    assert found == pytest.approx({"rouge1": 2 / 3, "rouge2": 0.0, "rougeL": 2 / 3})
+
+
+def test_each_speakers_texts_are_measured_before_and_after(tmp_path, backbone, data):
+    natural = {"data__partition": "natural", "data__partition_column": "who", "data__num_devices": 2}
+    plain = {"data__pair_column": "", "task__prompt": "", "data__text_column": "answer_text", "trainer__epochs": 5}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [json.loads(line) for line in data.joinpath(f"{split}.jsonl").read_text("utf-8").splitlines()]
+        rows = [{"who": row["who"], "answer_text": f"{row['question']} {row['answer']}"} for row in rows]
+        folder.joinpath(f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run(make_config(tmp_path / "run", backbone, folder, **natural, **plain))
+    found = measure_language(tmp_path / "run")["speakers"]
+    assert [row[:2] for row in found["rows"]] == [["A", 18], ["B", 6]]
+    assert all(tuned < base for _, _, base, tuned in found["rows"])
+    references = {"metric": "cross-entropy", "speakers": found}
+    assert ("better, by who", "2") in [row[:2] for row in results_rows(read_run(tmp_path / "run"), references)]
+    assert "test texts" in measured_page(tmp_path / "run")
 
 
 def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, data):
