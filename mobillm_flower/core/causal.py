@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.side_network import SIDE_NETWORKS, ActivationBatch, AdditiveSideNetwork
 
-TAPS = 4
-"""T, the tokens before a token that a block reads; M blocks reach M·T tokens back."""
-
 
 @SIDE_NETWORKS.register("causal")
 class CausalSideNetwork(AdditiveSideNetwork):
@@ -22,6 +19,11 @@ class CausalSideNetwork(AdditiveSideNetwork):
     h_t = s_in,t + W_up φ(z_t + Σ_j c_j ⊙ z_{t−j}), j = 1 … T, over the tokens of the same text. The taps c_j ∈ R^r
     start at zero, so that the network starts as the additive one.
 
+    Attributes
+    ----------
+    num_taps : int
+        T, the tokens before a token that a block reads; M blocks reach M·T tokens back.
+
     Parameters
     ----------
     num_blocks, bottleneck : int
@@ -30,9 +32,11 @@ class CausalSideNetwork(AdditiveSideNetwork):
         As in `AdditiveSideNetwork`.
     """
 
+    num_taps = 4
+
     def __init__(self, *, num_blocks: int, bottleneck: int, **others: Any) -> None:
         super().__init__(num_blocks=num_blocks, bottleneck=bottleneck, **others)
-        self.taps = nn.Parameter(torch.zeros(num_blocks, TAPS, bottleneck))
+        self.taps = nn.Parameter(torch.zeros(num_blocks, self.num_taps, bottleneck))
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K], samples (in language modelling tokens) in the order of the batches."""
@@ -54,7 +58,7 @@ class CausalSideNetwork(AdditiveSideNetwork):
         batch : ActivationBatch
             T rows each of B texts, [B·T, M, P·d_b].
         before : Tensor or None
-            What the texts' tokens before left, [B, M, H, r] float32, of which the last `TAPS` are read; None: there are
+            What the texts' tokens before left, [B, M, H, r] float32, of which the last T are read; None: there are
             none.
         seen : Tensor
             [B, T] bool; later tokens do not read those where it is false: padding, and what precedes the first token
@@ -66,14 +70,15 @@ class CausalSideNetwork(AdditiveSideNetwork):
             s(A) [B·T, K], and [B, M, T, r] float32.
         """
         texts, count = seen.shape
+        taps = self.num_taps
         left: list[Tensor] = []
 
         def mix(block: int, narrow: Tensor) -> Tensor:
             own = narrow.view(texts, count, -1)  # [B, T, r]
             left.append(own * seen.unsqueeze(2))
-            past = left[-1] if before is None else torch.cat([before[:, block, -TAPS:], left[-1]], 1)
-            past = nn.functional.pad(past, (0, 0, TAPS + count - past.shape[1], 0))  # [B, TAPS + T, r]
-            windows = past[:, :-1].unfold(1, TAPS, 1)  # [B, T, r, TAPS]: the tokens before each, the nearest last
+            past = left[-1] if before is None else torch.cat([before[:, block, -taps:], left[-1]], 1)
+            past = nn.functional.pad(past, (0, 0, taps + count - past.shape[1], 0))  # [B, taps + T, r]
+            windows = past[:, :-1].unfold(1, taps, 1)  # [B, T, r, taps]: the tokens before each, the nearest last
             own = own + (windows * self.taps[block].flip(0).T).sum(3)
             return own.reshape(texts * count, -1)
 

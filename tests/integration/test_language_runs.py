@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ from mobillm_flower.server.plan import replay
 from mobillm_flower.tasks import load_central_data
 from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
+from tests.support.pages import ROOT
 from tests.support.runs import run
 from tests.support.tiny_models import WORDS, save_tiny
 
@@ -202,3 +207,41 @@ def test_several_backbone_types_are_refused(tmp_path, backbone, data):
     config = make_config(tmp_path / "run", backbone, data, backbone__name="by-partition", backbone__choices=choices)
     with pytest.raises(UnsupportedError, match="one backbone type"):
         run(config)
+
+
+OFFLINE = """
+import json, sys
+from mobillm_flower import SideTunedModel
+from tests.support.runs import run
+config = json.loads(sys.argv[1])
+run(config)
+model = SideTunedModel.from_pretrained(config["run.folder"] + "/side_network")
+made = model.generate("the dog", max_new_tokens=4, min_new_tokens=4)
+print(json.dumps({"name": model.backbone.info.name, "made": made}))
+"""
+
+
+def test_a_backbone_of_the_hub_runs_without_a_network_once_it_was_downloaded(tmp_path, backbone, data):
+    """The hub's cache as `hf download` leaves it: devices, server and the saved model find the model by its name."""
+    stored, commit = tmp_path / "home" / "hub" / "models--someone--tiny-opt", "0" * 40
+    stored.joinpath("refs").mkdir(parents=True)
+    stored.joinpath("refs", "main").write_text(commit, "utf-8")
+    shutil.copytree(backbone, stored / "snapshots" / commit)
+    config = make_config(tmp_path / "run", backbone, data, backbone__name="someone/tiny-opt", trainer__epochs=1)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    made = subprocess.run(
+        [sys.executable, "-c", OFFLINE, json.dumps(config)],
+        env={**os.environ, **offline},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert made.returncode == 0, made.stderr[-2000:]
+    found = json.loads(made.stdout.splitlines()[-1])
+    named = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", backbone=str(backbone))
+    assert found == {
+        "name": "someone/tiny-opt",
+        "made": named.generate("the dog", max_new_tokens=4, min_new_tokens=4),
+    }

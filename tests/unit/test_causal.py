@@ -9,7 +9,7 @@ import torch
 
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
-from mobillm_flower.core.causal import TAPS, CausalSideNetwork
+from mobillm_flower.core.causal import CausalSideNetwork
 from mobillm_flower.core.side_network import ActivationBatch, AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.model import PredictionRule
@@ -59,7 +59,7 @@ def test_an_adapter_is_the_equation():
     adapter, x = network.adapters[0], torch.nn.functional.layer_norm(rows[:, 0], (WIDTH,))
     narrow = adapter.down(adapter.norm(x))
     for t in range(6):
-        z = narrow[t] + sum(network.taps[0, j - 1] * narrow[t - j] for j in range(1, TAPS + 1) if t >= j)
+        z = narrow[t] + sum(network.taps[0, j - 1] * narrow[t - j] for j in range(1, network.num_taps + 1) if t >= j)
         h = x[t] + adapter.up(torch.nn.functional.gelu(z))
         expected = network.output(network.output_norm(h))
         assert torch.allclose(whole(network, rows)[t], expected, atol=1e-5)

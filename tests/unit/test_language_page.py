@@ -1,0 +1,47 @@
+"""`docs/explanation/language-modelling.md` quotes the benchmarks' JSON, which holds what was promised."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from types import ModuleType
+
+import pytest
+
+from tests.support.pages import ROOT
+
+PAGE = ROOT / "docs" / "explanation" / "language-modelling.md"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_language", ROOT / "docs" / "generate_language.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_figures_are_up_to_date(generator: ModuleType) -> None:
+    page = PAGE.read_text("utf-8")
+    assert page == generator.written(page, generator.load()), "run: python docs/generate_language.py"
+
+
+def test_labels_reach_60_percent_of_what_lora_gains_with_three_seeds(generator: ModuleType) -> None:
+    tasks = generator.load()["language"]["tasks"]
+    assert set(tasks) == set(generator.TASKS)
+    for task in tasks.values():
+        assert all(len(task["cross_entropy"][row]) == 3 for row in generator.ROWS)
+        assert generator.gain(task, "label") >= 0.6 * generator.gain(task, "lora") > 0
+
+
+def test_memory_and_generation_stay_under_their_bars(generator: ModuleType) -> None:
+    found = generator.load()
+    memory, made = found["language_memory"], found["language_generate"]
+    assert memory["shape"]["vocabulary"] == 150_000
+    assert memory["holds"] is all(values["peak_bytes"] < 4 << 30 for values in memory["losses"].values()) is True
+    for sides in made["comparisons"].values():
+        assert sides["pairs"] == len(sides["ours"]) == len(sides["other"]) >= 10
+        assert sides["ratio"] == statistics.median(sides["ours"]) / statistics.median(sides["other"])
+    assert all(made["comparisons"][f"{name}_cpu"]["ratio"] <= 1.1 for name in ("additive", "causal"))
