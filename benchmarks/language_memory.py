@@ -45,7 +45,7 @@ class RandomHead(nn.Module):
         return found
 
 
-def step(loss: str) -> dict[str, int]:
+def step(loss: str, tokens: int) -> dict[str, int]:
     """Take one step and return the process's peak."""
     torch.manual_seed(0)
     head = RandomHead(SHAPE["vocabulary"], SHAPE["width"])
@@ -59,14 +59,14 @@ def step(loss: str) -> dict[str, int]:
     )
     network = config.build()
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    rows = torch.randn(SHAPE["tokens"], SHAPE["blocks"], SHAPE["width"])
+    rows = torch.randn(tokens, SHAPE["blocks"], SHAPE["width"])
     loaded = status_bytes("VmHWM")
     side, hidden = network([ActivationBatch("b", rows)]), rows[:, -1]
     inputs = head.inputs(hidden + side)
     if loss == "label":
-        value = language.cross_entropy(inputs, torch.randint(head.vocabulary, (SHAPE["tokens"],)), head)
+        value = language.cross_entropy(inputs, torch.randint(head.vocabulary, (tokens,)), head)
     else:
-        steps, weights = 0.1 * torch.randn(SHAPE["tokens"], SHAPE["width"]), torch.ones(SHAPE["tokens"])
+        steps, weights = 0.1 * torch.randn(tokens, SHAPE["width"]), torch.ones(tokens)
         value = language.divergence_loss(inputs, head.inputs(hidden), steps, weights, head)
     value.backward()
     optimizer.step()
@@ -76,21 +76,23 @@ def step(loss: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", choices=["label", "difference"])
+    parser.add_argument("--tokens", type=int, default=SHAPE["tokens"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.loss:
-        print(json.dumps(step(arguments.loss)))
+        print(json.dumps(step(arguments.loss, arguments.tokens)))
         return
     found = {}
     for loss in ("label", "difference"):
-        made = subprocess.run([sys.executable, __file__, "--loss", loss], capture_output=True, text=True, check=True)
+        command = [sys.executable, __file__, "--loss", loss, "--tokens", str(arguments.tokens)]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
         found[loss] = json.loads(made.stdout.splitlines()[-1])
         print(loss, f"{found[loss]['peak_bytes'] / 2**30:.2f} GiB", flush=True)
     result = {
         "benchmark": "language_memory",
         "version": __version__,
         "torch": torch.__version__,
-        "shape": SHAPE,
+        "shape": {**SHAPE, "tokens": arguments.tokens},
         "dtype": "fp32",
         "logit_bytes": language.LOGIT_BYTES,
         "bar_bytes": BAR_BYTES,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import statistics
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -45,3 +48,14 @@ def test_memory_and_generation_stay_under_their_bars(generator: ModuleType) -> N
         assert sides["pairs"] == len(sides["ours"]) == len(sides["other"]) >= 10
         assert sides["ratio"] == statistics.median(sides["ours"]) / statistics.median(sides["other"])
     assert all(made["comparisons"][f"{name}_cpu"]["ratio"] <= 1.1 for name in ("additive", "causal"))
+
+
+@pytest.mark.slow
+def test_a_step_never_holds_whole_logits(tmp_path) -> None:
+    """Of 1,024 tokens they are 0.57 GiB a copy, and a step would need three of them beside the head's 1.14 GiB."""
+    file = tmp_path / "memory.json"
+    script = ROOT / "benchmarks" / "language_memory.py"
+    subprocess.run([sys.executable, str(script), "--tokens", "1024", "--json", str(file)], check=True, timeout=280)
+    losses = json.loads(file.read_text("utf-8"))["losses"]
+    assert set(losses) == {"label", "difference"}
+    assert all(values["peak_bytes"] < 2.8 * 2**30 for values in losses.values())
