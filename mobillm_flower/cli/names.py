@@ -43,9 +43,11 @@ def check_names(app: App, settings: Settings) -> None:
     from mobillm_flower.core.pivots import PIVOTS
     from mobillm_flower.core.side_network import SIDE_NETWORKS
     from mobillm_flower.strategies.base import STRATEGIES
-    from mobillm_flower.tasks import METRICS, TASKS
+    from mobillm_flower.tasks import METRICS, TASKS, TOKEN_METRICS
 
-    registries: tuple[Registry[Any], ...] = (STRATEGIES, CODECS, CODECS, PIVOTS, SIDE_NETWORKS, TASKS, METRICS)
+    task = TASKS[settings.task.kind]
+    metrics: Registry[Any] = TOKEN_METRICS if getattr(task, "per_token", False) else METRICS
+    registries: tuple[Registry[Any], ...] = (STRATEGIES, CODECS, CODECS, PIVOTS, SIDE_NETWORKS, TASKS, metrics)
     for registry, name in zip(registries, _names(settings), strict=True):
         if name != "auto":
             registry[name]

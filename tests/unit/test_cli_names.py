@@ -83,3 +83,12 @@ def test_components_that_are_installed_elsewhere_cannot_be_told(folder) -> None:
 def test_an_app_that_names_its_strategy_itself_cannot_be_told(folder) -> None:
     (folder / "quickstart" / "server_app.py").write_text("from mobillm_flower import FedMobiLLM\n")
     assert not registers_nothing(read_app(folder))
+
+
+@pytest.mark.parametrize("name", ["personas", "summarize"])
+def test_the_language_apps_register_nothing_and_know_their_metric(name) -> None:
+    app = read_app(QUICKSTART.with_name(name))
+    assert registers_nothing(app)
+    check_names(app, app.settings(["task.metric=perplexity"]))
+    with pytest.raises(SettingsError, match=r"unknown metric of language modelling 'accuracy'"):
+        check_names(app, app.settings(["task.metric=accuracy"]))
