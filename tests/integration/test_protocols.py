@@ -43,7 +43,7 @@ def test_the_network_protocol(tmp_path: Path) -> None:
     first, second = report.figures["batches"]
     for upload in UPLOADS:
         assert second["bytes"][upload] == 2 * first["bytes"][upload]
-    assert first["bytes"]["all tokens, nf4"] > 20 * first["bytes"]["pivot, nf4"]
+    assert first["bytes"]["all tokens, nf4"] > 10 * first["bytes"]["pivot, nf4"]
     assert first["bytes"]["all tokens, fp16"] > 3 * first["bytes"]["all tokens, nf4"]
     assert [table.title.split(":")[0] for table in report.tables] == list(UPLOADS)
 
