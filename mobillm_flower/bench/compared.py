@@ -42,7 +42,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
             _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3"),
             {},
         ),
-        Method("fed-lora", peer, _trials(rate, "1e-3", "2e-3", "4e-3"), fewer),
+        Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method("fed-bitfit", peer, _trials(rate, "2e-3", "5e-3", "1e-2"), fewer),
         Method("fed-kseed", peer, _trials(rate, "1e-5", "1e-4", "1e-3"), fewer),
         Method(

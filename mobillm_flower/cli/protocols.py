@@ -27,6 +27,7 @@ Devices = Annotated[int, typer.Option(min=1, help="Devices of the fleet.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of a peer.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Minutes: three methods, no trials, one seed, three devices.")]
 QuickVariants = Annotated[bool, typer.Option("--quick", help="Minutes: two variants, one seed, three devices.")]
+Precision = Annotated[str, typer.Option(help="Of every method's backbone; bf16 is faster on processors that have it.")]
 UpMbit = Annotated[float, typer.Option(min=1e-3, help="Modelled uplink of a device, Mbit/s.")]
 DownMbit = Annotated[float, typer.Option(min=1e-3, help="Modelled downlink of a device, Mbit/s.")]
 Slowdown = Annotated[float, typer.Option(min=1e-3, help="Modelled: how much slower a device computes than this one.")]
@@ -44,6 +45,7 @@ def cost_to_target(
     seeds: Seeds = 3,
     devices: Devices = 10,
     rounds: Rounds = 15,
+    precision: Precision = "fp32",
     up_mbit: UpMbit = 10.0,
     down_mbit: DownMbit = 50.0,
     slowdown: Slowdown = 1.0,
@@ -56,7 +58,7 @@ def cost_to_target(
     from mobillm_flower.bench.cost_to_target import cost_to_target as measured
     from mobillm_flower.bench.curves import draw_curves
 
-    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, quick=quick)
+    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, precision, quick=quick)
     link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
     show(measured(plan, draw_curves(plan, say=say), link), json_file, page)
 
@@ -70,6 +72,7 @@ def quality_under_budget(
     seeds: Seeds = 3,
     devices: Devices = 10,
     rounds: Rounds = 15,
+    precision: Precision = "fp32",
     quick: Quick = False,
     json_file: JsonFile = None,
     page: PageFile = None,
@@ -78,7 +81,7 @@ def quality_under_budget(
     from mobillm_flower.bench.curves import draw_curves
     from mobillm_flower.bench.quality_under_budget import quality_under_budget as measured
 
-    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, quick=quick)
+    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, precision, quick=quick)
     show(measured(plan, draw_curves(plan, say=say)), json_file, page)
 
 
@@ -219,7 +222,16 @@ def _tasks(names: str, data: Path | None) -> list[BenchTask]:
 
 
 def _plan(
-    tasks: str, methods: str, data: Path | None, work: Path, seeds: int, devices: int, rounds: int, *, quick: bool
+    tasks: str,
+    methods: str,
+    data: Path | None,
+    work: Path,
+    seeds: int,
+    devices: int,
+    rounds: int,
+    precision: str,
+    *,
+    quick: bool,
 ) -> Plan:
     from mobillm_flower.bench.compared import METHODS, QUICK
     from mobillm_flower.bench.compared import methods as compared
@@ -235,7 +247,7 @@ def _plan(
         seeds=range(1 if quick else seeds),
         alphas=(0.1,) if quick else (None, 0.1),
         num_devices=3 if quick else devices,
-        common={"backbone.token-budget": "1024", **(_QUICK_SETTINGS if quick else {})},
+        common={"backbone.token-budget": "1024", "backbone.precision": precision, **(_QUICK_SETTINGS if quick else {})},
         turns=1 if quick else 5,
         data=data,
         work=work,
