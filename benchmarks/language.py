@@ -54,7 +54,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "shakespeare": {"data.source": "shakespeare_speakers", "data.text-column": "text", "task.max-length": 128},
 }
-ROWS = ("label", "label-causal", "difference-logit", "difference-square", "lora")
+ROWS = ("label", "label-causal", "label-pruned", "difference-logit", "difference-square", "lora")
 COMMON = {
     "task.kind": "language-modelling",
     "trainer.epochs": 6,
@@ -132,6 +132,28 @@ class Bench:
         (spec,) = plan.specs.values()
         model = SideTunedModel(self.backbone, trainer.network, spec=spec, contract=self.data.contract, rule=rule)
         return model, model.evaluate(self.data.test)
+
+    def pruned(self, settings: Settings) -> dict[str, torch.Tensor]:
+        """Return a fresh network's state with adapters from the sampled layers' feed-forward nets, pruned to r neurons.
+
+        Of each layer the r neurons of the largest product of norms, into and out of them (ladder side-tuning starts
+        from pruned weights, arXiv 2206.06522, with another measure of importance).
+        """
+        plan = self.plan(settings)
+        (spec,) = plan.specs.values()
+        network = plan.side_config.build()
+        for number, adapter in zip(spec.layers, network.adapters, strict=True):
+            layer = self.backbone.stack[number - 1]
+            into, out = layer.fc1, layer.fc2  # OPT's
+            strength = into.weight.norm(dim=1) * out.weight.norm(dim=0)
+            kept = strength.topk(len(adapter.down.weight)).indices
+            with torch.no_grad():
+                adapter.down.weight.copy_(into.weight[kept])
+                adapter.down.bias.copy_(into.bias[kept])
+                adapter.up.weight.copy_(out.weight[:, kept])
+                adapter.norm.weight.copy_(layer.final_layer_norm.weight)
+                adapter.norm.bias.copy_(layer.final_layer_norm.bias)
+        return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
     def refresh(self, by_label: ActivationCache, model: SideTunedModel, file: Path) -> ActivationCache:
         """Return a cache of the same activations with corrections at the model's own predictions."""
@@ -251,6 +273,9 @@ def measure(task: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
         if "label-causal" in arguments.rows:
             causal = bench.settings("label", seed=seed, side_network="causal")
             note("label-causal", bench.train(caches["label"], causal)[1])
+        if "label-pruned" in arguments.rows:
+            relu = bench.settings("label", seed=seed)
+            note("label-pruned", bench.train(caches["label"], relu, bench.pruned(relu))[1])
         if "difference-logit" in arguments.rows:
             logit = bench.settings("difference", "logit", seed)
             note("difference-logit", bench.train(caches["difference"], logit)[1])

@@ -15,6 +15,7 @@ TASKS = {"dialogsum": "DialogSum, summaries", "shakespeare": "Shakespeare, speec
 ROWS = {
     "label": "`label`",
     "label-causal": "`label`, side network `causal`",
+    "label-pruned": "`label`, started from pruned layers",
     "difference-logit": "`difference`, `loss.name=logit`",
     "difference-square": "`difference`, `loss.name=square`",
     "difference-square-refreshed-1": "the same, refreshed once",
@@ -25,11 +26,14 @@ ROWS = {
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """Return the benchmarks' JSON by name, the causal network's rows among the others."""
-    names = ("language", "language_causal", "language_memory", "language_generate")
+    """Return the benchmarks' JSON by name, rows of their own files among the others."""
+    names = ("language", "language_causal", "language_pruned", "language_memory", "language_generate")
     found = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
-    for task, measured in found["language_causal"]["tasks"].items():
-        found["language"]["tasks"][task]["cross_entropy"] |= measured["cross_entropy"]
+    for task, measured in found["language"]["tasks"].items():
+        measured["cross_entropy"] |= {
+            row: found[name]["tasks"][task]["cross_entropy"][row]
+            for name, row in (("language_causal", "label-causal"), ("language_pruned", "label-pruned"))
+        }
     return found
 
 
