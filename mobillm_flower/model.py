@@ -26,9 +26,10 @@ from mobillm_flower.core.side_network import ActivationBatch, SideNetworkConfig,
 from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
+from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.language import prompt_tokens, read_tokens
 from mobillm_flower.tasks.metrics import TOKEN_METRICS
-from mobillm_flower.tasks.task import TASKS, Samples, measure, render
+from mobillm_flower.tasks.task import TASKS, Samples, measure
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
@@ -167,13 +168,7 @@ class SideTunedModel:
         """Return scores [B, K] float32, from clean activations: nothing is perturbed or quantized on the way."""
         if not len(samples):
             return torch.zeros(0, self.contract.num_outputs)
-        texts, pairs = render(samples, self.contract)
-        extraction = self.backbone.extract(
-            self.backbone.tokenize(texts, pairs, self.contract.max_length),
-            layers=self.spec.layers,
-            pivot=self.spec.pivot,
-            transform=self._transform,
-        )
+        extraction = read_activations(self.backbone, samples, self.contract, self.spec, self._transform)
         base = base_prediction(
             None if self.spec.constant_base else extraction.base_logits,
             len(samples),

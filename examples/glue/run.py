@@ -113,6 +113,8 @@ def settings(name: str, *, data: Path | None, backbone: str, causal: bool) -> li
     }
     if len(task.texts) == 2:
         found |= {"data.pair-column": task.texts[1], "task.kind": "pairs"}
+        if not causal:
+            found |= {"activations.bi-encoder": "true", "activations.pivot": "mean"}
     if not task.labels:
         found |= {"task.kind": "regression", "task.label-range": "0,5"}
     if data is not None:

@@ -21,7 +21,7 @@ from mobillm_flower.core.perturb import clip_joint
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
-from mobillm_flower.tasks import LocalData, Samples, render
+from mobillm_flower.tasks import LocalData, Samples, read_activations
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
 from mobillm_flower.wire.target_bytes import TargetBatch
 from mobillm_flower.wire.window import open_window, pack_window
@@ -241,11 +241,8 @@ def clean_rows(
 
     The attacker computes it for any text: backbone, standardisation, projection and clip norm are public.
     """
-    texts, pairs = render(samples, contract)
     transform = spec.transform(backbone, max_length=contract.max_length, file=settings.activations.public_text)
-    found = backbone.extract(
-        backbone.tokenize(texts, pairs, contract.max_length), layers=spec.layers, pivot=spec.pivot, transform=transform
-    )
+    found = read_activations(backbone, samples, contract, spec, transform)
     rows = [clip_joint(a.float(), spec.clip_norm) if spec.clip_norm else a.float() for a in found.activations]
     return torch.stack([row.flatten(2).mean(0) for row in rows])  # [T, M, P, d] -> [M, P·d]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mobillm_flower.bench.cells import CENTRAL_LORA, BenchTask
 from mobillm_flower.bench.curves import Method
@@ -15,8 +16,11 @@ PAE = {
     "loss.name": "logit",
     "trainer.batch-size": "32",
     "side-network.codec": "int8",
+    "side-network.name": "low-rank",
 }
 """Side-tuning's settings, beside its preset's."""
+PAE_OF_PAIRS = {"activations.bi-encoder": "true", "activations.pivot": "mean"}
+"""What it adds where samples are pairs of texts."""
 _CENTRAL_EPOCHS = 5
 
 
@@ -41,6 +45,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
             PAE,
             _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3"),
             {},
+            PAE_OF_PAIRS,
         ),
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method("fed-bitfit", peer, _trials(rate, "2e-3", "5e-3", "1e-2"), fewer),
@@ -53,11 +58,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
         ),
         Method(CENTRAL_LORA, {"rounds.num-rounds": epochs}, _trials(rate, "5e-4", "1e-3", "2e-3"), {}),
     ]
-    return [
-        Method(one.name, one.settings, one.trials if trials else one.trials[1:2], one.trial_settings)
-        for one in made
-        if one.name in names
-    ]
+    return [replace(one, trials=one.trials if trials else one.trials[1:2]) for one in made if one.name in names]
 
 
 TASKS: Mapping[str, BenchTask] = {

@@ -6,7 +6,7 @@ A curve is a run's points: its metric after so much work of a device. The protoc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,19 @@ class Method:
         Settings of which one is chosen on validation rows; every method has as many.
     trial_settings : mapping
         What differs in a trial: fewer rounds.
+    of_pairs : mapping
+        What its settings add where samples are pairs of texts.
     """
 
     name: str
     settings: Mapping[str, str]
     trials: Sequence[Mapping[str, str]]
     trial_settings: Mapping[str, str]
+    of_pairs: Mapping[str, str] = field(default_factory=dict)
+
+    def settings_for(self, task: BenchTask) -> dict[str, str]:
+        """Return its settings on a task."""
+        return {**self.settings, **(self.of_pairs if "data.pair-column" in task.settings else {})}
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,8 @@ def draw_curves(plan: Plan, *, say: Callable[[str], None]) -> dict[str, TaskCurv
 
 def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> TaskCurves:
     def curve(method: Method, alpha: float | None, seed: int, settings: Mapping[str, str], held: str) -> list[Point]:
-        cell = Cell(
-            task, method.name, alpha, seed, plan.num_devices, held, {**plan.common, **method.settings, **settings}
-        )
+        words = {**plan.common, **method.settings_for(task), **settings}
+        cell = Cell(task, method.name, alpha, seed, plan.num_devices, held, words)
         points = cell.run(plan.data, plan.work)
         say(f"{cell.title}: best {max(point.metric for point in points):.4f}")
         return points
@@ -146,7 +152,7 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
             plan.seeds[0],
             plan.num_devices,
             "test",
-            {**plan.common, **method.settings, **trials[method.name]["settings"]},
+            {**plan.common, **method.settings_for(task), **trials[method.name]["settings"]},
         )
         for method in plan.methods
         if method.name != CENTRAL_LORA

@@ -51,9 +51,10 @@ ABLATION: Variants = {
     "pivot mean": {"activations.pivot": "mean"},
     "pivot last": {"activations.pivot": "last"},
     "pivot all": {"activations.pivot": "all"},
-    "gates held at 1/2": {"side-network.name": "fixed-gates"},
+    "full alignment": {"side-network.name": "additive"},
+    "full alignment, gates held at 1/2": {"side-network.name": "fixed-gates"},
 }
-"""M blocks, bottleneck r, activation function, side width d, pivot, gate."""
+"""M blocks, bottleneck r, activation function, side width d, pivot, rank of the alignment, gates."""
 
 
 def bench_variants(

@@ -22,7 +22,7 @@ from mobillm_flower.errors import DataError, ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder, Release
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
-from mobillm_flower.tasks import LocalData, Samples, read_tokens, render
+from mobillm_flower.tasks import LocalData, Samples, read_activations, read_tokens
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
@@ -268,7 +268,6 @@ class Device:
     ) -> tuple[list[Tensor], list[bytes], float]:
         """Return protected activations and encoded targets of labels or numbers, and the forward pass's seconds."""
         contract = self.data.contract
-        texts, pairs = render(samples, contract)
         transform = spec.transform(
             self.backbone,
             max_length=contract.max_length,
@@ -276,12 +275,7 @@ class Device:
             remembered_in=self.folder.path,
         )
         started = time.perf_counter()
-        extraction = self.backbone.extract(
-            self.backbone.tokenize(texts, pairs, contract.max_length),
-            layers=spec.layers,
-            pivot=spec.pivot,
-            transform=transform,
-        )
+        extraction = read_activations(self.backbone, samples, contract, spec, transform)
         seconds = time.perf_counter() - started
         logits = None if spec.constant_base else extraction.base_logits
         base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)

@@ -208,6 +208,9 @@ class ActivationSettings:
     pivot : str
         last, first, mean, first+mean, all, or a registered one; auto: the backbone's own, for language modelling all,
         which there means every token in the loss.
+    bi_encoder : bool
+        Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
+        reads both as one.
     standardise : bool
         Public shift and scale per layer; forced on by `clip_norm` and `noise_sigma`.
     clip_norm : float
@@ -230,6 +233,7 @@ class ActivationSettings:
     sampling: str = _one_of("uniform", "uniform", "top-heavy")
     layers: list[int] = field(default_factory=list)
     pivot: str = "auto"
+    bi_encoder: bool = False
     standardise: bool = False
     clip_norm: float = _number(0.0, at_least=0)
     noise_sigma: float = _number(0.0, at_least=0)
@@ -269,8 +273,8 @@ class SideNetworkSettings:
     Parameters
     ----------
     name : str
-        additive, causal (also reads a text's earlier tokens: language modelling, or `activations.pivot=all`),
-        discriminant (in closed form), or a registered one.
+        additive, low-rank (small where a layer has several pivots), causal (also reads a text's earlier tokens:
+        language modelling, or `activations.pivot=all`), discriminant (in closed form), or a registered one.
     width : int
         Width d of the side network; 0: the backbones' own.
     bottleneck : int

@@ -162,7 +162,7 @@ class AdditiveSideNetwork(nn.Module):
         self._joined = frozenset(joined)
         self.alignment = nn.ModuleDict(
             {
-                name: _alignment(spec, width, num_blocks, _generator(seed, name))
+                name: self.make_alignment(spec, _generator(seed, name))
                 for name, spec in sorted(self.types.items())
                 if name in joined or not identity_alignment
             }
@@ -176,6 +176,10 @@ class AdditiveSideNetwork(nn.Module):
         self.output = nn.Linear(width, num_outputs, bias=True)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    def make_alignment(self, spec: AlignmentSpec, generator: torch.Generator) -> nn.Module:
+        """Return W_b of one type: a module from rows [N, M, P·d_b] to [N, M, d]."""
+        return _Alignment(spec, self.width, self.num_blocks, generator)
 
     @property
     def gate_values(self) -> list[float]:
@@ -214,8 +218,8 @@ class AdditiveSideNetwork(nn.Module):
             rows = nn.functional.layer_norm(rows, rows.shape[-1:])
         if batch.backbone not in self.alignment:
             return rows
-        weights: Tensor = self.alignment[batch.backbone].weight  # type: ignore[assignment]
-        return torch.einsum("nmf,mdf->nmd", rows, weights)
+        aligned: Tensor = self.alignment[batch.backbone](rows)
+        return aligned
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K], samples in the order of the batches."""
@@ -354,20 +358,22 @@ def state_for(state: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
 
 
 class _Alignment(nn.Module):
-    """W_b,i of one backbone type for all blocks: weight [M, d, P·d_b]."""
+    """W_b,i of one backbone type for all blocks: weight [M, d, P·d_b].
 
-    def __init__(self, weight: Tensor) -> None:
+    It starts as the scaled sum of the pivots where each is as wide as the side network, otherwise at random.
+    """
+
+    def __init__(self, spec: AlignmentSpec, width: int, num_blocks: int, generator: torch.Generator) -> None:
         super().__init__()
+        if spec.width == width:
+            start = torch.eye(width).repeat(1, spec.num_vectors) / spec.num_vectors**0.5  # [d, P·d_b]
+            weight = start.repeat(num_blocks, 1, 1)
+        else:
+            weight = torch.randn(num_blocks, width, spec.num_features, generator=generator) / spec.num_features**0.5
         self.weight = nn.Parameter(weight)
 
-
-def _alignment(spec: AlignmentSpec, width: int, num_blocks: int, generator: torch.Generator) -> _Alignment:
-    """Start from the scaled sum of the pivots where each is as wide as the side network, otherwise at random."""
-    if spec.width == width:
-        weight = torch.eye(width).repeat(1, spec.num_vectors) / spec.num_vectors**0.5  # [d, P·d_b]
-        return _Alignment(weight.repeat(num_blocks, 1, 1))
-    weight = torch.randn(num_blocks, width, spec.num_features, generator=generator)
-    return _Alignment(weight / spec.num_features**0.5)
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.einsum("nmf,mdf->nmd", rows, self.weight)
 
 
 class _Adapter(nn.Module):
@@ -412,3 +418,44 @@ class FixedGatesSideNetwork(AdditiveSideNetwork):
     def __init__(self, **shape: Any) -> None:
         super().__init__(**shape)
         self.gates.requires_grad_(False)
+
+
+@SIDE_NETWORKS.register("low-rank")
+class LowRankSideNetwork(AdditiveSideNetwork):
+    """The additive side network with alignments of low rank: x_i = Σ_p a_i,p / √P + B_b,i A_b,i flatten(a_i).
+
+    The sum of the pivots stays as it is, and what is learned has rank `rank` (as LoRA has beside a frozen matrix,
+    2106.09685): ρ·(P·d_b + d) parameters a block in place of d·P·d_b. B starts at zero. A type that is not as wide as
+    the side network has a full alignment.
+
+    Attributes
+    ----------
+    rank : int
+        ρ.
+    """
+
+    rank = 8
+
+    def make_alignment(self, spec: AlignmentSpec, generator: torch.Generator) -> nn.Module:
+        """Return W_b of one type."""
+        if spec.width != self.width:
+            return super().make_alignment(spec, generator)
+        return _LowRankAlignment(spec, self.num_blocks, self.rank, generator)
+
+
+class _LowRankAlignment(nn.Module):
+    """The scaled sum of the pivots, and a product of low rank: A [M, ρ, P·d_b] and B [M, d, ρ]."""
+
+    def __init__(self, spec: AlignmentSpec, num_blocks: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.num_vectors = spec.num_vectors
+        down = torch.randn(num_blocks, rank, spec.num_features, generator=generator)
+        self.down = nn.Parameter(down / spec.num_features**0.5)
+        self.up = nn.Parameter(torch.zeros(num_blocks, spec.width, rank))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        count, blocks, _ = rows.shape
+        kept = rows.view(count, blocks, self.num_vectors, -1).sum(2) / self.num_vectors**0.5
+        narrow = torch.einsum("nmf,mrf->nmr", rows, self.down)
+        aligned: Tensor = kept + torch.einsum("nmr,mdr->nmd", narrow, self.up)
+        return aligned

@@ -1,5 +1,6 @@
 """Text to tensors to metrics: what is predicted, from which data, and how well."""
 
+from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, load_splits, read_rows
 from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
@@ -21,6 +22,7 @@ __all__ = [
     "make_contract",
     "measure",
     "prompt_tokens",
+    "read_activations",
     "read_rows",
     "read_texts",
     "read_tokens",

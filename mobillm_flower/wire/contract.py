@@ -188,6 +188,8 @@ class ExtractionSpec(_Agreed):
         Name of the devices' secret rotation of activations and Δy; empty: none.
     constant_base : bool
         p_b is the constant 1/K, so that Δy says nothing about the text beside its label.
+    bi_encoder : bool
+        The texts of a pair run by themselves, and P counts both comparisons of their vectors (`core.pairs`).
     vocabulary, head_width : int
         V and d_u of the language-model head that tokens are predicted with; 0 where labels are predicted.
     """
@@ -210,6 +212,7 @@ class ExtractionSpec(_Agreed):
     label_epsilon: float = 0.0
     mixing: str = ""
     constant_base: bool = False
+    bi_encoder: bool = False
     vocabulary: int = 0
     head_width: int = 0
 
@@ -340,6 +343,8 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         )
     if backbone.vocabulary:
         _check_tokens(settings, name)
+    if wanted.bi_encoder:
+        _check_pairs(settings, name, standardise=standardise)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:
@@ -349,7 +354,7 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
     return ExtractionSpec(
         backbone=backbone.fingerprint,
         width=backbone.width,
-        num_vectors=PIVOTS[name].vectors_per_token,
+        num_vectors=PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1),
         layers=sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers),
         pivot=name,
         codec=wanted.codec,
@@ -363,10 +368,28 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         joint_epsilon=float(private.joint_epsilon),
         label_epsilon=float(private.label_epsilon),
         mixing=private.mixing,
-        constant_base=bool(private.joint_epsilon or private.activation_epsilon or private.label_epsilon),
+        constant_base=bool(
+            private.joint_epsilon or private.activation_epsilon or private.label_epsilon or wanted.bi_encoder
+        ),
+        bi_encoder=wanted.bi_encoder,
         vocabulary=backbone.vocabulary,
         head_width=backbone.head_width,
     )
+
+
+def _check_pairs(settings: Settings, pivot: str, *, standardise: bool) -> None:
+    """Refuse what a comparison of two texts that ran by themselves cannot be combined with."""
+    acts = settings.activations
+    refused = {
+        "data.pair-column is empty": not settings.data.pair_column,
+        f"activations.pivot={pivot} keeps every token, and two texts have not as many": PIVOTS[pivot].per_token,
+        f"task.prompt={settings.task.prompt!r} makes one text of both": bool(settings.task.prompt),
+        "activations.standardise, clip-norm and noise-sigma fit public texts, not pairs": standardise,
+        f"activations.projection={acts.projection} fits public texts, not pairs": bool(acts.projection),
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
 
 
 def _check_tokens(settings: Settings, pivot: str) -> None:

@@ -1,5 +1,6 @@
 """The additive side network against its equations in plain loops, and what its configuration chooses."""
 
+import dataclasses
 import json
 import math
 
@@ -222,6 +223,26 @@ def test_the_alignment_of_two_pivots_of_the_width_starts_as_their_sum_over_root_
     batch = ActivationBatch(PAIR, _rows(PAIR, 3))
     first, second = batch.rows.split(6, dim=2)
     torch.testing.assert_close(network.align(batch), (first + second) / math.sqrt(2))
+
+
+def test_an_alignment_of_low_rank_keeps_the_sum_and_learns_beside_it():
+    full = _config({PAIR: TYPES[PAIR]}, width=6, input_norm=False)
+    network = dataclasses.replace(full, name="low-rank").build()
+    batch = ActivationBatch(PAIR, _rows(PAIR, 3))
+    torch.testing.assert_close(network.align(batch), full.build().align(batch))
+    alignment = network.alignment[PAIR]
+    torch.nn.init.normal_(alignment.up)
+    learned = torch.einsum("mdr,mrf,nmf->nmd", alignment.up, alignment.down, batch.rows)
+    torch.testing.assert_close(network.align(batch), full.build().align(batch) + learned)
+    assert alignment.down.shape == (BLOCKS, network.rank, 12)
+    assert 0 < network.learning_rate_factor(f"alignment.{PAIR}.up") < 1
+
+
+def test_a_type_of_another_width_has_a_full_alignment_beside_those_of_low_rank():
+    network = dataclasses.replace(_config(width=6), name="low-rank").build()
+    shapes = {name: [tuple(p.shape) for p in part.parameters()] for name, part in network.alignment.items()}
+    assert shapes[LARGE] == [(BLOCKS, 6, 10)]
+    assert shapes[SMALL] == [(BLOCKS, network.rank, 6), (BLOCKS, 6, network.rank)]
 
 
 def test_the_alignment_alone_learns_at_a_lower_rate():

@@ -1,0 +1,51 @@
+"""Samples to activations: one forward pass over a text or a prompt, or one over each text of a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mobillm_flower.backbones.backbone import Backbone, Extraction
+from mobillm_flower.core.pairs import compare
+from mobillm_flower.errors import DataError
+from mobillm_flower.tasks.task import Samples, render
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+
+def read_activations(
+    backbone: Backbone,
+    samples: Samples,
+    contract: TaskContract,
+    spec: ExtractionSpec,
+    transform: Callable[[Tensor], Tensor] | None = None,
+) -> Extraction:
+    """Run samples forward and keep what a device uploads of them.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the spec's type.
+    samples : Samples
+        Texts or pairs.
+    contract, spec
+        The task, and what is kept.
+    transform : callable, optional
+        From `ExtractionSpec.transform`.
+
+    Raises
+    ------
+    DataError
+        A text has no tokens, or `activations.bi-encoder` meets samples without a second text.
+    """
+    texts, pairs = render(samples, contract)
+    layers, pivot = spec.layers, spec.pivot
+    if not spec.bi_encoder:
+        tokens = backbone.tokenize(texts, pairs, contract.max_length)
+        return backbone.extract(tokens, layers=layers, pivot=pivot, transform=transform)
+    if pairs is None:
+        raise DataError("activations.bi-encoder compares two texts, and these samples have one; give both")
+    tokens = backbone.tokenize([*texts, *pairs], None, contract.max_length)
+    found = backbone.extract(tokens, layers=layers, pivot=pivot).activations
+    sides = zip(found[: len(texts)], found[len(texts) :], strict=True)
+    return Extraction([compare(first, second) for first, second in sides], None)
