@@ -6,19 +6,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from blocks import put, table
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "families.md"
 
 
 def written(page: str, head: list[str], rows: list[list[str]]) -> str:
-    """Return the page with its table, which stands between its two comments."""
-    start, end = "<!-- families -->\n", "<!-- end -->"
-    before, found_start, rest = page.partition(start)
-    _, found_end, after = rest.partition(end)
-    if not (found_start and found_end):
-        raise SystemExit(f"{PAGE.name} must hold <!-- families --> … <!-- end -->")
-    table = "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *rows])
-    return f"{before}{start}\n{table}\n{end}{after}"
+    """Return the page with its table."""
+    return put(page, {"families": table(head, rows)})
 
 
 if __name__ == "__main__":

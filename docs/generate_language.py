@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from blocks import put
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "explanation" / "language-modelling.md"
@@ -97,15 +99,8 @@ def blocks(found: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def written(page: str, found: dict[str, dict[str, Any]]) -> str:
-    """Return the page with its figures as the results say: each stands between its two comments."""
-    for name, block in blocks(found).items():
-        start, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, found_start, rest = page.partition(start)
-        _, found_end, after = rest.partition(end)
-        if not (found_start and found_end):
-            raise SystemExit(f"{PAGE.name} must hold <!-- {name} --> … <!-- end -->")
-        page = f"{before}{start}\n{block}\n\n{end}{after}"
-    return page
+    """Return the page with its figures as the results say."""
+    return put(page, blocks(found))
 
 
 def _range(told: list[dict[str, float]], key: str) -> str:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blocks import put, table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "privacy.json"
 PAGE = ROOT / "docs" / "explanation" / "privacy.md"
@@ -37,23 +39,16 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         for i, one in sorted(enumerate(known), key=lambda pair: int(pair[1]["samples"])):
             sizes.append([NAMES[name], f"{one['samples']:,}", *[_shown(rows[i] if rows else None) for rows in sized]])
     return {
-        "cost": _table(["task", "public text of", *head, "largest class"], cost),
-        "split": _table(["task", "mechanism", *head[:-1]], against),
-        "steps": _table(["task", "ε", "closed form", "additive network, by steps"], steps),
-        "samples": _table(["task", "samples", *head[:4]], sizes),
+        "cost": table(["task", "public text of", *head, "largest class"], cost),
+        "split": table(["task", "mechanism", *head[:-1]], against),
+        "steps": table(["task", "ε", "closed form", "additive network, by steps"], steps),
+        "samples": table(["task", "samples", *head[:4]], sizes),
     }
 
 
 def written(page: str, found: dict[str, Any]) -> str:
-    """Return the page with its tables as the results say: each stands between its two comments."""
-    for name, table in tables(found).items():
-        start, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, found_start, rest = page.partition(start)
-        _, found_end, after = rest.partition(end)
-        if not (found_start and found_end):
-            raise SystemExit(f"{PAGE.name} must hold <!-- {name} --> … <!-- end -->")
-        page = f"{before}{start}\n{table}\n{end}{after}"
-    return page
+    """Return the page with its tables as the results say."""
+    return put(page, tables(found))
 
 
 def _shown(cell: Any) -> str:
@@ -61,11 +56,6 @@ def _shown(cell: Any) -> str:
         return "–"
     spread = cell.get("spread")
     return f"{cell['mean']:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def generator(name: str) -> ModuleType:
+    """Import a script of `docs/`, which finds its neighbours as it does when it runs."""
+    folder = str(ROOT / "docs")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:

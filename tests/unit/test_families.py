@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from mobillm_flower import SideTunedModel
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.reports import read_run
+from tests.support import pages
 from tests.support.families import FAMILIES, HEAD, cells, quantized
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config
@@ -217,12 +217,7 @@ def test_three_steps_of_side_tuning_saved_and_loaded(folders: dict[str, Path], t
 # the page --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_families", ROOT / "docs" / "generate_families.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.generator("generate_families")
 
 
 def test_the_table_is_up_to_date(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -11,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.support import pages
 from tests.support.pages import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "language-modelling.md"
@@ -18,12 +18,7 @@ PAGE = ROOT / "docs" / "explanation" / "language-modelling.md"
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_language", ROOT / "docs" / "generate_language.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.generator("generate_language")
 
 
 def test_the_figures_are_up_to_date(generator: ModuleType) -> None:

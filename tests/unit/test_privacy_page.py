@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import statistics
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from mobillm_flower.privacy.labelled_cap import LabelledCap
+from tests.support import pages
 from tests.support.pages import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "privacy.md"
@@ -21,13 +21,7 @@ CELLS = [(task, name) for task, found in FOUND["tasks"].items() for name in foun
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    file = ROOT / "docs" / "generate_privacy_tables.py"
-    spec = importlib.util.spec_from_file_location("generate_privacy_tables", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.generator("generate_privacy_tables")
 
 
 def test_the_tables_are_up_to_date(generator: ModuleType) -> None:
