@@ -7,21 +7,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mobillm_flower.backbones.describe import BackboneInfo, is_causal, layer_stack
 from mobillm_flower.backbones.load import BACKBONE_SOURCES, resolve_folder, truncate
 from mobillm_flower.errors import UnsupportedError
 
 
-def skeleton(name: str, *, revision: str = "", layers: int = 0) -> tuple[nn.Module, BackboneInfo]:
-    """Return a bare model whose parameters have shapes and no values (torch's meta device), and what it is.
+def skeleton(
+    name: str, *, revision: str = "", layers: int = 0, language_model: bool = False
+) -> tuple[nn.Module, BackboneInfo]:
+    """Return a model without its weights' values (torch's meta device), bare or with its head, and what it is.
 
     Of a hub model only the configuration is fetched. The fingerprint is that of no weights: 64 zeros.
 
     Parameters
     ----------
-    name, revision, layers
+    name, revision, layers, language_model
         As in `load_backbone`.
 
     Raises
@@ -35,9 +37,11 @@ def skeleton(name: str, *, revision: str = "", layers: int = 0) -> tuple[nn.Modu
     truncate(config, layers)
     config.use_cache = False
     with torch.device("meta"):
-        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    _, stack = layer_stack(model, config)
+        kind = AutoModelForCausalLM if language_model else AutoModel
+        model = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    _, stack = layer_stack(getattr(model, "base_model", model), config)
     model.eval().requires_grad_(False)
+    head = model.get_output_embeddings() if language_model else None
     info = BackboneInfo(
         name=name,
         family=config.model_type,
@@ -46,8 +50,10 @@ def skeleton(name: str, *, revision: str = "", layers: int = 0) -> tuple[nn.Modu
         width=int(config.hidden_size),
         precision="fp32",
         fingerprint="0" * 64,
-        base_prediction="constant",
+        base_prediction="constant" if head is None else "head",
         revision=revision,
+        vocabulary=0 if head is None else int(head.out_features),
+        head_width=0 if head is None else int(head.in_features),
     )
     return model, info
 

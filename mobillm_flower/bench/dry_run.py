@@ -70,7 +70,7 @@ def dry_run(model: nn.Module, *, batch: int, tokens: int, train: bool = False) -
     Parameters
     ----------
     model : nn.Module
-        From `backbones.skeleton`, with LoRA or without.
+        From `backbones.skeleton`, with LoRA or without; one with a head is trained with its own cross-entropy.
     batch, tokens : int
         Samples, and tokens of each.
     train : bool
@@ -97,7 +97,9 @@ def _made(value: Tensor) -> Tensor:
 
 
 def _call(model: nn.Module, state: Mapping[str, Tensor], inputs: Mapping[str, Tensor], train: bool) -> None:
-    hidden = torch.func.functional_call(model, dict(state), kwargs=dict(inputs)).last_hidden_state
+    labels = {"labels": inputs["input_ids"]} if train and hasattr(model, "lm_head") else {}
+    output = torch.func.functional_call(model, dict(state), kwargs={**inputs, **labels})
     if train:
-        hidden.float().mean().backward()
+        loss = output.loss if labels else output.last_hidden_state.float().mean()
+        loss.backward()
         torch.optim.AdamW([value for value in state.values() if value.requires_grad]).step()

@@ -20,13 +20,13 @@ from mobillm_flower.backbones import skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.bench.cost_to_target import Link
 from mobillm_flower.bench.dry_run import dry_run
-from mobillm_flower.clients.device import TOGETHER
+from mobillm_flower.clients.device import together
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.language import LOGIT_BYTES
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
-from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.fine_tuning import with_lora
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -48,7 +48,11 @@ class Workload:
     num_samples, num_devices : int
         Training samples of the fleet, and its devices.
     lengths : sequence of int
-        Tokens of a draw of the samples.
+        Tokens of a draw of the samples; in language modelling of their windows.
+    loss_tokens : sequence of int
+        In language modelling, those of each that are in the loss.
+    windows : float
+        In language modelling, windows of a sample.
     rounds : int
         Of FedLoRA, each one pass over a device's samples.
     link : Link
@@ -66,6 +70,8 @@ class Workload:
     link: Link
     gflops: float
     memory_mib: float = 0.0
+    loss_tokens: Sequence[int] = ()
+    windows: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,11 +152,11 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     Raises
     ------
     UnsupportedError
-        The backbone cannot be described or takes no LoRA, or the task is language modelling.
+        The backbone cannot be described or takes no LoRA.
     """
-    if contract.per_token:
-        raise UnsupportedError("task.kind=language-modelling cannot be planned yet; plan a classification of the texts")
-    model, info = skeleton(settings.backbone.name, revision=settings.backbone.revision, layers=settings.backbone.layers)
+    named, per_token = settings.backbone, contract.per_token
+    whole, info = skeleton(named.name, revision=named.revision, layers=named.layers, language_model=per_token)
+    model = getattr(whole, "base_model", whole)
     share = work.num_samples / work.num_devices
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4
     plan = make_plan(
@@ -158,30 +164,37 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     )
     (spec,) = plan.specs.values()
     network = _network_bytes(plan.side_config, settings.side_network.codec)
-    per_sample = _sample_bytes(spec, contract, work.lengths)
+    rows = _rows_of_a_sample(spec, work)
+    per_sample = _sample_bytes(spec, contract, rows)
     window = settings.rounds.window or share
     up = share * (per_sample + _RELEASE + _LENGTHS) + math.ceil(share / window) * _WINDOW_HEADER
 
-    lengths = _drawn(work.lengths, math.ceil(share))
+    lengths = _drawn(work.lengths, math.ceil(share * work.windows))
     longest = max(lengths)
     batches = []
-    for start in range(0, len(lengths), TOGETHER):
-        part = lengths[start : start + TOGETHER]
-        found = batches_by_length(part, settings.backbone.token_budget)
+    at_once = together(spec, token_budget=named.token_budget, max_length=contract.max_length)
+    for start in range(0, len(lengths), at_once):
+        part = lengths[start : start + at_once]
+        found = batches_by_length(part, named.token_budget)
         batches += [(len(batch), part[batch[-1]]) for batch in found]
     of_sample = _sample_flops(model, longest)
     flops = sum(count * of_sample(tokens) for count, tokens in batches)
     widest = max(batches, key=lambda batch: batch[0] * batch[1])
     peak = dry_run(model, batch=widest[0], tokens=widest[1]).peak_bytes
+    if PIVOTS[spec.pivot].per_token:
+        peak += 4 * min(at_once, math.ceil(share)) * rows * math.prod(spec.row_shape)
+    if per_token and spec.objective == "difference":  # the head alone, forward and backward
+        flops += share * rows * 4 * spec.vocabulary * spec.head_width
+        peak += 6 * min(LOGIT_BYTES, 4 * at_once * rows * spec.vocabulary)
     seconds = flops / 1e9 / work.gflops
     ours = Estimate(flops, peak, weights, up, network, seconds, seconds + work.link.seconds(up, network))
 
-    trained = with_lora(model, settings.peer.rank, 0)
-    head = contract.num_outputs * (info.width + 1)
+    trained = with_lora(whole, settings.peer.rank, 0)
+    head = 0 if per_token else contract.num_outputs * (info.width + 1)
     adapter = 4 * (head + sum(p.numel() for p in trained.parameters() if p.requires_grad))
-    batch = max(1, min(settings.peer.batch_size, round(share)))
+    batch = max(1, min(settings.peer.batch_size, len(lengths)))
     step = dry_run(trained, batch=batch, tokens=_padded(lengths, batch), train=True)
-    flops = work.rounds * share / batch * step.flops
+    flops = work.rounds * len(lengths) / batch * step.flops
     peak = dry_run(trained, batch=batch, tokens=longest, train=True).peak_bytes
     both, seconds = work.rounds * adapter, flops / 1e9 / work.gflops
     wall = seconds + work.link.seconds(both, both + adapter)
@@ -236,11 +249,18 @@ def _padded(lengths: Sequence[int], batch: int) -> int:
     return max(1, round(float(draws.max(1).mean())))
 
 
-def _sample_bytes(spec: ExtractionSpec, contract: TaskContract, lengths: Sequence[int]) -> int:
+def _rows_of_a_sample(spec: ExtractionSpec, work: Workload) -> int:
+    """Return rows of a sample: one, or its tokens, of language modelling those in the loss."""
+    if not PIVOTS[spec.pivot].per_token:
+        return 1
+    kept = work.loss_tokens or work.lengths
+    return max(1, round(work.windows * sum(kept) / len(kept)))
+
+
+def _sample_bytes(spec: ExtractionSpec, contract: TaskContract, rows: int) -> int:
     """Return a sample's encoded bytes, target included: of random values, since sizes depend on shapes alone."""
-    tokens = max(1, round(sum(lengths) / len(lengths))) if PIVOTS[spec.pivot].per_token else 1
-    values = torch.randn(tokens, *spec.row_shape, generator=torch.Generator().manual_seed(0))
-    return len(encode_sample(values, CODECS[spec.codec], spec.keep)) + target_size(spec, contract, tokens)
+    values = torch.randn(rows, *spec.row_shape, generator=torch.Generator().manual_seed(0))
+    return len(encode_sample(values, CODECS[spec.codec], spec.keep)) + target_size(spec, contract, rows)
 
 
 def _network_bytes(config: SideNetworkConfig, codec: str) -> int:

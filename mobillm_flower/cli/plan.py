@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ def plan(
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Training samples of the fleet; 0: those of the data.")] = 0,
     tokens: Annotated[int, typer.Option(min=0, help="Tokens of each sample; 0: as the data have.")] = 0,
+    loss_tokens: Annotated[
+        int, typer.Option(min=0, help="Language modelling: tokens in the loss of each sample; 0: as the data have.")
+    ] = 0,
     labels: Annotated[int, typer.Option(min=0, help="Labels; 0: those of the data.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that FedLoRA would take, one pass each.")] = 15,
     up_mbit: Annotated[float, typer.Option(min=1e-3, help="A device's uplink, Mbit/s.")] = 10.0,
@@ -39,14 +42,16 @@ def plan(
     from mobillm_flower.config import load_settings
     from mobillm_flower.launch import read_app
     from mobillm_flower.tasks import make_contract
+    from mobillm_flower.tasks.task import predicts_tokens
 
     settings = read_app(app).settings(config or []) if app is not None else load_settings(overrides=config or [])
-    data = None if samples and tokens and labels else _data(settings)
+    per_token = predicts_tokens(settings)
+    data = None if samples and tokens and (loss_tokens if per_token else labels) else _data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])
     work = Workload(
         num_samples=samples or (0 if data is None else len(data.train)),
         num_devices=max(1, settings.data.num_devices),
-        lengths=[tokens] if tokens else _lengths(settings, data),
+        **_lengths(settings, data, tokens, loss_tokens if per_token else 0),
         rounds=rounds,
         link=Link(up_mbit=up_mbit, down_mbit=down_mbit),
         gflops=gflops or measured_gflops(),
@@ -82,13 +87,23 @@ def _data(settings: Settings) -> LocalData:
     return load_central_data(settings)
 
 
-def _lengths(settings: Settings, data: LocalData | None) -> list[int]:
+def _lengths(settings: Settings, data: LocalData | None, tokens: int, loss_tokens: int) -> dict[str, Any]:
+    """Return a workload's tokens, and of language modelling those in the loss and windows of a sample."""
     from mobillm_flower.backbones import load_tokenizer
-    from mobillm_flower.tasks import render
+    from mobillm_flower.tasks import render, windows_of
 
-    assert data is not None
-    texts, pairs = render(data.train.take(range(min(_TEXTS, len(data.train)))), data.contract)
+    if data is None:
+        return {"lengths": [tokens], "loss_tokens": [loss_tokens] if loss_tokens else []}
+    drawn = data.train.take(range(min(_TEXTS, len(data.train))))
     tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
+    if data.contract.per_token:
+        found = [window for windows in windows_of(tokenizer, drawn, data.contract) for window in windows]
+        return {
+            "lengths": [tokens] if tokens else [len(window.ids) for window in found],
+            "loss_tokens": [loss_tokens] if loss_tokens else [len(window.ids) - window.first for window in found],
+            "windows": len(found) / len(drawn),
+        }
+    texts, pairs = render(drawn, data.contract)
     given = [list(texts)] + ([list(pairs)] if pairs is not None else [])
     encoded = tokenizer(*given, truncation=True, max_length=settings.task.max_length)
-    return [len(ids) for ids in encoded["input_ids"]]
+    return {"lengths": [tokens] if tokens else [len(ids) for ids in encoded["input_ids"]]}

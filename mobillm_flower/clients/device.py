@@ -16,6 +16,7 @@ from mobillm_flower.backbones.choose import Choice, choose
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import correction
+from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError, ReleaseRefused
@@ -30,7 +31,12 @@ from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets,
 from mobillm_flower.wire.window import SampleBytes
 
 TOGETHER = 64
-"""Samples whose activations a device has in memory at one time."""
+"""Most samples whose activations a device has in memory at one time."""
+
+
+def together(spec: ExtractionSpec, *, token_budget: int, max_length: int) -> int:
+    """Return samples whose activations are in memory at one time: with every token kept, those of a forward batch."""
+    return min(TOGETHER, max(1, token_budget // max_length)) if PIVOTS[spec.pivot].per_token else TOGETHER
 
 
 @dataclass(frozen=True)
@@ -229,9 +235,11 @@ class Device:
         pairs = train.pairs or [""] * len(train)
         order = sorted(indices, key=lambda i: (len(train.texts[i]) + len(pairs[i]), i))
         releases: list[tuple[bytes, Release]] = []
-        for start in range(0, len(order), TOGETHER):
-            part = order[start : start + TOGETHER]
-            if self.data.contract.per_token:
+        backbone, contract = self.settings.backbone, self.data.contract
+        size = together(spec, token_budget=backbone.token_budget, max_length=contract.max_length)
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            if contract.per_token:
                 activations, targets, spent = self._tokens(train.take(part), spec)
             else:
                 noise_keys = [self.folder.noise_key(release_ids[i]) for i in part]

@@ -2,7 +2,7 @@
 
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, load_splits, read_rows
-from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows
+from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows, windows_of
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, Task, make_contract, measure, render
 from mobillm_flower.tasks.texts import Text, read_texts, text_lines
@@ -29,4 +29,5 @@ __all__ = [
     "render",
     "text_lines",
     "token_windows",
+    "windows_of",
 ]

@@ -105,6 +105,11 @@ def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int
     return windows
 
 
+def windows_of(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[TokenWindow]]:
+    """Return the windows of each sample, its prompt filled in: see `token_windows`."""
+    return [token_windows(tokenizer, prompt, text, contract.max_length) for prompt, text in _prompts(samples, contract)]
+
+
 def _tokens(tokenizer: Any, prompt: str | None, text: str) -> tuple[list[int], int]:
     """Return a sample's tokens and the first that is in the loss."""
     if prompt is not None and getattr(tokenizer, "chat_template", None):
@@ -153,10 +158,7 @@ def read_tokens(
         The windows are longer than the model's positions.
     """
     backbone.check_length(contract.max_length)
-    windows = [
-        token_windows(backbone.tokenizer, prompt, text, contract.max_length)
-        for prompt, text in _prompts(samples, contract)
-    ]
+    windows = windows_of(backbone.tokenizer, samples, contract)
     flat = [window for of_sample in windows for window in of_sample]
     extraction = backbone.extract(
         [{"input_ids": window.ids} for window in flat],

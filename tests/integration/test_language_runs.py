@@ -11,17 +11,23 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.bench.language import ROUGE, measure_language, rouge
 from mobillm_flower.bench.references import measure_references
+from mobillm_flower.cli import app
+from mobillm_flower.clients.device import Device
 from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run, results_rows
 from mobillm_flower.reports.html import write_report
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
-from mobillm_flower.tasks import load_central_data
+from mobillm_flower.tasks import load_central_data, load_local_data
+from mobillm_flower.wire.contract import extraction_spec
 from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
 from tests.support.pages import ROOT
@@ -111,6 +117,31 @@ def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled):
     assert references["identical"] is True
     assert references["tuned"] == references["centralized"] < references["base"]
     assert "majority" not in references
+
+
+@pytest.mark.parametrize("objective", ["label", "difference"])
+def test_what_was_planned_is_what_a_run_takes(tmp_path, backbone, data, objective):
+    pytest.importorskip("peft")
+    changes = {"preset": "mobillm"} if objective == "label" else {"preset": "pae", "loss__name": "logit"}
+    config = make_config(tmp_path, backbone, data, data__num_devices=3, **changes)
+    run(config)
+    words = [word for key, value in config.items() for word in ("-c", f"{key}={value}")]
+    answer = CliRunner().invoke(app, ["plan", *words, "--gflops", "20", "--rounds", "2", "--json"])
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)
+    record = read_run(Path(config["run.folder"]))
+    devices = len(record.all("device-summary"))
+    up = sum(event["bytes"] for event in record.all("window")) / devices
+    assert found["side_tuning"]["bytes_up"] == pytest.approx(up, rel=0.15)
+
+    settings = load_settings(config)
+    local = load_local_data(settings, 0, devices)
+    device = Device(settings, local, DeviceFolder(tmp_path / "counted"))
+    spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth)
+    with FlopCounterMode(display=False) as counter:
+        device.window(spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
+    near = 0.15 if objective == "label" else 0.25  # the head is reached by running a token, which is much of this model
+    assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)
 
 
 def test_the_report_says_that_tokens_are_plain(labelled):
