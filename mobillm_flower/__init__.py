@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MobiLLM,
         PaeMobiLLM,
         SideTuningStrategy,
+        SplitFed,
         UploadAll,
         make_strategy,
     )
@@ -57,6 +58,7 @@ _HOME = {
     "SideTunedModel": "model",
     "SideTuningClient": "clients",
     "SideTuningStrategy": "strategies",
+    "SplitFed": "strategies",
     "UploadAll": "strategies",
     "load_backbone": "backbones",
     "load_settings": "config",
@@ -84,6 +86,7 @@ __all__ = [
     "SideTunedModel",
     "SideTuningClient",
     "SideTuningStrategy",
+    "SplitFed",
     "UploadAll",
     "load_backbone",
     "load_settings",

@@ -27,7 +27,8 @@ METHODS = ("lora", "bitfit", "full")
 """What `FineTunedModel` can train."""
 
 _ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",), ("query_key_value",))
-_MAX_NORM = 1.0
+MAX_NORM = 1.0
+"""To which gradients are clipped."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class FineTunedModel(nn.Module):
         loss = self.loss(self(inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.trained().values(), _MAX_NORM)
+        nn.utils.clip_grad_norm_(self.trained().values(), MAX_NORM)
         optimizer.step()
         return float(loss.detach())
 
@@ -229,7 +230,13 @@ class FineTunedModel(nn.Module):
         return CountedFlops(self._flops, shape)
 
 
-_PEER_METHODS = {"fed-lora": "lora", "fed-bitfit": "bitfit", "fed-kseed": "full", "upload-all": "lora"}
+_PEER_METHODS = {
+    "fed-lora": "lora",
+    "fed-bitfit": "bitfit",
+    "fed-kseed": "full",
+    "upload-all": "lora",
+    "split-fed": "lora",
+}
 _PEER_MODELS: dict[str, FineTunedModel] = {}
 
 

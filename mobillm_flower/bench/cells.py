@@ -172,24 +172,37 @@ class Cell:
 
     def run(self, data: Path | None, work: Path) -> list[Point]:
         """Run it, unless its points are there, and return them."""
-        path = work / "cells" / self.key()
-        kept = path / "points.json"
+        kept = self.folder(work) / "points.json"
         if kept.exists():
             return [Point(**point) for point in json.loads(kept.read_text("utf-8"))["points"]]
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        words = self.words(data, work)
-        settings = load_settings(overrides=words)
+        settings = load_settings(overrides=self.words(data, work))
         if self.method == CENTRAL_LORA:
+            self.folder(work).mkdir(parents=True, exist_ok=True)
             points = _central(settings)
         else:
-            run_app(read_app(APP), words, run_path=path, on_event=lambda _event: None)
+            path = self.launch(data, work)
             points = _side_tuned(path, settings) if self.method in SIDE_TUNING else _peer(path, settings)
         kept.write_text(json.dumps({"cell": asdict(self), "points": [asdict(point) for point in points]}), "utf-8")
-        for bulky in ("rounds", "flower", "devices", "cache.sqlite", "checkpoint"):
-            remove = path / bulky
-            shutil.rmtree(remove) if remove.is_dir() else remove.unlink(missing_ok=True)
+        self.tidy(work)
         return points
+
+    def folder(self, work: Path) -> Path:
+        """Return where its run is kept."""
+        return work / "cells" / self.key()
+
+    def launch(self, data: Path | None, work: Path) -> Path:
+        """Run it in Flower's simulation, in an empty folder of its own, and return the folder."""
+        path = self.folder(work)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        run_app(read_app(APP), self.words(data, work), run_path=path, on_event=lambda _event: None)
+        return path
+
+    def tidy(self, work: Path) -> None:
+        """Delete what is large of a run whose points are known."""
+        for bulky in ("rounds", "flower", "devices", "cache.sqlite", "checkpoint"):
+            remove = self.folder(work) / bulky
+            shutil.rmtree(remove) if remove.is_dir() else remove.unlink(missing_ok=True)
 
 
 def _central(settings: Settings) -> list[Point]:
@@ -211,7 +224,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
     for event in read_run(path).all("work"):
         rounds[event["round"]].append(event)
     points = []
-    samples = flops = up = down = 0.0
+    samples = flops = up = down = server = 0.0
     slowest_samples, slowest_bytes = [], []
     devices, rows = settings.data.num_devices, len(data.train)
     for number, works in sorted(rounds.items()):
@@ -219,6 +232,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
         flops += sum(work["flops"] for work in works) / devices
         up += sum(work["bytes_up"] for work in works) / devices
         down += sum(work["bytes_down"] for work in works) / devices
+        server += sum(work.get("server_seconds", 0.0) for work in works)
         slowest_samples.append(max(work["samples"] for work in works))
         slowest_bytes.append([max(work[name] for work in works) for name in ("bytes_up", "bytes_down")])
         if number not in CHECKED_ROUNDS and number % 5 and number != max(rounds):
@@ -237,6 +251,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
                 down + last,
                 list(slowest_samples),
                 [*slowest_bytes, [0, last]],
+                server,
             )
         )
     return points

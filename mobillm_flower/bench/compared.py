@@ -8,7 +8,7 @@ from dataclasses import replace
 from mobillm_flower.bench.cells import CENTRAL_LORA, BenchTask
 from mobillm_flower.bench.curves import Method
 
-METHODS = ("pae", "fed-lora", "fed-bitfit", "fed-kseed", "upload-all", CENTRAL_LORA)
+METHODS = ("pae", "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
 QUICK = ("pae", "fed-lora", CENTRAL_LORA)
 """What is compared for a look in minutes."""
 PAE = {
@@ -32,24 +32,19 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rounds : int
         Of a peer; a trial has a third of them.
     names : sequence of str
-        Of `METHODS`.
+        Of `METHODS`; also `fed`, side-tuning without barrier, with the settings of `pae`.
     trials : bool
         Whether to choose among three learning rates; else the middle one is taken.
     """
     peer, fewer = {"rounds.num-rounds": str(rounds)}, {"rounds.num-rounds": str(max(1, rounds // 3))}
     epochs = str(min(rounds, _CENTRAL_EPOCHS))
-    rate = "peer.learning-rate"
+    rate, rates = "peer.learning-rate", _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3")
     made = [
-        Method(
-            "pae",
-            PAE,
-            _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3"),
-            {},
-            PAE_OF_PAIRS,
-        ),
+        *(Method(name, PAE, rates, {}, PAE_OF_PAIRS) for name in ("pae", "fed")),
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method("fed-bitfit", peer, _trials(rate, "2e-3", "5e-3", "1e-2"), fewer),
         Method("fed-kseed", peer, _trials(rate, "1e-5", "1e-4", "1e-3"), fewer),
+        Method("split-fed", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method(
             "upload-all",
             {"rounds.num-rounds": "1", "peer.local-epochs": epochs},

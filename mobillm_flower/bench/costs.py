@@ -24,6 +24,7 @@ SIDES: Mapping[str, str] = {
     "fed-lora": "lora",
     "fed-bitfit": "bitfit",
     "fed-kseed": "kseed",
+    "split-fed": "split",
 }
 """A method's work on a device, by its name in `mobillm_flower.bench.work.SIDES`; the others have none."""
 

@@ -24,8 +24,9 @@ from mobillm_flower.bench.pairs import run_fresh, status_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.zeroth_order import move, projected_gradient
-from mobillm_flower.fine_tuning import FineTunedModel
+from mobillm_flower.fine_tuning import MAX_NORM, FineTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.split_training import SplitModel, token_rows
 from mobillm_flower.tasks import LocalData, load_local_data, render
 from mobillm_flower.wire.contract import extraction_spec
 
@@ -70,8 +71,9 @@ def peak_bytes(run_path: Path, side: str, *, num_samples: int, num_threads: int 
     side : str
         A name in `SIDES`: "ours", a device's window; "plain", the bare backbone; "hidden-states", the same with
         `output_hidden_states=True`; "lora", "lora-checkpointed" (activations computed anew in the backward pass),
-        "bitfit" and "full", a training step a batch with AdamW; "kseed", two forward passes a batch (FedKSeed). All on
-        the same length-sorted batches of `backbone.token-budget`.
+        "bitfit" and "full", a training step a batch with AdamW; "kseed", two forward passes a batch (FedKSeed);
+        "split", a step of the layers up to `peer.cut` (SplitFed). All on the same length-sorted batches of
+        `backbone.token-budget`.
     num_samples : int
         First samples of the train split.
     num_threads : int
@@ -169,6 +171,24 @@ def _kseed(device: Device, settings: Settings) -> Callable[[], object]:
     return run
 
 
+def _split(device: Device, settings: Settings) -> Callable[[], object]:
+    """Return a step a batch of the layers up to the cut, on gradients at the cut: which ones costs nothing."""
+    backbone = device.backbone
+    model = FineTunedModel(backbone, device.data.contract, rank=settings.peer.rank)
+    split = SplitModel(model, settings.peer.cut)
+    optimizer = torch.optim.AdamW(split.device_part.values(), lr=settings.peer.learning_rate, weight_decay=0.0)
+
+    def run() -> None:
+        for number, inputs in enumerate(backbone.padded_batches(tokens(backbone, device.data))):
+            rows = token_rows(split.below(inputs, seed=number), inputs["attention_mask"])
+            optimizer.zero_grad(set_to_none=True)
+            rows.backward(torch.ones_like(rows))  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(split.device_part.values(), MAX_NORM)
+            optimizer.step()
+
+    return run
+
+
 def _labels(device: Device, count: int) -> torch.Tensor:
     """Return labels [B]: which ones costs nothing."""
     dtype = torch.float32 if device.data.contract.is_regression else torch.long
@@ -184,6 +204,7 @@ SIDES: Mapping[str, Side] = {
     "bitfit": _training("bitfit"),
     "full": _training("full"),
     "kseed": _kseed,
+    "split": _split,
 }
 """Work by name: of a device and its settings it makes what is measured."""
 

@@ -495,7 +495,7 @@ class PrivacySettings:
 
 @dataclass
 class PeerSettings:
-    """What the peers do that side-tuning is measured beside: strategies fed-lora, fed-bitfit, fed-kseed, upload-all.
+    """What the peers do that side-tuning is measured beside: fed-lora, fed-bitfit, fed-kseed, split-fed, upload-all.
 
     Parameters
     ----------
@@ -513,6 +513,8 @@ class PeerSettings:
         fed-kseed: steps of a device in a round.
     perturbation : float
         fed-kseed: ε of the two forward passes.
+    cut : int
+        split-fed: layers of the device's part; the server has the others.
     keep_rounds : bool
         Keep the trained weights after every round in the run's folder.
     """
@@ -524,6 +526,7 @@ class PeerSettings:
     num_seeds: int = _number(1024, at_least=1)
     local_steps: int = _number(20, at_least=1)
     perturbation: float = _number(1e-3, above=0)
+    cut: int = _number(1, at_least=1)
     keep_rounds: bool = False
 
 
@@ -552,7 +555,8 @@ class Settings:
     preset : str
         Which paper's settings to start from: pae, mobillm or fed.
     strategy : str
-        pae, mobillm, fed, or a registered one; fed-lora, fed-bitfit, fed-kseed and upload-all with a peer's app.
+        pae, mobillm, fed, or a registered one; with a peer's app also fed-lora, fed-bitfit, fed-kseed, split-fed,
+        upload-all.
     backbone : BackboneSettings
         The frozen language model.
     data : DataSettings

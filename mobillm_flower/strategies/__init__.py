@@ -1,7 +1,7 @@
 """Flower strategies that train a side network from uploaded activations."""
 
 from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy, make_strategy
-from mobillm_flower.strategies.baselines import FedBitFit, FedKSeed, FedLoRA, PeerStrategy, UploadAll
+from mobillm_flower.strategies.baselines import FedBitFit, FedKSeed, FedLoRA, PeerStrategy, SplitFed, UploadAll
 from mobillm_flower.strategies.fed import FedMobiLLM
 from mobillm_flower.strategies.mobillm import MobiLLM
 from mobillm_flower.strategies.pae import PaeMobiLLM
@@ -16,6 +16,7 @@ __all__ = [
     "PaeMobiLLM",
     "PeerStrategy",
     "SideTuningStrategy",
+    "SplitFed",
     "UploadAll",
     "make_strategy",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from mobillm_flower.errors import MismatchError
@@ -18,11 +19,11 @@ def pack_arrays(values: Mapping[str, npt.NDArray[Any]]) -> ArrayRecord:
     return ArrayRecord({name: Array(value) for name, value in values.items()})
 
 
-def open_arrays(content: RecordDict) -> ArrayRecord:
+def open_arrays(content: RecordDict, name: str = keys.ARRAYS) -> ArrayRecord:
     """Return a message's arrays; raises MismatchError where it carries none."""
-    record = content.get(keys.ARRAYS)
+    record = content.get(name)
     if not isinstance(record, ArrayRecord):
-        raise MismatchError(f"a message carries no {keys.ARRAYS!r}; do server and devices run the same strategy?")
+        raise MismatchError(f"a message carries no {name!r}; do server and devices run the same strategy?")
     return record
 
 
@@ -32,6 +33,18 @@ def open_array(content: RecordDict, name: str) -> npt.NDArray[Any]:
     if name not in record:
         raise MismatchError(f"a message carries no array {name!r}; do server and devices run the same strategy?")
     return record[name].numpy()
+
+
+def tensor_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a tensor's values; those of bfloat16, which numpy lacks, as their bits."""
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def open_tensor(content: RecordDict, name: str) -> torch.Tensor:
+    """Return the tensor that `tensor_array` made an array of; raises MismatchError where it is not there."""
+    values = torch.from_numpy(open_array(content, name).copy())
+    return values.view(torch.bfloat16) if values.dtype == torch.int16 else values
 
 
 def pack_numbers(numbers: Mapping[str, int | float]) -> MetricRecord:
@@ -70,6 +83,11 @@ def open_holdings(content: RecordDict) -> tuple[TaskContract, int, int]:
 
 def server_round(content: RecordDict) -> int:
     """Return the number of the round that a message of Flower's strategies carries, or 0."""
+    return open_config(content, keys.SERVER_ROUND)
+
+
+def open_config(content: RecordDict, name: str) -> int:
+    """Return a whole number of a message's config, or 0 where it is not there."""
     config = content.get(keys.CONFIG)
-    found = config.get(keys.SERVER_ROUND, 0) if isinstance(config, ConfigRecord) else 0
+    found = config.get(name, 0) if isinstance(config, ConfigRecord) else 0
     return found if isinstance(found, int) else 0

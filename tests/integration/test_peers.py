@@ -79,7 +79,7 @@ def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbo
     data = load_local_data(settings, 0, 1)
     alone = FineTunedModel(load_backbone(str(backbone)), data.contract, method=name.removeprefix("fed-"))
     first_round = RecordDict({"config": ConfigRecord({"server-round": 1})})
-    seed = PEER_DEVICES[name](settings, data).seed(first_round)
+    seed = PEER_DEVICES[name](settings, data, tmp_path).seed(first_round)
     alone.fit(data.train, epochs=1, batch_size=16, learning_rate=1e-3, seed=seed)
     found = result.arrays.to_torch_state_dict()
     assert found["head.weight"].abs().sum() > 0

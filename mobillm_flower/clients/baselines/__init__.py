@@ -2,5 +2,6 @@
 
 from mobillm_flower.clients.baselines.client import PeerClient
 from mobillm_flower.clients.baselines.devices import PEER_DEVICES, PeerDevice
+from mobillm_flower.clients.baselines.split import SplitDevice
 
-__all__ = ["PEER_DEVICES", "PeerClient", "PeerDevice"]
+__all__ = ["PEER_DEVICES", "PeerClient", "PeerDevice", "SplitDevice"]

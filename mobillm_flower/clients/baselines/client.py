@@ -11,7 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mobillm_flower.clients.baselines.devices import PEER_DEVICES, PeerDevice
-from mobillm_flower.clients.side_tuning import LoadData, device_data, device_settings
+from mobillm_flower.clients.side_tuning import LoadData, device_data, device_folder, device_settings
 from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.wire import keys
@@ -62,7 +62,7 @@ class PeerClient:
         key = (context.node_id, to_yaml(settings))
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
-            self._devices[key] = PEER_DEVICES[settings.strategy](settings, data)
+            self._devices[key] = PEER_DEVICES[settings.strategy](settings, data, device_folder(settings, context))
             if len(self._devices) > _OPEN_DEVICES:
                 self._devices.popitem(last=False)
         self._devices.move_to_end(key)

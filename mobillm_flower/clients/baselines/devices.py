@@ -7,6 +7,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,10 +31,12 @@ class PeerDevice(ABC):
         The device's own.
     data : LocalData
         What it holds.
+    folder : Path
+        Its own, made when something is kept there.
     """
 
-    def __init__(self, settings: Settings, data: LocalData) -> None:
-        self.settings, self.data = settings, data
+    def __init__(self, settings: Settings, data: LocalData, folder: Path) -> None:
+        self.settings, self.data, self.folder = settings, data, folder
 
     @property
     def model(self) -> FineTunedModel:

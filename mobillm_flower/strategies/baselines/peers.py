@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ class PeerStrategy(FedAvg):
         self.run.event("started", strategy=type(self).__name__)
         started = time.monotonic()
         try:
-            timeout = timeout or self.settings.rounds.timeout_s
+            self.timeout = timeout = timeout or self.settings.rounds.timeout_s
             self._meet(grid, timeout)
             result = super().start(
                 grid,
@@ -144,21 +144,33 @@ class PeerStrategy(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what comes back, and log its cost."""
-        replies = list(replies)
+        answers = []
         for reply in replies:
             if reply.has_error():
-                self.run.event("failure", node=str(reply.metadata.src_node_id), reason=f"error {reply.error.code}")
+                self.note_failure(reply.metadata.src_node_id, f"error {reply.error.code}")
                 continue
-            numbers, node = open_numbers(reply.content), reply.metadata.src_node_id
-            self.run.event(
-                "work",
-                round=server_round,
-                node=str(node),
-                bytes_up=record_bytes(reply.content),
-                bytes_down=self._bytes_down.get(node, 0),
-                **{name: numbers[name] for name in (keys.FLOPS, keys.SECONDS, keys.SAMPLES, keys.LOSS)},
-            )
-        arrays, record = self.combine(server_round, [reply for reply in replies if not reply.has_error()])
+            answers.append(reply)
+            node = reply.metadata.src_node_id
+            size, sent = record_bytes(reply.content), self._bytes_down.get(node, 0)
+            self.note_work(server_round, node, open_numbers(reply.content), bytes_up=size, bytes_down=sent)
+        return self.kept(server_round, answers)
+
+    def note_failure(self, node: int, reason: str) -> None:
+        """Log that a device did not answer."""
+        self.run.event("failure", node=str(node), reason=reason)
+
+    def note_work(
+        self, server_round: int, node: int, numbers: Mapping[str, float], *, bytes_up: int, bytes_down: int
+    ) -> None:
+        """Log what a round cost a device, and with it the server."""
+        named = {name: numbers[name] for name in (keys.FLOPS, keys.SECONDS, keys.SAMPLES, keys.LOSS)}
+        if keys.SERVER_SECONDS in numbers:
+            named["server_seconds"] = numbers[keys.SERVER_SECONDS]
+        self.run.event("work", round=server_round, node=str(node), bytes_up=bytes_up, bytes_down=bytes_down, **named)
+
+    def kept(self, server_round: int, answers: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine the devices' answers, and keep what comes out with `peer.keep-rounds`."""
+        arrays, record = self.combine(server_round, answers)
         if arrays is not None and self.settings.peer.keep_rounds:
             folder = self.run.path / "rounds"
             folder.mkdir(exist_ok=True)
