@@ -120,6 +120,50 @@ def ablation(
 
 
 @app.command()
+def robustness(
+    task: Task = "phone-messages",
+    methods: Methods = "",
+    data: Data = None,
+    work: Work = _WORK,
+    seeds: Seeds = 3,
+    devices: Devices = 10,
+    rounds: Rounds = 15,
+    precision: Precision = "fp32",
+    up_mbit: UpMbit = 10.0,
+    down_mbit: DownMbit = 50.0,
+    slowdown: Slowdown = 1.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes: half of four devices vanish, one seed.")] = False,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Measure what is lost when devices vanish, when one is ten times slower, and when backbones differ."""
+    from mobillm_flower.bench.compared import methods as compared
+    from mobillm_flower.bench.cost_to_target import Link
+    from mobillm_flower.bench.robustness import METHODS, SHARES, Fleets, bench_robustness
+
+    names = methods.split(",") if methods else list(METHODS[1:] if quick else METHODS)
+    for name in names:
+        if name not in METHODS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}", param_hint="--methods")
+    (found,) = _tasks(task, data)
+    fleets = Fleets(
+        task=found,
+        methods=compared(3 if quick else rounds, names, trials=False),
+        seeds=range(1 if quick else seeds),
+        alpha=0.1,
+        num_devices=4 if quick else devices,
+        common=_common(precision, quick=quick),
+        shares=SHARES[-1:] if quick else SHARES,
+        choices=("minilm@1", "minilm@2") if quick else ("minilm@3", "minilm@6"),
+        turns=1 if quick else 5,
+        data=data,
+        work=work,
+    )
+    link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
+    show(bench_robustness(fleets, link, say=say), json_file, page)
+
+
+@app.command()
 def memory(
     models: Annotated[
         str, typer.Option(help="Backbones, or opt-125m, opt-350m, opt-1.3b: their shapes with random weights.")
@@ -247,11 +291,16 @@ def _plan(
         seeds=range(1 if quick else seeds),
         alphas=(0.1,) if quick else (None, 0.1),
         num_devices=3 if quick else devices,
-        common={"backbone.token-budget": "1024", "backbone.precision": precision, **(_QUICK_SETTINGS if quick else {})},
+        common=_common(precision, quick=quick),
         turns=1 if quick else 5,
         data=data,
         work=work,
     )
+
+
+def _common(precision: str, *, quick: bool) -> dict[str, str]:
+    """Return the settings of all runs of a comparison."""
+    return {"backbone.token-budget": "1024", "backbone.precision": precision, **(_QUICK_SETTINGS if quick else {})}
 
 
 def show(report: Report, json_file: Path | None, page: Path | None) -> None:

@@ -61,13 +61,13 @@ def seed_of(config: dict, data, round_: int) -> int:
     return SplitDevice(load_settings(config), data, Path()).seed(content)
 
 
-@pytest.mark.parametrize("name", WITHOUT_DROPOUT)
-def test_one_device_trains_bit_by_bit_as_the_model_does_in_one_place(tmp_path, name):
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in WITHOUT_DROPOUT), ("bert", "bf16")])
+def test_one_device_trains_bit_by_bit_as_the_model_does_in_one_place(tmp_path, name, precision):
     backbone = save_tiny(tmp_path / name, name, **WITHOUT_DROPOUT[name])
-    config = config_of(backbone, tmp_path / "run", peer__cut=2, peer__local_epochs=2)
+    config = config_of(backbone, tmp_path / "run", peer__cut=2, peer__local_epochs=2, backbone__precision=precision)
     found, _, _ = run(config)
     data = load_local_data(load_settings(config), 0, 1)
-    alone = FineTunedModel(load_backbone(str(backbone)), data.contract)
+    alone = FineTunedModel(load_backbone(str(backbone), precision=precision), data.contract)
     first = alone.trained_state()
     for round_ in (1, 2):
         alone.fit(data.train, epochs=2, batch_size=4, learning_rate=3e-3, seed=seed_of(config, data, round_))

@@ -1,19 +1,38 @@
-"""The device of the strategy that is measured: forward only, or a peer's that trains."""
+"""The device of the strategy that is measured: forward only, or a peer's that trains; it may vanish on the way."""
 
-from flwr.app import Context, Message
+import json
+import os
+
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from mobillm_flower import PeerClient, SideTuningClient, load_settings
 from mobillm_flower.clients.baselines import PEER_DEVICES
 
+VANISH = "MOBILLM_BENCH_VANISH"
+"""JSON: by partition-id, after how many answers to messages of training a device answers nothing any more."""
+
+_COUNTED = "answers"
 side_tuning, peer = SideTuningClient().app, PeerClient().app
 app = ClientApp()
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Hand a message to the ClientApp that `strategy` names."""
+    """Hand a message to the ClientApp that `strategy` names, unless the device has vanished."""
+    kind, given = message.metadata.message_type, _answers(context)
+    most = json.loads(os.environ.get(VANISH, "{}")).get(str(context.node_config.get("partition-id")))
+    if most is not None and given >= most and not kind.startswith("query"):
+        raise RuntimeError("the device has vanished")
     strategy = load_settings(context.run_config).strategy
-    return (peer if strategy in PEER_DEVICES else side_tuning)(message, context)
+    reply = (peer if strategy in PEER_DEVICES else side_tuning)(message, context)
+    if kind.startswith("train"):
+        context.state[_COUNTED] = ConfigRecord({_COUNTED: given + 1})
+    return reply
+
+
+def _answers(context: Context) -> int:
+    record = context.state.get(_COUNTED)
+    return int(str(record[_COUNTED])) if isinstance(record, ConfigRecord) else 0
 
 
 app.train()(answer)
