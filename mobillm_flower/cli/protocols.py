@@ -219,6 +219,56 @@ def network(
     show(report, json_file, page)
 
 
+@app.command()
+def fleet(
+    curves: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="What cost-to-target wrote with --json.")],
+    devices: Annotated[str, typer.Option(help="Sizes of the fleet, with commas between.")] = "100,1000,10000",
+    task: Annotated[str, typer.Option(help="A task of the file; by default its first.")] = "",
+    partition: Annotated[str, typer.Option(help="A partition of the file, such as iid; by default its first.")] = "",
+    target: Annotated[
+        float, typer.Option(min=0, help="Metric; 0: the best that side-tuning and fed-lora both reach.")
+    ] = 0.0,
+    seeds: Seeds = 3,
+    on_minutes: Annotated[float, typer.Option(min=1e-3, help="How long a device is there at a time, mean.")] = 60.0,
+    off_minutes: Annotated[float, typer.Option(min=0, help="How long it is then away, mean.")] = 120.0,
+    deadline_s: Annotated[float, typer.Option(min=1e-3, help="How long a synchronous round waits.")] = 600.0,
+    efficiency: Annotated[float, typer.Option(min=1e-3, max=1, help="Share of its peak that a device reaches.")] = 0.25,
+    gflops: Annotated[
+        float, typer.Option(min=0, help="Of the machine the file is from; 0: this machine's, measured for a second.")
+    ] = 0.0,
+    latency_ms: Annotated[float, typer.Option(min=0, help="Of a message and its answer.")] = 50.0,
+    memory_share: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="Share of its memory that a device gives training.")
+    ] = 0.1,
+    json_file: JsonFile = None,
+    page: PageFile = None,
+) -> None:
+    """Simulate fleets of real kinds of devices around measured costs: time to a target, bytes. All is modelled."""
+    from mobillm_flower.bench.fleet_clock import World, bench_fleet
+    from mobillm_flower.bench.planner import measured_gflops
+
+    world = World(
+        gflops=gflops or measured_gflops(),
+        efficiency=efficiency,
+        memory_share=memory_share,
+        on_s=60 * on_minutes,
+        off_s=60 * off_minutes,
+        deadline_s=deadline_s,
+        latency_s=latency_ms / 1000,
+    )
+    report = bench_fleet(
+        curves,
+        sizes=_numbers(devices, "--devices"),
+        world=world,
+        seeds=range(seeds),
+        task=task,
+        partition=partition,
+        target=target,
+        say=say,
+    )
+    show(report, json_file, page)
+
+
 def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
