@@ -21,7 +21,7 @@ from mobillm_flower.bench.cells import SIDE_TUNING, BenchTask, Cell, Point
 from mobillm_flower.bench.cost_to_target import Link, wall_seconds
 from mobillm_flower.bench.costs import DeviceCost, device_costs
 from mobillm_flower.bench.curves import Method
-from mobillm_flower.bench.pairs import Report, Table
+from mobillm_flower.bench.pairs import Plot, Report, Table
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.fine_tuning import peer_model
@@ -194,6 +194,7 @@ def bench_robustness(fleets: Fleets, link: Link, *, say: Callable[[str], None]) 
     }
     report = Report("robustness", settings, figures=figures)
     report.tables = _tables(figures, fleets)
+    report.plots.append(_plot(vanish, fleets))
     return report
 
 
@@ -312,6 +313,16 @@ def _tables(figures: Mapping[str, Any], fleets: Fleets) -> list[Table]:
         rows.append(["fed-lora", figures["mixed"]["fed-lora"].split(":")[0], ""])
         tables.append(Table(f"{where}: backbones in turns", ["backbone", "mixed fleet", "fleet of its own"], rows))
     return tables
+
+
+def _plot(vanish: Mapping[str, Any], fleets: Fleets) -> Plot:
+    shares = (0.0, *fleets.shares)
+    points = [
+        (100 * share, mean(one["metrics"]), name if share == shares[-1] else "")
+        for name, found in vanish.items()
+        for share, one in zip(shares, found.values(), strict=True)
+    ]
+    return Plot(f"{fleets.task.name}: metric when devices vanish", "% of the devices", "metric", points)
 
 
 def _metric(values: Sequence[float]) -> str:

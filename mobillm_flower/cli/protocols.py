@@ -244,7 +244,8 @@ def fleet(
     page: PageFile = None,
 ) -> None:
     """Simulate fleets of real kinds of devices around measured costs: time to a target, bytes. All is modelled."""
-    from mobillm_flower.bench.fleet_clock import World, bench_fleet
+    from mobillm_flower.bench.fleet import bench_fleet
+    from mobillm_flower.bench.fleet_clock import World
     from mobillm_flower.bench.planner import measured_gflops
 
     world = World(

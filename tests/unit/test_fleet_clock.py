@@ -18,17 +18,8 @@ from mobillm_flower.bench.compared import TASKS, methods
 from mobillm_flower.bench.cost_to_target import Link, cost_to_target
 from mobillm_flower.bench.costs import DeviceCost
 from mobillm_flower.bench.curves import Plan, TaskCurves
-from mobillm_flower.bench.fleet_clock import (
-    PROFILES,
-    Device,
-    Presence,
-    Recorded,
-    World,
-    bench_fleet,
-    make_fleet,
-    read_curves,
-    simulate,
-)
+from mobillm_flower.bench.fleet import bench_fleet, read_curves
+from mobillm_flower.bench.fleet_clock import PROFILES, Device, Presence, Recorded, World, make_fleet, simulate
 from mobillm_flower.cli import app
 from mobillm_flower.errors import DataError
 
