@@ -100,7 +100,7 @@ class Fleets:
 
     def cell(self, method: Method, seed: int, answers: Mapping[str, int]) -> Cell:
         """Return a run."""
-        settings = {**self.common, **method.settings, **method.trials[0]}
+        settings = {**self.common, **method.settings_for(self.task), **method.trials[0]}
         if method.name in SIDE_TUNING:
             window = -(-self.task.num_train // (self.num_devices * _WINDOWS))
             settings |= {"rounds.window": str(window), "arrivals.grow-windows": "false"}
