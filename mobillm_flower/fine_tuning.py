@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.backbones import Backbone, load_backbone
-from mobillm_flower.backbones.backbone import output_mask
+from mobillm_flower.backbones.engine import output_mask
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
 from mobillm_flower.errors import SettingsError, UnsupportedError

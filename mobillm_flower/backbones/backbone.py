@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
-from mobillm_flower.core.pivots import PIVOTS, Pivot
+from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.errors import DataError, SettingsError
 
 _PADDED, _WORTH_A_CALL = 1.25, 512  # longest over shortest of a batch; tokens from which a batch is worth its call
@@ -38,9 +37,8 @@ class Extraction:
 class Backbone:
     """A frozen language model on a device. Made by `load_backbone`.
 
-    The forward pass runs in inference mode without gradients; hooks on the sampled layers select pivots as each
-    layer ends, so that no layer's hidden states outlive the next layer. Samples are batched by length under a token
-    budget, right-padded, and come back in the order they were given.
+    Samples are batched by length under a token budget, right-padded, and come back in the order they were given; its
+    engine runs the batches forward.
 
     Parameters
     ----------
@@ -68,10 +66,9 @@ class Backbone:
         transformers' causal model around `model`, where it was loaded with its head.
     head : LanguageHead or None
         That head.
+    engine : Engine, optional
+        What computes the forward pass; by default transformers' own code on `model`.
     """
-
-    engine = "torch"
-    """Name of what computes the forward pass; part of the release id."""
 
     def __init__(
         self,
@@ -88,6 +85,7 @@ class Backbone:
         device: torch.device,
         language_model: Any = None,
         head: LanguageHead | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.model = model
         self.stack = stack
@@ -100,6 +98,7 @@ class Backbone:
         self.label_head = label_head
         self._decoder_start = decoder_start
         self.language_model, self.head = language_model, head
+        self.engine: Engine = engine or TorchEngine(model, stack, predictor, label_head)
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -156,8 +155,9 @@ class Backbone:
         select = PIVOTS[pivot]
         activations: list[Tensor | None] = [None] * len(samples)
         logits: list[Tensor | None] = [None] * len(samples)
-        for batch in self.batches(samples):
-            pivots, batch_logits = self._forward([samples[i] for i in batch], layers, select)
+        batches = list(self.batches(samples))
+        inputs = (self.pad([samples[i] for i in batch]) for batch in batches)
+        for batch, (pivots, batch_logits) in zip(batches, self.engine.run(inputs, layers, select), strict=True):
             for row, i in enumerate(batch):
                 length = len(samples[i]["input_ids"]) if select.per_token else 1
                 # [B, T, M, P, d] -> [T, M, P, d] without the padding; a decoder behind an encoder has one token
@@ -187,34 +187,6 @@ class Backbone:
         """Yield places of samples, shortest first, in the batches that run: see `batches_by_length`."""
         return batches_by_length([len(sample["input_ids"]) for sample in samples], self.token_budget)
 
-    @torch.inference_mode()
-    def _forward(
-        self, batch: Sequence[dict[str, list[int]]], layers: Sequence[int], select: Pivot
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return pivots [B, T, M, P, d] (T = 1 except per token) and the base logits [B, K]."""
-        inputs = self.pad(batch)
-        mask = output_mask(inputs)
-        kept: list[Tensor] = []
-
-        def take(hidden: Tensor) -> None:
-            kept.append(_own(select.select(hidden, mask), hidden))
-
-        with _hooks(self.stack, layers, take):
-            output = (self.predictor or self.model)(**inputs)
-        stacked = torch.stack(kept, 1)  # [B, M, P or T, d]
-        stacked = stacked.transpose(1, 2).unsqueeze(3) if select.per_token else stacked.unsqueeze(1)
-        return stacked, self._base_logits(output, mask)
-
-    def _base_logits(self, output: Any, mask: Tensor) -> Tensor | None:
-        rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
-        if self.label_head is not None:
-            weight, bias = self.label_head
-            return nn.functional.linear(output.last_hidden_state[rows, last].float(), weight, bias)
-        if self.predictor is None:
-            return None
-        logits: Tensor = output.logits
-        return logits if logits.dim() == 2 else logits[rows, last]
-
     def pad(self, batch: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Return the model's inputs [B, T] for tokenized samples, padded on the right, with their attention mask."""
         length = max(len(sample["input_ids"]) for sample in batch)
@@ -235,11 +207,6 @@ class Backbone:
         return inputs
 
 
-def _own(selected: Tensor, hidden: Tensor) -> Tensor:
-    """Return a tensor that does not keep a whole layer's hidden states alive: a view is copied."""
-    return selected.clone() if selected.numel() < hidden.numel() else selected
-
-
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Yield places of samples, shortest first, in batches of at most `token_budget` tokens, one sample at least.
 
@@ -256,35 +223,3 @@ def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[lis
         batch.append(i)
     if batch:
         yield batch
-
-
-def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the mask [B, T] of 0/1 of a model's outputs, padded on the right: of an encoder-decoder the decoder's."""
-    start = inputs.get("decoder_input_ids")
-    return inputs["attention_mask"] if start is None else torch.ones_like(start)
-
-
-@contextmanager
-def _hooks(stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand over what each of the layers leaves to the next; that of the last one before any final norm.
-
-    It is what the next layer reads, since a model may work on it in between (DeBERTa-v2's convolution does).
-    """
-
-    def before(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        take(inputs[0] if inputs else named["hidden_states"])
-
-    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        take(output[0] if isinstance(output, tuple) else output)
-
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in layers:
-            if layer < len(stack):
-                handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
-            else:
-                handles.append(stack[-1].register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -175,7 +175,7 @@ class Device:
                 "contract": replace(self.data.contract, metric="").to_json(),
                 "extraction": spec.to_json(),
                 "precision": self.backbone.info.precision,
-                "engine": self.backbone.engine,
+                "engine": self.backbone.engine.name,
                 "schema": keys.SCHEMA_VERSION,
             },
             sort_keys=True,

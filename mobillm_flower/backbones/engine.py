@@ -1,0 +1,165 @@
+"""What computes the forward pass: an engine turns padded batches into pivots of the sampled layers and base logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mobillm_flower.core.pivots import Pivot
+
+
+class Engine(Protocol):
+    """Runs batches forward.
+
+    Attributes
+    ----------
+    name : str
+        Part of the release id, so that what two engines computed is never taken for the same release.
+    """
+
+    name: str
+
+    def run(
+        self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield, batch by batch and in their order, pivots [B, T, M, P, d_b] and the base logits [B, K] or None.
+
+        T is 1 except per token. An engine may read all batches before it yields the first.
+
+        Parameters
+        ----------
+        batches : iterable of mapping
+            From `Backbone.pad`.
+        layers : sequence of int
+            1-based layer numbers, ascending. What counts is what the next layer reads; of the last layer what it
+            leaves, before any final norm.
+        select : Pivot
+            Which tokens are kept.
+        """
+        ...
+
+
+class TorchEngine:
+    """transformers' own code, one batch after the other.
+
+    Hooks on the sampled layers select pivots as each layer ends, so that no layer's hidden states outlive the next.
+
+    Parameters
+    ----------
+    model, stack, predictor, label_head
+        As in `Backbone`.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stack: Sequence[nn.Module],
+        predictor: nn.Module | None,
+        label_head: tuple[Tensor, Tensor | None] | None,
+    ) -> None:
+        self._model, self._stack, self._label_head = predictor or model, stack, label_head
+        self._predicts = predictor is not None
+
+    def run(
+        self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `Engine`."""
+        for inputs in batches:
+            yield self._forward(inputs, layers, select)
+
+    @torch.inference_mode()
+    def _forward(
+        self, inputs: Mapping[str, Tensor], layers: Sequence[int], select: Pivot
+    ) -> tuple[Tensor, Tensor | None]:
+        mask = output_mask(inputs)
+        kept: list[Tensor] = []
+        with _hooks(self._stack, layers, lambda hidden: kept.append(pick(hidden, mask, select))):
+            output = self._model(**inputs)
+        return join(kept, select), base_logits(output, mask, self._label_head, predicts=self._predicts)
+
+
+def pick(hidden: Tensor, mask: Tensor, select: Pivot) -> Tensor:
+    """Return a layer's pivots [B, P, d_b], or [B, T, d_b] per token, that keep no whole layer alive.
+
+    Parameters
+    ----------
+    hidden : Tensor
+        What the layer leaves, [B, T, d_b].
+    mask : Tensor
+        From `output_mask`.
+    select : Pivot
+        Which tokens are kept.
+    """
+    selected = select.select(hidden, mask)
+    return selected.clone() if selected.numel() < hidden.numel() else selected  # a view would keep all
+
+
+def join(kept: Sequence[Tensor], select: Pivot) -> Tensor:
+    """Return the pivots of the sampled layers, from `pick`, as [B, T, M, P, d_b] (T = 1 except per token)."""
+    stacked = torch.stack(list(kept), 1)  # [B, M, P or T, d]
+    return stacked.transpose(1, 2).unsqueeze(3) if select.per_token else stacked.unsqueeze(1)
+
+
+def base_logits(
+    output: Any, mask: Tensor, label_head: tuple[Tensor, Tensor | None] | None, *, predicts: bool
+) -> Tensor | None:
+    """Return the base logits [B, K] of a model's output; None where the backbone has no prediction of its own.
+
+    Parameters
+    ----------
+    output
+        Of transformers' model: with `last_hidden_state`, or with `logits`.
+    mask : Tensor
+        From `output_mask`.
+    label_head
+        As in `Backbone`.
+    predicts : bool
+        Whether the model was run with a head of its own.
+    """
+    rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+    if label_head is not None:
+        weight, bias = label_head
+        return nn.functional.linear(output.last_hidden_state[rows, last].float(), weight, bias)
+    if not predicts:
+        return None
+    logits: Tensor = output.logits
+    return logits if logits.dim() == 2 else logits[rows, last]
+
+
+def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the mask [B, T] of 0/1 of a model's outputs, padded on the right: of an encoder-decoder the decoder's."""
+    start = inputs.get("decoder_input_ids")
+    return inputs["attention_mask"] if start is None else torch.ones_like(start)
+
+
+@contextmanager
+def _hooks(stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None]) -> Iterator[None]:
+    """Hand over what each of the layers leaves to the next; that of the last one before any final norm.
+
+    It is what the next layer reads, since a model may work on it in between (DeBERTa-v2's convolution does).
+    """
+
+    def before(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        take(inputs[0] if inputs else named["hidden_states"])
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        take(output[0] if isinstance(output, tuple) else output)
+
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in layers:
+            if layer < len(stack):
+                handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                handles.append(stack[-1].register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
