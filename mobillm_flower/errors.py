@@ -60,3 +60,7 @@ class InUseError(MobiLLMError):
 
 class RunFailed(MobiLLMError):  # noqa: N818 - an outcome, as `finished:failed` in Flower
     """A run ended without a result."""
+
+
+class WeightsChanged(MobiLLMError):  # noqa: N818 - an event, as the others
+    """A weights file was changed, cut short or removed while the model read its layers from it."""

@@ -33,13 +33,17 @@ from mobillm_flower.backbones.describe import (
     is_causal,
     layer_stack,
 )
+from mobillm_flower.backbones.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.streamed import StoredLayers, StreamedEngine
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
 BACKBONE_SOURCES: Registry[Callable[[], Path]] = Registry("backbone source")
 """Names that stand for a model folder; register a function without arguments that returns its path."""
 
+_PACKED = ("int8", "nf4", "fp4")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _MINILM_SHA256 = {
@@ -140,6 +144,7 @@ def load_backbone(
     num_labels: int = 0,
     label_words: Sequence[str] = (),
     language_model: bool = False,
+    plan: MemoryPlan | None = None,
 ) -> Backbone:
     """Load a frozen backbone, ready to run forward.
 
@@ -161,6 +166,8 @@ def load_backbone(
         One word a label; a causal model then predicts p_b from the first token of each word.
     language_model : bool
         Keep the language-model head, to predict tokens.
+    plan : MemoryPlan, optional
+        From `plan_memory`: how it runs within a memory budget. Its tokens replace `token_budget`.
 
     Raises
     ------
@@ -169,6 +176,10 @@ def load_backbone(
     """
     folder = resolve_folder(name, revision)
     where = choose_device(device)
+    streamed = plan is not None and plan.streamed
+    if streamed and (language_model or where.type != "cpu"):
+        what = "a language-model head" if language_model else f"backbone.device={where.type}"
+        raise UnsupportedError(f"{name}: layers cannot be streamed with {what}; set backbone.memory-budget-mib=0")
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -180,7 +191,7 @@ def load_backbone(
         truncate(config, layers)
         config.use_cache = False
         model, loaded = _load_model(
-            folder, config, precision, where, num_labels, label_words, tokenizer, language_model
+            folder, config, precision, where, num_labels, label_words, tokenizer, language_model, streamed
         )
     for owner in (model, getattr(model, "decoder", None)):  # unused by us: a pooler over [CLS]
         if loaded.predictor is None and owner is not None and getattr(owner, "pooler", None) is not None:
@@ -190,6 +201,18 @@ def load_backbone(
     whole.eval()
     whole.requires_grad_(False)
     head = LanguageHead(whole, stack[-1]) if language_model else None
+    engine = None
+    if plan is not None and loaded.disk is not None:
+        layers_on_disk = StoredLayers(loaded.disk.weights, loaded.disk.stack_name, loaded.disk.dtype)
+        engine = StreamedEngine(
+            model,
+            stack,
+            loaded.predictor,
+            loaded.label_head,
+            layers_on_disk,
+            ahead=plan.ahead,
+            memory_bytes=plan.hidden,
+        )
     info = BackboneInfo(
         name=name,
         family=config.model_type,
@@ -212,10 +235,11 @@ def load_backbone(
         predictor=loaded.predictor,
         label_head=loaded.label_head,
         decoder_start=decoder_start(config),
-        token_budget=token_budget,
+        token_budget=token_budget if plan is None else plan.tokens,
         device=where,
         language_model=loaded.language_model,
         head=head,
+        engine=engine,
     )
 
 
@@ -257,17 +281,17 @@ class _Prediction:
     predictor: nn.Module | None = None
     label_head: tuple[Tensor, Tensor | None] | None = None
     language_model: nn.Module | None = None
+    disk: OnDisk | None = None
 
 
 class _LabelWords(nn.Linear):
     """The label words' rows of an LM head, in float32, in the head's place: the model's own scaling comes after it."""
 
-    def __init__(self, head: nn.Linear, ids: Sequence[int]) -> None:
-        super().__init__(head.weight.shape[1], len(ids), bias=head.bias is not None, device="meta")
-        rows = torch.tensor(ids, device=head.weight.device)
-        self.weight = nn.Parameter(head.weight.detach()[rows].float())
-        if head.bias is not None:
-            self.bias = nn.Parameter(head.bias.detach()[rows].float())
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(weight.shape[1], len(weight), bias=bias is not None, device="meta")
+        self.weight = nn.Parameter(weight.float())
+        if bias is not None:
+            self.bias = nn.Parameter(bias.float())
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits [..., K] float32."""
@@ -283,28 +307,16 @@ def _load_model(
     label_words: Sequence[str],
     tokenizer: Any,
     language_model: bool,
+    streamed: bool,
 ) -> tuple[nn.Module, _Prediction]:
     """Return the bare model, and where p_b comes from."""
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": _DTYPES.get(precision, torch.float32),
-        "trust_remote_code": False,
-    }
-    if precision in ("int8", "nf4", "fp4"):
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
-        options["device_map"] = {"": str(device)}
-        options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if precision == "int8"
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=precision,
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-            )
-        )
-    elif precision not in _DTYPES:
+    if precision not in (*_DTYPES, *_PACKED):
         raise SettingsError(f"backbone.precision={precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
+    dtype = _DTYPES.get(precision, torch.float32)
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False}
+    if precision in _PACKED and not streamed:
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
+        options |= {"device_map": {"": str(device)}, "quantization_config": packing(precision, device)}
     names = " ".join(getattr(config, "architectures", None) or [])
     classifies = "ForSequenceClassification" in names and not config.is_encoder_decoder
     if language_model and (config.is_encoder_decoder or not is_causal(config)):
@@ -314,35 +326,48 @@ def _load_model(
         )
     try:
         if language_model:
-            whole = _complete(AutoModelForCausalLM, folder, options)
-            loaded = _Prediction("head", language_model=whole)
+            whole, disk = _complete(AutoModelForCausalLM, folder, options, streamed)
+            loaded = _Prediction("head", language_model=whole, disk=disk)
         elif label_words and is_causal(config):
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            whole = _complete(kind, folder, options)
+            whole, disk = _complete(kind, folder, options, streamed)
             ids = label_token_ids(tokenizer, label_words)
-            whole.set_output_embeddings(_LabelWords(whole.get_output_embeddings(), ids))
+            rows = disk.output_rows(ids) if disk else _rows(whole.get_output_embeddings(), ids)
+            whole.set_output_embeddings(_LabelWords(*rows))
             if hasattr(whole, "final_logits_bias"):  # of BART and its kin
                 whole.final_logits_bias = whole.final_logits_bias[:, ids]
-            loaded = _Prediction("label-words", predictor=whole)
+            loaded = _Prediction("label-words", predictor=whole, disk=disk)
         elif classifies and num_labels and config.num_labels == num_labels:
-            whole = _complete(AutoModelForSequenceClassification, folder, options)
+            whole, disk = _complete(AutoModelForSequenceClassification, folder, options, streamed)
             if is_causal(config):  # its own pooling needs a padding token; ours reads the last token of each sample
                 score = whole.score.to(device)
                 bias = None if score.bias is None else score.bias.detach().float()
-                loaded = _Prediction("classifier", label_head=(score.weight.detach().float(), bias))
+                loaded = _Prediction("classifier", label_head=(score.weight.detach().float(), bias), disk=disk)
             else:
-                loaded = _Prediction("classifier", predictor=whole)
+                loaded = _Prediction("classifier", predictor=whole, disk=disk)
         else:
-            whole = _complete(AutoModel, folder, options)
-            loaded = _Prediction()
+            whole, disk = _complete(AutoModel, folder, options, streamed)
+            loaded = _Prediction(disk=disk)
     except SettingsError:
         raise
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedError(f"{folder.name} ({config.model_type}): transformers cannot load it: {error}") from error
-    if "device_map" not in options:
+    if "device_map" not in options and not streamed:
         whole = whole.to(device)
     _require_packable(whole, precision)
     return getattr(whole, "base_model", whole), loaded
+
+
+def packing(precision: str, device: torch.device) -> BitsAndBytesConfig:
+    """Return what bitsandbytes is told for int8, nf4 or fp4."""
+    if precision == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=precision,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
+    )
 
 
 def _require_packable(model: nn.Module, precision: str) -> None:
@@ -356,12 +381,23 @@ def _require_packable(model: nn.Module, precision: str) -> None:
             )
 
 
-def _complete(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+def _rows(head: nn.Linear, ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Return rows of an output embedding's weight and bias."""
+    rows = torch.tensor(ids, device=head.weight.device)
+    return head.weight.detach()[rows], None if head.bias is None else head.bias.detach()[rows]
+
+
+def _complete(kind: Any, folder: Path, options: dict[str, Any], streamed: bool) -> tuple[Any, OnDisk | None]:
     """Load a model; weights that the files lack would be random, and are refused. The pooler over [CLS] is not used."""
-    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+    disk = None
+    if streamed:
+        disk, info = load_from_disk(kind, folder, options["config"], options["dtype"])
+        model = disk.model
+    else:
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or "pooler" not in key)
     if not missing:
-        return model
+        return model, disk
     lack = f"the weights lack {', '.join(missing[:3])}"
     if kind is AutoModel:
         raise UnsupportedError(f"{folder.name}: {lack}; give a checkpoint of {type(model).__name__}")

@@ -1,11 +1,62 @@
-"""Memory of this process and of the machine, on the device that the backbone runs on."""
+"""Memory of this process and of the machine, and how a backbone runs within it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a backbone runs within a budget. All sizes are of memory that no file backs (on Linux RssAnon), in bytes.
+
+    Parameters
+    ----------
+    budget : int
+        What the process may take.
+    process : int
+        What it takes before the model is loaded: Python, torch, the device's own data.
+    outer, layer, num_layers : int
+        Weights beside the layers and the token table; of the largest layer; how many layers there are.
+    whole : int
+        What the process would take with the whole model in memory.
+    work : int
+        Of one batch of `tokens` in one layer.
+    tokens : int
+        Most tokens of a batch, padding included.
+    streamed : bool
+        Whether layers come from disk one after the other.
+    ahead : bool
+        Whether the next layer is read while one computes: two are then in memory.
+    hidden : int
+        Hidden states of the batches of a pass that stay in memory; larger ones lie in a temporary file.
+    """
+
+    budget: int
+    process: int
+    outer: int
+    layer: int
+    num_layers: int
+    whole: int
+    work: int
+    tokens: int
+    streamed: bool
+    ahead: bool
+    hidden: int
+
+    def __str__(self) -> str:
+        """Return the plan in a sentence or two."""
+        head = f"memory budget {mib(self.budget)}, of which Python and torch take {mib(self.process)} already: "
+        if not self.streamed:
+            return head + f"the model stays in memory ({mib(self.whole)} in all); {self.tokens:,} tokens a batch"
+        held = "two layers in memory, the next one read ahead" if self.ahead else "one layer in memory"
+        return head + (
+            f"{self.num_layers} layers of {mib(self.layer)} are streamed from disk, {held}; {self.tokens:,} tokens a "
+            f"batch, all batches through a layer before the next; hidden states up to {mib(self.hidden)} in memory"
+        )
 
 
 def peak_memory_bytes() -> float:
@@ -29,3 +80,16 @@ def available_bytes() -> float:
     if torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available)
+
+
+def anonymous_bytes() -> int:
+    """Return the memory of this process that no file backs (RssAnon); beside Linux its resident set."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("RssAnon:")[1].split()[0]) * 1024
+    return int(psutil.Process().memory_info().rss)
+
+
+def mib(size: float) -> str:
+    """Return a size as text, in MiB."""
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -18,8 +18,8 @@ from torch import nn
 
 from mobillm_flower.backbones import skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
+from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.bench.cost_to_target import Link
-from mobillm_flower.bench.dry_run import dry_run
 from mobillm_flower.clients.device import together
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS

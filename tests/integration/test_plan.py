@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from mobillm_flower import load_settings
 from mobillm_flower.backbones import skeleton
+from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.bench.cells import forward_flops
 from mobillm_flower.bench.cost_to_target import Link
-from mobillm_flower.bench.dry_run import dry_run
 from mobillm_flower.bench.planner import Workload, forecast
 from mobillm_flower.bench.work import can_measure, peak_bytes
 from mobillm_flower.cli import app
