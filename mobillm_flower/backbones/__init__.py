@@ -3,6 +3,8 @@
 from mobillm_flower.backbones.backbone import Backbone, Extraction
 from mobillm_flower.backbones.describe import BackboneInfo, fingerprint
 from mobillm_flower.backbones.load import BACKBONE_SOURCES, load_backbone, resolve_folder
+from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.memory_plan import plan_memory
 from mobillm_flower.backbones.public import public_text, public_transform
 from mobillm_flower.backbones.skeleton import load_tokenizer, skeleton
 
@@ -11,9 +13,11 @@ __all__ = [
     "Backbone",
     "BackboneInfo",
     "Extraction",
+    "MemoryPlan",
     "fingerprint",
     "load_backbone",
     "load_tokenizer",
+    "plan_memory",
     "public_text",
     "public_transform",
     "resolve_folder",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.errors import DataError, SettingsError
 
@@ -68,6 +69,8 @@ class Backbone:
         That head.
     engine : Engine, optional
         What computes the forward pass; by default transformers' own code on `model`.
+    plan : MemoryPlan or None
+        How it runs within a memory budget, where it has one.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Backbone:
         language_model: Any = None,
         head: LanguageHead | None = None,
         engine: Engine | None = None,
+        plan: MemoryPlan | None = None,
     ) -> None:
         self.model = model
         self.stack = stack
@@ -98,6 +102,7 @@ class Backbone:
         self.label_head = label_head
         self._decoder_start = decoder_start
         self.language_model, self.head = language_model, head
+        self.plan = plan
         self.engine: Engine = engine or TorchEngine(model, stack, predictor, label_head)
 
     def tokenize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_submodules
+from accelerate.hooks import remove_hook_from_submodules  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.describe import layer_stack
@@ -141,4 +141,5 @@ def _own(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _name_of(model: nn.Module, module: Any) -> str:
     """Return where a module is in a model."""
-    return next(name for name, one in model.named_modules(remove_duplicate=False) if one is module)
+    names: Iterator[str] = (name for name, one in model.named_modules(remove_duplicate=False) if one is module)
+    return next(names)

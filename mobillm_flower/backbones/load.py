@@ -203,13 +203,13 @@ def load_backbone(
     head = LanguageHead(whole, stack[-1]) if language_model else None
     engine = None
     if plan is not None and loaded.disk is not None:
-        layers_on_disk = StoredLayers(loaded.disk.weights, loaded.disk.stack_name, loaded.disk.dtype)
+        disk = loaded.disk
         engine = StreamedEngine(
             model,
-            stack,
+            list(stack),
             loaded.predictor,
             loaded.label_head,
-            layers_on_disk,
+            StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype),
             ahead=plan.ahead,
             memory_bytes=plan.hidden,
         )
@@ -240,6 +240,7 @@ def load_backbone(
         language_model=loaded.language_model,
         head=head,
         engine=engine,
+        plan=plan,
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+
+_MMAP_THRESHOLD = -3  # of mallopt: M_MMAP_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,13 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """Return the plan in a sentence or two."""
-        head = f"memory budget {mib(self.budget)}, of which Python and torch take {mib(self.process)} already: "
+        taken = f"memory budget {mib(self.budget)}, {mib(self.process)} taken before the model is loaded"
         if not self.streamed:
-            return head + f"the model stays in memory ({mib(self.whole)} in all); {self.tokens:,} tokens a batch"
-        held = "two layers in memory, the next one read ahead" if self.ahead else "one layer in memory"
-        return head + (
-            f"{self.num_layers} layers of {mib(self.layer)} are streamed from disk, {held}; {self.tokens:,} tokens a "
-            f"batch, all batches through a layer before the next; hidden states up to {mib(self.hidden)} in memory"
+            return f"whole in memory, about {mib(self.whole)} in all; {self.tokens:,} tokens a batch; {taken}"
+        held = "two in memory, the next read ahead" if self.ahead else "one in memory"
+        return (
+            f"streamed: {self.num_layers} layers of {mib(self.layer)}, {held}; {self.tokens:,} tokens a batch, all "
+            f"batches through a layer before the next; hidden states in memory up to {mib(self.hidden)}; {taken}"
         )
 
 
@@ -88,6 +92,16 @@ def anonymous_bytes() -> int:
     if status.exists():
         return int(status.read_text().split("RssAnon:")[1].split()[0]) * 1024
     return int(psutil.Process().memory_info().rss)
+
+
+def give_back_at_once() -> None:
+    """Let the allocator of this process give freed blocks of 1 MiB and more back to the system at once (glibc).
+
+    Otherwise it keeps up to 32 MiB of each size that was ever freed: 150 MB of a streamed pass of OPT-1.3B.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 20)
 
 
 def mib(size: float) -> str:

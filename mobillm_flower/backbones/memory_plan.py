@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -50,13 +52,15 @@ def plan_memory(
         The backbone cannot be described, or is an encoder-decoder that does not fit whole.
     """
     dtype = _DTYPES.get(precision, torch.float32)
-    model, info = skeleton(name, revision=revision, layers=layers)
-    model.to(dtype)
+    model, _ = skeleton(name, revision=revision, layers=layers)
     one, _ = skeleton(name, revision=revision, layers=1)
-    one.to(dtype)
-    _, stack = layer_stack(model, model.config)
+    for made in (model, one):
+        made.to(dtype)
+    config: Any = model.config
+    _, stack = layer_stack(model, config)
+    embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
     in_layers = {id(parameter) for parameter in stack.parameters()}
-    tables = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    tables = {id(parameter) for parameter in embedding.parameters()}
     layer = max(_held(list(part.parameters()), precision) for part in stack)
     others = [p for p in model.parameters() if id(p) not in in_layers]
     outer = _held([p for p in others if id(p) not in tables], precision)
@@ -64,16 +68,15 @@ def plan_memory(
     every += outer + sum(p.nbytes for p in others if id(p) in tables)
     largest = max(parameter.numel() for part in stack for parameter in part.parameters())
     unpacked = largest * 4 if _BITS[precision] < 16 else 0  # bitsandbytes makes a layer's weight anew for its product
-    read = largest * 4 if precision in _DTYPES else 0  # as it may be on disk
 
     budget, process = budget_mib * _MIB, anonymous_bytes()
-    longest = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
+    longest = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
     def work(tokens: int) -> int:
         return dry_run(one, batch=max(1, tokens // longest), tokens=min(longest, tokens)).peak_bytes + unpacked
 
     def plan(tokens: int, *, streamed: bool, ahead: bool = False) -> MemoryPlan:
-        weights = outer + (1 + ahead) * layer + read if streamed else every
+        weights = outer + (1 + ahead) * layer if streamed else every
         needed = work(tokens)
         left = budget - process - _SPARE - weights - needed
         return MemoryPlan(
@@ -93,7 +96,7 @@ def plan_memory(
     whole = plan(token_budget, streamed=False)
     if whole.hidden >= 0:
         return whole
-    if model.config.is_encoder_decoder:
+    if config.is_encoder_decoder:
         raise UnsupportedError(
             f"backbone.memory-budget-mib={budget_mib}: {name} needs {mib(whole.whole)} in memory, and the layers of an "
             "encoder-decoder cannot be streamed; raise the budget, or take a model with one stack of layers"
@@ -109,10 +112,10 @@ def plan_memory(
                 return found
     least = budget - found.hidden
     raise SettingsError(
-        f"backbone.memory-budget-mib={budget_mib} cannot be met: with one layer of {name} in memory at a time the least "
-        f"that would do is {-(-least // _MIB)} ({mib(process)} for Python and torch, {mib(outer)} beside the layers, "
-        f"{mib(layer)} for a layer, {mib(found.work + read)} for a sample of {longest} tokens, {mib(_SPARE)} to "
-        "spare); raise it, or lower backbone.precision or task.max-length"
+        f"backbone.memory-budget-mib={budget_mib} cannot be met: with one layer of {name} in memory at a time the "
+        f"least that would do is {-(-least // _MIB)} ({mib(process)} taken before the model, {mib(outer)} beside the "
+        f"layers, {mib(layer)} for a layer, {mib(found.work)} for a sample of {longest} tokens, {mib(_SPARE)} spare); "
+        "raise it, or lower backbone.precision or task.max-length"
     )
 
 

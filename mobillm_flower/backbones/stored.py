@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mobillm_flower.errors import UnsupportedError, WeightsChanged
 
+_PIECE = 4 << 20  # bytes that are converted at a time
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -84,10 +85,6 @@ class StoredWeights:
         """Return the names that begin with a prefix."""
         return [name for name in self._places if name.startswith(prefix)]
 
-    def nbytes(self, name: str) -> int:
-        """Return the bytes of a tensor on disk."""
-        return self._places[name].nbytes
-
     def check(self) -> None:
         """Raise WeightsChanged where a file is no longer the one that was opened."""
         for file, before in self._states.items():
@@ -100,8 +97,16 @@ class StoredWeights:
                     "the device anew, and keep model files as they are while it runs"
                 )
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a whole tensor, floating point numbers in `dtype` where one is given.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self._places[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the number format that a tensor has on disk."""
+        return self._places[name].dtype
+
+    def read(self, name: str, out: Tensor) -> None:
+        """Read a whole tensor into one of its shape, in its number format or in another.
 
         Raises
         ------
@@ -109,10 +114,16 @@ class StoredWeights:
             The file cannot be read so far.
         """
         place = self._places[name]
-        held = torch.empty(place.shape, dtype=place.dtype)
         with _opened(place.file) as stream:
-            _fill(stream, place.start, held, place.file)
-        return held.to(dtype) if dtype is not None and held.is_floating_point() else held
+            if out.dtype == place.dtype:
+                _fill(stream, place.start, out, place.file)
+                return
+            flat, size = out.view(-1), _PIECE // place.dtype.itemsize
+            held = torch.empty(min(size, len(flat)), dtype=place.dtype)
+            for first in range(0, len(flat), size):
+                part = held[: len(flat) - first]
+                _fill(stream, place.start + first * place.dtype.itemsize, part, place.file)
+                flat[first : first + len(part)].copy_(part)
 
     def rows(self, name: str, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return rows [N, ...] of a tensor [V, ...], by their numbers [N], ascending; nothing else is read.

@@ -18,28 +18,38 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mobillm_flower.backbones.engine import base_logits, join, output_mask, pick
+from mobillm_flower.backbones.memory import give_back_at_once
 from mobillm_flower.backbones.stored import StoredWeights
 from mobillm_flower.core.pivots import Pivot
 from mobillm_flower.errors import UnsupportedError
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_ALIGNED = 64  # bytes at which a tensor begins
 _INSTEAD = "set backbone.memory-budget-mib=0"
 
 
 class LayerWeights(Protocol):
-    """Where the weights of the layers are read from."""
+    """Where the weights of the layers are read from.
+
+    Attributes
+    ----------
+    nbytes : int
+        Room that the largest layer takes.
+    """
+
+    nbytes: int
 
     def check(self) -> None:
         """Raise WeightsChanged where the files are no longer those that the model was loaded from."""
         ...
 
-    def layer(self, number: int) -> dict[str, Tensor]:
-        """Return parameters of layer `number` (from 0) by their names in it."""
+    def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
+        """Read layer `number` (from 0) into bytes [nbytes]; returns its parameters by their names in the layer."""
         ...
 
 
 class StoredLayers:
-    """Layers as they are in the model's files.
+    """Layers as they are in files.
 
     Parameters
     ----------
@@ -47,22 +57,41 @@ class StoredLayers:
         Under the names that they have in the model.
     stack_name : str
         Where the layers are in the model.
+    num_layers : int
+        L.
     dtype : torch.dtype
-        That they run in.
+        Of their floating point numbers while they run.
     """
 
-    def __init__(self, weights: StoredWeights, stack_name: str, dtype: torch.dtype) -> None:
-        self._weights, self._stack_name, self._dtype = weights, stack_name, dtype
+    def __init__(self, weights: StoredWeights, stack_name: str, num_layers: int, dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+        self._prefixes = [f"{stack_name}.{number}." for number in range(num_layers)]
+        self.nbytes = max(sum(size for *_, size in self._parts(number)) for number in range(num_layers))
 
     def check(self) -> None:
         """See `LayerWeights`."""
         self._weights.check()
 
-    def layer(self, number: int) -> dict[str, Tensor]:
+    def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
         """See `LayerWeights`."""
-        prefix = f"{self._stack_name}.{number}."
-        names = self._weights.names(prefix)
-        return {name.removeprefix(prefix): self._weights.read(name, self._dtype) for name in names}
+        found, start = {}, 0
+        for name, dtype, size in self._parts(number):
+            shape = self._weights.shape(name)
+            held = room[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            self._weights.read(name, held)
+            found[name.removeprefix(self._prefixes[number])] = held
+            start += size
+        return found
+
+    def _parts(self, number: int) -> list[tuple[str, torch.dtype, int]]:
+        """Return a layer's tensors: their names, formats while they run, and the room that they take."""
+        parts = []
+        for name in self._weights.names(self._prefixes[number]):
+            dtype = self._weights.dtype(name)
+            dtype = self._dtype if dtype.is_floating_point else dtype
+            size = prod(self._weights.shape(name)) * dtype.itemsize
+            parts.append((name, dtype, -(-size // _ALIGNED) * _ALIGNED))
+        return parts
 
 
 @dataclass
@@ -124,6 +153,7 @@ class StreamedEngine:
         self._model, self._stack, self._label_head = predictor or model, stack, label_head
         self._predicts = predictor is not None
         self._layers, self._ahead, self._memory_bytes = layers, ahead, memory_bytes
+        give_back_at_once()
         self._answers: int | None = None  # how many values a layer returns in a tuple; 0: no tuple
         self.times = PassTimes()
 
@@ -169,34 +199,38 @@ class StreamedEngine:
             self._answers = self._asked(batches[0])
         calls = _Calls([], [])
         for place, inputs in enumerate(batches):
-            given: list[Tensor] = []
-            noted: list[_Arguments] = []
-
-            def note(number: int, arguments: _Arguments) -> Tensor:
-                hidden, rest = _hidden(arguments)
-                if given and hidden is not given[0]:
-                    raise UnsupportedError(
-                        f"{type(self._model).__name__} works on hidden states between its layers {number} and "
-                        f"{number + 1}, so that they cannot be streamed; {_INSTEAD}"
-                    )
-                given[:] = [hidden]
-                noted.append(rest)
-                if number + 1 == depth:
-                    raise _Noted
-                return hidden
-
-            self._stand_in(note, inputs)
-            shape = output_mask(inputs).shape
-            if len(noted) != depth or given[0].shape[:-1] != shape:
-                raise UnsupportedError(
-                    f"{type(self._model).__name__} does not pass hidden states of every token from layer to layer, so "
-                    f"that its layers cannot be streamed; {_INSTEAD}"
-                )
+            first, noted = self._noted(inputs, depth)
             if not calls.hidden:
-                calls.hidden = self._room(given[0], [output_mask(one).shape for one in batches], folder)
-            calls.hidden[place].copy_(given[0])
+                calls.hidden = self._room(first, [output_mask(one).shape for one in batches], folder)
+            calls.hidden[place].copy_(first)
             calls.arguments.append(noted)
         return calls
+
+    def _noted(self, inputs: Mapping[str, Tensor], depth: int) -> tuple[Tensor, list[_Arguments]]:
+        """Return what the first layer reads, [B, T, d], and what each layer is called with beside it."""
+        given: list[Tensor] = []
+        noted: list[_Arguments] = []
+
+        def note(number: int, arguments: _Arguments) -> Tensor:
+            hidden, rest = _hidden(arguments)
+            if given and hidden is not given[0]:
+                raise UnsupportedError(
+                    f"{type(self._model).__name__} works on hidden states between its layers {number} and "
+                    f"{number + 1}, so that they cannot be streamed; {_INSTEAD}"
+                )
+            given[:] = [hidden]
+            noted.append(rest)
+            if number + 1 == depth:
+                raise _Noted
+            return hidden
+
+        self._stand_in(note, inputs)
+        if len(noted) != depth or given[0].shape[:-1] != output_mask(inputs).shape:
+            raise UnsupportedError(
+                f"{type(self._model).__name__} does not pass hidden states of every token from layer to layer, so "
+                f"that its layers cannot be streamed; {_INSTEAD}"
+            )
+        return given[0], noted
 
     def _room(self, like: Tensor, shapes: Sequence[tuple[int, ...]], folder: ExitStack) -> list[Tensor]:
         """Return room for the hidden states [B, T, d] of batches: in memory, or in a temporary file."""
@@ -207,13 +241,13 @@ class StreamedEngine:
         else:
             file = Path(folder.enter_context(TemporaryDirectory(prefix="hidden-states-"))) / "states"
             whole = torch.from_file(str(file), shared=True, size=sum(counts), dtype=like.dtype)
-        parts = whole.split(counts)
+        parts = torch.split(whole, counts)
         return [part.view(*shape, like.shape[-1]) for part, shape in zip(parts, shapes, strict=True)]
 
     def _asked(self, inputs: Mapping[str, Tensor]) -> int:
         """Run the first layer on one sample, to see how many values it returns in a tuple; 0: none."""
         answers: list[int] = []
-        weights = self._layers.layer(0)
+        weights = self._layers.layer(0, torch.empty(self._layers.nbytes, dtype=torch.uint8))
 
         def first(number: int, arguments: _Arguments) -> Tensor:
             layer = self._stack[number]
@@ -247,21 +281,23 @@ class StreamedEngine:
         """Yield layers' numbers and weights; where there is room, the next is read while one computes."""
         self.times = PassTimes()
         started = time.perf_counter()
+        rooms = [torch.empty(self._layers.nbytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
         with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
             reading: Future[dict[str, Tensor]] | None = None
             for number in range(depth):
                 asked = time.perf_counter()
-                reading = reading or reader.submit(self._read, number)
+                reading = reading or reader.submit(self._read, number, rooms[0])
                 weights = reading.result()
                 self.times.waited += time.perf_counter() - asked
-                reading = reader.submit(self._read, number + 1) if self._ahead and number + 1 < depth else None
+                reading = None
+                if self._ahead and number + 1 < depth:
+                    reading = reader.submit(self._read, number + 1, rooms[(number + 1) % 2])
                 yield number, weights
-                weights.clear()  # the caller's too: before the next is read
                 self.times.seconds = time.perf_counter() - started
 
-    def _read(self, number: int) -> dict[str, Tensor]:
+    def _read(self, number: int, room: Tensor) -> dict[str, Tensor]:
         self._layers.check()
-        return self._layers.layer(number)
+        return self._layers.layer(number, room)
 
     def _predicted(self, inputs: Mapping[str, Tensor], hidden: Tensor, mask: Tensor) -> Tensor | None:
         """Run what follows the last layer on its states [B, T, d]; returns the base logits [B, K]."""
@@ -273,7 +309,7 @@ class StreamedEngine:
         return base_logits(output, mask, self._label_head, predicts=self._predicts)
 
 
-class _Noted(Exception):
+class _Noted(Exception):  # noqa: N818 - not an error
     """All layers' arguments are noted: what follows them need not run."""
 
 
@@ -288,7 +324,7 @@ def _hidden(arguments: _Arguments) -> tuple[Tensor, _Arguments]:
 def _forget(layer: nn.Module) -> None:
     """Let a layer hold nothing of the weights that it ran with; bitsandbytes' 8-bit layers keep them."""
     for module in layer.modules():
-        state = getattr(module, "state", None)
+        state: Any = getattr(module, "state", None)
         if hasattr(state, "CB"):
             state.CB = state.SCB = None
 
@@ -312,11 +348,11 @@ class EmbeddingRows:
         self._embedding, self._weights, self._name, self._dtype = embedding, weights, name, dtype
         self._forward = embedding.forward
         embedding.padding_idx = None  # of gradients alone, and a number in the whole table
-        embedding.forward = self.look_up
+        embedding.forward = self.look_up  # type: ignore[method-assign, assignment]
 
     def look_up(self, ids: Tensor) -> Tensor:
         """Return vectors [..., d] of token numbers [...]."""
-        needed, places = ids.unique(return_inverse=True)
+        needed, places = torch.unique(ids, return_inverse=True)
         empty = self._embedding.weight
         rows = self._weights.rows(self._name, needed, self._dtype)
         self._embedding.weight = nn.Parameter(rows, requires_grad=False)

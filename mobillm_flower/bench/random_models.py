@@ -65,3 +65,9 @@ def long_texts(folder: Path, count: int) -> Path:
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
+
+
+def random_tokens(count: int, length: int) -> list[dict[str, list[int]]]:
+    """Return tokenized samples of exactly `length` tokens, as `Backbone.tokenize` does."""
+    drawn = torch.randint(3, 4096, (count, length), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row} for row in drawn.tolist()]

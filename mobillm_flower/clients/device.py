@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones import Backbone, load_backbone, plan_memory
 from mobillm_flower.backbones.choose import Choice, choose
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
@@ -30,6 +31,7 @@ from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
 from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets, encode_token_labels
 from mobillm_flower.wire.window import SampleBytes
 
+logger = logging.getLogger(__name__)
 TOGETHER = 64
 """Most samples whose activations a device has in memory at one time."""
 
@@ -94,6 +96,8 @@ class Device:
             named.precision.value,
             named.device,
             named.token_budget,
+            named.memory_budget_mib,
+            contract.max_length,
             contract.num_outputs,
             contract.label_words,
             contract.per_token,
@@ -131,7 +135,7 @@ class Device:
             contract=self.data.contract,
             num_train=len(self.data.train),
             num_test=len(self.data.test),
-            chosen=self.choice.reason[:MAX_CHOSEN],
+            chosen="; ".join(filter(None, (self.choice.reason, str(self.backbone.plan or ""))))[:MAX_CHOSEN],
         )
 
     def agree(self, contract: TaskContract, spec: ExtractionSpec) -> None:
@@ -301,10 +305,24 @@ def _shared_backbone(
     precision: str,
     device: str,
     token_budget: int,
+    memory_budget_mib: int,
+    max_length: int,
     num_labels: int,
     label_words: tuple[str, ...],
     language_model: bool,
 ) -> Backbone:
+    plan = None
+    if memory_budget_mib:
+        plan = plan_memory(
+            name,
+            budget_mib=memory_budget_mib,
+            revision=revision,
+            layers=layers,
+            precision=precision,
+            token_budget=token_budget,
+            max_length=max_length,
+        )
+        logger.info("%s: %s", name, plan)
     return load_backbone(
         name,
         revision=revision,
@@ -315,4 +333,5 @@ def _shared_backbone(
         num_labels=num_labels,
         label_words=label_words,
         language_model=language_model,
+        plan=plan,
     )

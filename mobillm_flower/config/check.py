@@ -33,6 +33,11 @@ def check(settings: Settings) -> None:
         raise SettingsError(
             f"backbone.choices=[] must be given when backbone.name={settings.backbone.name}, such as minilm@2,minilm@4"
         )
+    if settings.backbone.name == "auto" and settings.backbone.memory_budget_mib:
+        raise SettingsError(
+            f"backbone.memory-budget-mib={settings.backbone.memory_budget_mib} cannot be used with backbone.name=auto, "
+            "which chooses a model that fits whole; name the model, or set backbone.memory-mib in its place"
+        )
     if data.partition == Partition.natural and not data.partition_column:
         raise SettingsError("data.partition-column='' must be named when data.partition=natural")
 

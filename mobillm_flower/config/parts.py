@@ -75,6 +75,9 @@ class BackboneSettings:
         Backbones to choose among, in any order, each NAME or NAME@LAYERS.
     memory_mib : int
         With `auto`: memory that a backbone's process may take, in MiB; 0: what is available when the device chooses.
+    memory_budget_mib : int
+        Memory that the device's process may take, in MiB, Python and torch included; a backbone that does not fit is
+        read from disk layer by layer. 0: no limit.
     revision : str
         Revision of a hub model; empty: the newest.
     layers : int
@@ -93,6 +96,7 @@ class BackboneSettings:
         metadata={"of the form NAME or NAME@LAYERS, layers from 1": lambda value: all(map(_is_choice, value))},
     )
     memory_mib: int = _number(0, at_least=0)
+    memory_budget_mib: int = _number(0, at_least=0)
     revision: str = ""
     layers: int = _number(0, at_least=0)
     precision: Precision = Precision.fp32

@@ -313,6 +313,7 @@ RANGES = {
     "backbone.name": ([""], ["gpt2"]),
     "backbone.choices": (["minilm@", "@2", "minilm@0", "minilm@-1", "minilm,a@two"], ["", "minilm@2,minilm", "a@b@3"]),
     "backbone.memory-mib": _at_least(0),
+    "backbone.memory-budget-mib": _at_least(0),
     "backbone.layers": _at_least(0),
     "backbone.token-budget": _at_least(1),
     "data.alpha": ([0.0, -1.0, "nan"], [1e-3, 100.0]),
