@@ -71,9 +71,13 @@ def load_from_disk(kind: Any, folder: Path, config: Any, dtype: torch.dtype) -> 
     Raises
     ------
     UnsupportedError
-        The weights are in no safetensors files.
+        The model is an encoder-decoder, or its weights are in no safetensors files.
     """
     files = sorted(folder.glob("*.safetensors"))
+    if config.is_encoder_decoder:
+        raise UnsupportedError(
+            f"{folder.name}: the layers of an encoder-decoder cannot be streamed; set backbone.memory-budget-mib=0"
+        )
     if not files:
         raise UnsupportedError(
             f"{folder.name} holds no *.safetensors, and other files cannot be streamed; save the model anew with "

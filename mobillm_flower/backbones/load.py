@@ -36,7 +36,7 @@ from mobillm_flower.backbones.describe import (
 from mobillm_flower.backbones.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
-from mobillm_flower.backbones.streamed import StoredLayers, StreamedEngine
+from mobillm_flower.backbones.streamed import LayerWeights, StoredLayers, StreamedEngine
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -204,12 +204,19 @@ def load_backbone(
     engine = None
     if plan is not None and loaded.disk is not None:
         disk = loaded.disk
+        if precision in _PACKED:
+            from mobillm_flower.backbones.packed import pack, packed_folder
+
+            kept = packed_folder(fingerprint(folder, config.model_type, len(stack)), precision)
+            on_disk: LayerWeights = pack(disk, len(stack), packing(precision, where), kept)
+        else:
+            on_disk = StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype)
         engine = StreamedEngine(
             model,
             list(stack),
             loaded.predictor,
             loaded.label_head,
-            StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype),
+            on_disk,
             ahead=plan.ahead,
             memory_bytes=plan.hidden,
         )

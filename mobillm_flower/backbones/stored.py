@@ -81,6 +81,11 @@ class StoredWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    @staticmethod
+    def names_in(file: Path) -> list[str]:
+        """Return the names of the tensors in a safetensors file."""
+        return [name for name in _header(file)[0] if name != "__metadata__"]
+
     def names(self, prefix: str) -> list[str]:
         """Return the names that begin with a prefix."""
         return [name for name in self._places if name.startswith(prefix)]
@@ -148,19 +153,24 @@ class StoredWeights:
 
 
 def stored_dtype(files: list[Path]) -> torch.dtype:
-    """Return the number format of the largest tensor of safetensors files.
+    """Return the number format of the largest tensor of safetensors files, all of them whole.
 
     Raises
     ------
     UnsupportedError
         A file is no safetensors file, or the format cannot be read.
+    WeightsChanged
+        A file is shorter than its header says.
     """
     sizes: dict[str, int] = {}
     for file in files:
-        for name, entry in _header(file)[0].items():
+        header, begin = _header(file)
+        for name, entry in header.items():
             if name != "__metadata__":
                 first, last = entry["data_offsets"]
                 sizes[entry["dtype"]] = max(sizes.get(entry["dtype"], 0), last - first)
+                if begin + last > _state(file)[0]:
+                    raise WeightsChanged(_cut(file, begin + last, _state(file)[0]))
     largest = max(sizes, key=lambda name: sizes[name], default="none")
     if largest not in _DTYPES:
         raise UnsupportedError(f"{files[0].name}: weights in {largest} cannot be streamed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from mobillm_flower.backbones.stored import StoredWeights
 from mobillm_flower.core.pivots import Pivot
 from mobillm_flower.errors import UnsupportedError
 
+logger = logging.getLogger(__name__)
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _ALIGNED = 64  # bytes at which a tensor begins
 _INSTEAD = "set backbone.memory-budget-mib=0"
@@ -189,6 +191,13 @@ class StreamedEngine:
                     hidden.copy_(found)
                 _forget(self._stack[number])
             self._layers.check()  # what was read is what the fingerprint is of
+            if self.times.waited > max(1.0, self.times.seconds / 2):
+                logger.warning(
+                    "the disk is slower than the computing: %.0f of the %.0f seconds of this pass were spent waiting "
+                    "for layers; a larger rounds.window lets more samples pass each layer",
+                    self.times.waited,
+                    self.times.seconds,
+                )
             for place, inputs in enumerate(batches):
                 logits = self._predicted(inputs, calls.hidden[place], masks[place]) if predicts else None
                 yield join(kept[place], select), logits
