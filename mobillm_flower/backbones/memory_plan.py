@@ -63,7 +63,7 @@ def plan_memory(
     tables = {id(parameter) for parameter in embedding.parameters()}
     layer = max(_held(list(part.parameters()), precision) for part in stack)
     others = [p for p in model.parameters() if id(p) not in in_layers]
-    outer = _held([p for p in others if id(p) not in tables], precision)
+    outer = sum(p.nbytes for p in others if id(p) not in tables)
     every = sum(_held(list(part.parameters()), precision) for part in stack)
     every += outer + sum(p.nbytes for p in others if id(p) in tables)
     largest = max(parameter.numel() for part in stack for parameter in part.parameters())

@@ -1,80 +1,136 @@
-"""How small a device may be: a forward pass below the model's own size, its memory and what it costs in time.
-
-`python -m mobillm_flower.bench.limit REQUEST` runs one forward pass in this process and prints one JSON line.
-"""
+"""How small a device may be: a forward pass below the model's own size, its memory and what it costs in time."""
 
 from __future__ import annotations
 
 import json
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from mobillm_flower.backbones import load_backbone, plan_memory
-from mobillm_flower.bench.pairs import status_bytes
-from mobillm_flower.bench.random_models import random_tokens
+from mobillm_flower.backbones import plan_memory
+from mobillm_flower.bench.pairs import (
+    Bar,
+    Report,
+    Seconds,
+    Table,
+    compare_seconds,
+    run_fresh,
+    take_turns,
+)
+from mobillm_flower.bench.random_models import random_opt
 
 _MB = 1e6
-_EVERY_S = 0.002
+_BUDGETS = {"bf16": (900, 1.0), "nf4": (640, 0.7)}  # MiB that are set, and GB that are not to be passed
 
 
-@contextmanager
-def anonymous_peak() -> Iterator[list[int]]:
-    """Yield a list whose one entry is the most RssAnon of this process so far, looked at every two milliseconds."""
-    peak, done = [status_bytes("RssAnon")], threading.Event()
+def bench_limit(
+    *,
+    parts: Sequence[str] = (),
+    pairs: int = 10,
+    num_threads: int = 1,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> Report:
+    """Measure parts of `PARTS`, by default all of them.
 
-    def look() -> None:
-        while not done.wait(_EVERY_S):
-            peak[0] = max(peak[0], status_bytes("RssAnon"))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-
-
-def _main(request: dict[str, Any]) -> int:
-    """Load a backbone within a budget and run samples forward; prints what the process took."""
-    torch.set_num_threads(request["threads"])
-    samples = random_tokens(request["num_samples"], request["tokens"])
-    idle = status_bytes("RssAnon")
-    with anonymous_peak() as peak:
-        plan = None
-        if request["budget_mib"]:
-            plan = plan_memory(
-                request["backbone"],
-                budget_mib=request["budget_mib"],
-                layers=request["layers"],
-                precision=request["precision"],
-                max_length=request["tokens"],
-            )
-        backbone = load_backbone(
-            request["backbone"], layers=request["layers"], precision=request["precision"], device="cpu", plan=plan
-        )
-        loaded, started = peak[0], time.perf_counter()
-        layers = range(1, backbone.info.depth + 1)
-        found = backbone.extract(samples, layers=layers, pivot=backbone.info.default_pivot)
-        seconds = time.perf_counter() - started
-    answer = {
-        "idle_bytes": idle,
-        "loading_peak_bytes": loaded,
-        "peak_bytes": peak[0],
-        "resident_set_peak_bytes": status_bytes("VmHWM"),
-        "seconds": seconds,
-        "plan": str(plan or "no budget"),
-        "samples": len(found.activations),
-    }
-    sys.stdout.write(json.dumps(answer) + "\n")
-    return 0
+    Parameters
+    ----------
+    parts : sequence of str
+        Names in `PARTS`.
+    pairs : int
+        Turns of what is measured in turns.
+    num_threads : int
+        Threads of torch.
+    folder : Path, optional
+        Where to put models with random weights, about 6 GB; by default with temporary files. What is there is kept.
+    """
+    report = Report("limit", {"threads": num_threads, "parts": list(parts or PARTS)})
+    with tempfile.TemporaryDirectory() as temporary:
+        setting = Setting(folder or Path(temporary), pairs, num_threads, say)
+        for name in parts or PARTS:
+            PARTS[name](report, setting)
+    return report
 
 
-if __name__ == "__main__":
-    sys.exit(_main(json.loads(sys.argv[1])))
+@dataclass(frozen=True)
+class Setting:
+    """What the parts share; see `bench_limit`."""
+
+    folder: Path
+    pairs: int
+    num_threads: int
+    say: Callable[[str], None]
+
+    def model(self, shape: str, dtype: torch.dtype, copy: str = "") -> str:
+        """Return the folder of a model of a shape in `SHAPES` with random weights, made where it is not there yet."""
+        made = self.folder / f"{str(dtype).removeprefix('torch.')}{copy}" / shape
+        if not (made / "tokenizer.json").exists():
+            self.say(f"making {shape} with random weights in {made.parent.name}")
+            random_opt(made.parent, shape, dtype=dtype)
+        return str(made)
+
+    def one_pass(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """Run `mobillm_flower.bench.one_pass` in a fresh process; packed layers are kept in the folder."""
+        environment = {"OMP_NUM_THREADS": str(self.num_threads), "XDG_CACHE_HOME": str(self.folder / "cache")}
+        return run_fresh("mobillm_flower.bench.one_pass", json.dumps(request), environment=environment)
+
+
+def _memory(report: Report, setting: Setting) -> None:
+    """OPT-1.3B's shape, bf16 on disk, 16 samples of 256 tokens, all layers: peak RssAnon of a fresh process."""
+    backbone = setting.model("opt-1.3b", torch.bfloat16)
+    rows = []
+    for precision, (budget_mib, bar) in _BUDGETS.items():
+        request = {
+            "backbone": backbone,
+            "precision": precision,
+            "budget_mib": budget_mib,
+            "num_samples": 16,
+            "tokens": 256,
+            "threads": setting.num_threads,
+        }
+        found = setting.one_pass(request)
+        if precision != "bf16":  # that process packed the layers; the next one finds them
+            report.figures[f"opt-1.3b_{precision}_packing"] = found
+            found = setting.one_pass(request)
+        setting.say(f"{precision}: {found['peak_bytes'] / _MB:,.0f} MB; {found['plan']}")
+        report.figures[f"opt-1.3b_{precision}"] = found
+        report.bars[f"opt-1.3b_{precision}_peak_anonymous_gb"] = Bar(found["peak_bytes"] / 1e9, bar, at_most=True)
+        sizes = [found[name] for name in ("idle_bytes", "loading_peak_bytes", "peak_bytes", "resident_set_peak_bytes")]
+        rows.append([precision, str(budget_mib), *(f"{size / _MB:,.0f}" for size in sizes)])
+    columns = ["precision", "budget, MiB", "Python and torch", "while loading", "peak", "VmHWM"]
+    report.tables.append(Table("OPT-1.3B streamed, 16 samples of 256 tokens: MB of RssAnon", columns, rows))
+
+
+def _streaming(report: Report, setting: Setting) -> None:
+    """OPT-350M's shape, fp32, 64 samples of 64 tokens: seconds streamed beside in memory, page cache warm and cold.
+
+    Each in a fresh process, since streaming sets the allocator of its process.
+    """
+    backbone = setting.model("opt-350m", torch.float32)
+    whole = plan_memory(backbone, budget_mib=1 << 20, max_length=64).whole >> 20
+    request = {"backbone": backbone, "precision": "fp32", "num_samples": 64, "tokens": 64}
+    request |= {"threads": setting.num_threads, "budget_mib": 0, "cold": False}
+
+    def side(**changes: object) -> Callable[[], Seconds]:
+        def run() -> Seconds:
+            found = setting.one_pass({**request, **changes})
+            return Seconds(found["seconds"], found["cpu_seconds"])
+
+        return run
+
+    streamed = {"budget_mib": whole // 2}
+    sides = {"streamed": side(**streamed), "cold": side(**streamed, cold=True), "resident": side()}
+    found = take_turns(sides, setting.pairs, say=setting.say)
+    for name in ("streamed", "cold"):
+        for ending, comparison in compare_seconds(found[name], found["resident"], "in memory").items():
+            report.comparisons[f"opt-350m_{name}_seconds{ending}"] = comparison
+    ratio = report.comparisons["opt-350m_streamed_seconds"].ratio
+    report.bars["opt-350m_streamed_over_in_memory"] = Bar(ratio, 1.3, at_most=True)
+
+
+PARTS: Mapping[str, Callable[[Report, Setting], None]] = {"memory": _memory, "streaming": _streaming}
+"""What is measured, by name: each part adds its figures to the report."""

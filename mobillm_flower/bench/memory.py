@@ -15,7 +15,7 @@ from mobillm_flower.bench.work import can_measure, peak_bytes
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.errors import RunFailed
 
-SIDES = ("plain", "ours", "lora", "lora-checkpointed", "bitfit", "full")
+SIDES = ("plain", "ours", "streamed", "lora", "lora-checkpointed", "bitfit", "full")
 
 
 def bench_memory(

@@ -31,7 +31,7 @@ SHAPES: Mapping[str, Mapping[str, int]] = {
 """Shapes of OPT by name (arXiv 2205.01068): what differs from transformers' defaults, which are OPT-125M."""
 
 
-def random_opt(folder: Path, shape: str) -> Path:
+def random_opt(folder: Path, shape: str, *, dtype: torch.dtype = torch.float32) -> Path:
     """Save a model of that shape below a folder, with a tokenizer fitted on the package's data; returns its folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import OPTConfig, OPTModel, PreTrainedTokenizerFast
@@ -41,7 +41,7 @@ def random_opt(folder: Path, shape: str) -> Path:
     folder = folder / shape
     config = OPTConfig(**SHAPES[shape])
     torch.manual_seed(0)
-    OPTModel(config).save_pretrained(folder)
+    OPTModel._from_config(config, dtype=dtype).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<s>", "<pad>", "</s>"]  # ids 0, 1, 2, as OPT has them
@@ -65,9 +65,3 @@ def long_texts(folder: Path, count: int) -> Path:
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
-
-
-def random_tokens(count: int, length: int) -> list[dict[str, list[int]]]:
-    """Return tokenized samples of exactly `length` tokens, as `Backbone.tokenize` does."""
-    drawn = torch.randint(3, 4096, (count, length), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row} for row in drawn.tolist()]

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from mobillm_flower.backbones.backbone import Backbone
+from mobillm_flower.backbones import Backbone, plan_memory
 from mobillm_flower.bench.pairs import run_fresh, status_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
@@ -69,7 +69,8 @@ def peak_bytes(run_path: Path, side: str, *, num_samples: int, num_threads: int 
     run_path : Path
         Folder with settings.yaml.
     side : str
-        A name in `SIDES`: "ours", a device's window; "plain", the bare backbone; "hidden-states", the same with
+        A name in `SIDES`: "ours", a device's window; "streamed", the same with layers on disk, which the loaded model
+        then lacks; "plain", the bare backbone; "hidden-states", the same with
         `output_hidden_states=True`; "lora", "lora-checkpointed" (activations computed anew in the backward pass),
         "bitfit" and "full", a training step a batch with AdamW; "kseed", two forward passes a batch (FedKSeed);
         "split", a step of the layers up to `peer.cut` (SplitFed). All on the same length-sorted batches of
@@ -104,6 +105,8 @@ def _measured(
 
 def _main(run_path: Path, side: str, num_samples: int) -> int:
     settings = load_settings(file=run_path / "settings.yaml")
+    if side == "streamed":
+        settings.backbone.memory_budget_mib = _below_whole(settings)
     whole = load_local_data(settings, 0, 1)
     data = LocalData(whole.contract, whole.train.take(range(min(num_samples, len(whole.train)))), whole.test.take([]))
     with tempfile.TemporaryDirectory() as folder:
@@ -123,6 +126,20 @@ def _ours(device: Device, settings: Settings) -> Callable[[], object]:
     blocks = settings.activations.num_blocks
     spec = extraction_spec(device.backbone.info, settings, num_blocks=blocks)
     return lambda: device.window(spec, held=frozenset(), size=len(device.data.train), max_bytes=1 << 40)
+
+
+def _below_whole(settings: Settings) -> int:
+    """Return a memory budget, in MiB, that the backbone as a whole does not fit into."""
+    named = settings.backbone
+    plan = plan_memory(
+        named.name,
+        budget_mib=1 << 20,
+        layers=named.layers,
+        precision=named.precision.value,
+        token_budget=named.token_budget,
+        max_length=settings.task.max_length,
+    )
+    return (plan.whole >> 20) - 16
 
 
 def _plain(device: Device, _settings: Settings) -> Callable[[], object]:
@@ -197,6 +214,7 @@ def _labels(device: Device, count: int) -> torch.Tensor:
 
 SIDES: Mapping[str, Side] = {
     "ours": _ours,
+    "streamed": _ours,
     "plain": _plain,
     "hidden-states": _hidden_states,
     "lora": _training("lora"),
@@ -226,7 +244,7 @@ def _settle(backbone: Backbone) -> None:
     """Bring the process to rest with the model loaded: weights and code resident, freed memory given back."""
     for parameter in backbone.model.parameters():
         parameter.detach().sum()
-    _forward(backbone, backbone.tokenize(["one"], None, 4))
+    backbone.extract(backbone.tokenize(["one"], None, 4), layers=[backbone.info.depth], pivot="mean")
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
     if trim is not None:

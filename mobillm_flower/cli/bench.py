@@ -100,6 +100,26 @@ def fleet_scale(
     finish(report, json_file)
 
 
+@app.command()
+def limit(
+    parts: Annotated[str, typer.Option(help="What to measure, with commas between: memory, streaming.")] = "",
+    pairs: Pairs = 10,
+    threads: Threads = 1,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where to put, and keep, 6 GB of models; by default with temporary files."),
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure how small a device may be: memory below the model's size, and what streaming its layers costs."""
+    from mobillm_flower.bench.limit import PARTS, bench_limit
+
+    names = [name for name in parts.split(",") if name]
+    if not set(names) <= PARTS.keys():
+        raise typer.BadParameter(f"give names out of {', '.join(PARTS)}", param_hint="--parts")
+    finish(bench_limit(parts=names, pairs=pairs, num_threads=threads, folder=folder, say=say), json_file)
+
+
 def say(text: str) -> None:
     """Tell how far a benchmark is, on standard error."""
     typer.echo(text, err=True)

@@ -58,8 +58,10 @@ def plan(
         memory_mib=memory_mib,
     )
     found = forecast(settings, contract, work)
+    runs = _runs(settings)
     if as_json:
-        say_json({"samples": work.num_samples, "devices": work.num_devices, "gflops": work.gflops, **found.to_dict()})
+        about = {"samples": work.num_samples, "devices": work.num_devices, "gflops": work.gflops, "memory_plan": runs}
+        say_json({**about, **found.to_dict()})
         return
     ours, lora = found.side_tuning, found.fed_lora
     rows = [
@@ -78,7 +80,29 @@ def plan(
         f"\nBytes both ways are equal at {found.even_rounds:,.1f} rounds of FedLoRA, or at {found.even_samples:,.0f} "
         f"samples a device with {rounds} rounds."
     )
+    if runs:
+        typer.echo(f"The backbone on the device: {runs}.")
     typer.echo(f"Recommended: {found.recommended}: {found.reasons[0]}.")
+
+
+def _runs(settings: Settings) -> str | None:
+    """Return how the backbone would run within its memory budget, as if this process were the device's."""
+    from mobillm_flower.backbones import plan_memory
+
+    named = settings.backbone
+    if not named.memory_budget_mib:
+        return None
+    return str(
+        plan_memory(
+            named.name,
+            budget_mib=named.memory_budget_mib,
+            revision=named.revision,
+            layers=named.layers,
+            precision=named.precision.value,
+            token_budget=named.token_budget,
+            max_length=settings.task.max_length,
+        )
+    )
 
 
 def _data(settings: Settings) -> LocalData:
