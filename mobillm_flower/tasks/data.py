@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
 from mobillm_flower.config import DataSettings, Partition, Settings
 from mobillm_flower.errors import DataError
@@ -139,6 +138,8 @@ def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int,
     DataError
         A column is missing, or the rows cannot be cut that way.
     """
+    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner  # brings matplotlib with it
+
     if settings.partition == Partition.natural:
         column = settings.partition_column
         if column not in rows.column_names:

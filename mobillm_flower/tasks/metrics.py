@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
 
 from mobillm_flower.core.registry import Registry
 
@@ -36,40 +35,48 @@ def perplexity(log_probabilities: np.ndarray) -> float:
 @METRICS.register("accuracy")
 def accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
     """Share of correct predictions."""
-    return float(sk.accuracy_score(true, predicted))
+    return float(_sklearn().accuracy_score(true, predicted))
 
 
 @METRICS.register("macro-f1")
 def macro_f1(true: np.ndarray, predicted: np.ndarray) -> float:
     """F1 averaged over classes with equal weight."""
-    return float(sk.f1_score(true, predicted, average="macro", zero_division=0))
+    return float(_sklearn().f1_score(true, predicted, average="macro", zero_division=0))
 
 
 @METRICS.register("f1")
 def f1(true: np.ndarray, predicted: np.ndarray) -> float:
     """F1 of class 1, as GLUE reports for MRPC and QQP."""
-    return float(sk.f1_score(true, predicted, labels=[1], average="macro", zero_division=0))
+    return float(_sklearn().f1_score(true, predicted, labels=[1], average="macro", zero_division=0))
 
 
 @METRICS.register("matthews")
 def matthews(true: np.ndarray, predicted: np.ndarray) -> float:
     """Matthews correlation, as GLUE reports for CoLA."""
-    return float(sk.matthews_corrcoef(true, predicted))
+    return float(_sklearn().matthews_corrcoef(true, predicted))
 
 
 @METRICS.register("spearman")
 def spearman(true: np.ndarray, predicted: np.ndarray) -> float:
     """Spearman rank correlation; 0 where a side is constant."""
-    return _correlation(stats.spearmanr, true, predicted)
+    return _correlation("spearmanr", true, predicted)
 
 
 @METRICS.register("pearson")
 def pearson(true: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson correlation; 0 where a side is constant."""
-    return _correlation(stats.pearsonr, true, predicted)
+    return _correlation("pearsonr", true, predicted)
 
 
-def _correlation(function: Callable[..., tuple[float, float]], true: np.ndarray, predicted: np.ndarray) -> float:
+def _correlation(name: str, true: np.ndarray, predicted: np.ndarray) -> float:
+    from scipy import stats  # here, and below: 50 MB that a device need not hold while it runs the backbone
+
     if len(true) < 2 or np.ptp(true) == 0 or np.ptp(predicted) == 0:
         return 0.0
-    return float(function(true, predicted)[0])
+    return float(getattr(stats, name)(true, predicted)[0])
+
+
+def _sklearn() -> Any:
+    from sklearn import metrics
+
+    return metrics
