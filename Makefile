@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
-EXTRAS := simulation,demo,bench,text,dev
+EXTRAS := simulation,demo,bench,text,onnx,dev
 
 .PHONY: demo test test-slow check docs bench examples clean help
 

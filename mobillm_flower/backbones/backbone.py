@@ -173,6 +173,10 @@ class Backbone:
         rows = [logit for logit in logits if logit is not None]
         return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)
 
+    def computed_by(self, layers: Sequence[int], pivot: str) -> str:
+        """Return the name of the engine that computes these pivots, made ready: part of the release id."""
+        return self.engine.prepare(layers, PIVOTS[pivot]).name
+
     @property
     def positions(self) -> int | None:
         """How many tokens the model can place; None where there is no limit that it states."""

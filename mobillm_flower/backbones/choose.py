@@ -101,6 +101,7 @@ def choose(
     asked = {
         "revision": settings.revision,
         "precision": settings.precision.value,
+        "engine": settings.engine.value,
         "device": settings.device,
         "token_budget": settings.token_budget,
         "num_labels": num_labels,

@@ -24,6 +24,10 @@ class Engine(Protocol):
 
     name: str
 
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:
+        """Make ready to run these layers and pivot, and return what will: itself, or what it falls back to."""
+        ...
+
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -67,17 +71,23 @@ class TorchEngine:
         self._model, self._stack, self._label_head = predictor or model, stack, label_head
         self._predicts = predictor is not None
 
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
+        """Return itself: nothing is to be made ready."""
+        return self
+
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `Engine`."""
         for inputs in batches:
-            yield self._forward(inputs, layers, select)
+            with torch.inference_mode():
+                found = self.forward(inputs, layers, select)
+            yield found
 
-    @torch.inference_mode()
-    def _forward(
+    def forward(
         self, inputs: Mapping[str, Tensor], layers: Sequence[int], select: Pivot
     ) -> tuple[Tensor, Tensor | None]:
+        """Return the pivots and base logits of one batch; see `Engine.run`."""
         mask = output_mask(inputs)
         kept: list[Tensor] = []
         with _hooks(self._stack, layers, lambda hidden: kept.append(pick(hidden, mask, select))):
@@ -123,7 +133,7 @@ def base_logits(
     predicts : bool
         Whether the model was run with a head of its own.
     """
-    rows, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+    rows, last = torch.arange(mask.shape[0], device=mask.device), mask.sum(1) - 1
     if label_head is not None:
         weight, bias = label_head
         return nn.functional.linear(output.last_hidden_state[rows, last].float(), weight, bias)

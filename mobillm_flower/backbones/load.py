@@ -36,6 +36,7 @@ from mobillm_flower.backbones.describe import (
 from mobillm_flower.backbones.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.streamed import LayerWeights, StoredLayers, StreamedEngine
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
@@ -145,6 +146,7 @@ def load_backbone(
     label_words: Sequence[str] = (),
     language_model: bool = False,
     plan: MemoryPlan | None = None,
+    engine: str = "torch",
 ) -> Backbone:
     """Load a frozen backbone, ready to run forward.
 
@@ -168,12 +170,34 @@ def load_backbone(
         Keep the language-model head, to predict tokens.
     plan : MemoryPlan, optional
         From `plan_memory`: how it runs within a memory budget. Its tokens replace `token_budget`.
+    engine : {"torch", "onnx"}
+        What computes the forward pass; see `onnx_backbone`.
 
     Raises
     ------
     SettingsError, UnsupportedError
         The device is not there, or the architecture cannot be handled, with what was looked for.
     """
+    if engine == "onnx":
+        if plan is not None:
+            raise SettingsError("backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers")
+
+        def load(precision: str, device: str) -> Backbone:
+            return load_backbone(
+                name,
+                revision=revision,
+                layers=layers,
+                precision=precision,
+                device=device,
+                token_budget=token_budget,
+                num_labels=num_labels,
+                label_words=label_words,
+                language_model=language_model,
+            )
+
+        return onnx_backbone(
+            load, precision=precision, device=device, prediction=[num_labels, list(label_words), language_model]
+        )
     folder = resolve_folder(name, revision)
     where = choose_device(device)
     streamed = plan is not None and plan.streamed
@@ -201,7 +225,7 @@ def load_backbone(
     whole.eval()
     whole.requires_grad_(False)
     head = LanguageHead(whole, stack[-1]) if language_model else None
-    engine = None
+    computing = None
     if plan is not None and loaded.disk is not None:
         disk = loaded.disk
         if precision in _PACKED:
@@ -211,7 +235,7 @@ def load_backbone(
             on_disk: LayerWeights = pack(disk, len(stack), packing(precision, where), kept)
         else:
             on_disk = StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype)
-        engine = StreamedEngine(
+        computing = StreamedEngine(
             model,
             list(stack),
             loaded.predictor,
@@ -246,7 +270,7 @@ def load_backbone(
         device=where,
         language_model=loaded.language_model,
         head=head,
-        engine=engine,
+        engine=computing,
         plan=plan,
     )
 

@@ -83,7 +83,18 @@ def public_transform(
         A folder that keeps the result for other processes.
     """
     texts, info = public_text(file), backbone.info
-    described = json.dumps([info.fingerprint, info.precision, layers, pivot, max_length, dimensions, texts])
+    described = json.dumps(
+        [
+            info.fingerprint,
+            info.precision,
+            backbone.computed_by(layers, pivot),
+            layers,
+            pivot,
+            max_length,
+            dimensions,
+            texts,
+        ]
+    )
     key = hashlib.sha256(described.encode()).hexdigest()[:32]
     if key not in _fitted:
         kept = None if remembered_in is None else remembered_in / f"public-{key}.safetensors"

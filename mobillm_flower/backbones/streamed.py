@@ -159,6 +159,10 @@ class StreamedEngine:
         self._answers: int | None = None  # how many values a layer returns in a tuple; 0: no tuple
         self.times = PassTimes()
 
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
+        """Return itself: nothing is to be made ready."""
+        return self
+
     @torch.inference_mode()
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot

@@ -101,6 +101,7 @@ class Device:
             contract.num_outputs,
             contract.label_words,
             contract.per_token,
+            named.engine.value,
         )
 
     @cached_property
@@ -179,7 +180,7 @@ class Device:
                 "contract": replace(self.data.contract, metric="").to_json(),
                 "extraction": spec.to_json(),
                 "precision": self.backbone.info.precision,
-                "engine": self.backbone.engine.name,
+                "engine": self.backbone.computed_by(spec.layers, spec.pivot),
                 "schema": keys.SCHEMA_VERSION,
             },
             sort_keys=True,
@@ -310,6 +311,7 @@ def _shared_backbone(
     num_labels: int,
     label_words: tuple[str, ...],
     language_model: bool,
+    engine: str,
 ) -> Backbone:
     plan = None
     if memory_budget_mib:
@@ -334,4 +336,5 @@ def _shared_backbone(
         label_words=label_words,
         language_model=language_model,
         plan=plan,
+        engine=engine,
     )

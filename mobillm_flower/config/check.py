@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, is_dataclass
 
-from mobillm_flower.config.parts import CHOOSERS, Objective, Partition, Settings
+from mobillm_flower.config.parts import CHOOSERS, EngineName, Objective, Partition, Precision, Settings
 from mobillm_flower.errors import SettingsError
 
 
@@ -29,6 +29,7 @@ def check(settings: Settings) -> None:
             "without a bound protects nothing"
         )
     _check_privacy(settings)
+    _check_engine(settings)
     if settings.backbone.name in CHOOSERS and not settings.backbone.choices:
         raise SettingsError(
             f"backbone.choices=[] must be given when backbone.name={settings.backbone.name}, such as minilm@2,minilm@4"
@@ -40,6 +41,24 @@ def check(settings: Settings) -> None:
         )
     if data.partition == Partition.natural and not data.partition_column:
         raise SettingsError("data.partition-column='' must be named when data.partition=natural")
+
+
+def _check_engine(settings: Settings) -> None:
+    """Refuse numbers that the engine does not compute in, and those of a batch where each sample counts by itself."""
+    backbone, acts, private = settings.backbone, settings.activations, settings.privacy
+    if backbone.engine == EngineName.torch:
+        return
+    if backbone.precision not in (Precision.fp32, Precision.int8):
+        raise SettingsError(f"backbone.precision={backbone.precision} must be fp32 or int8 with backbone.engine=onnx")
+    if backbone.device not in ("auto", "cpu"):
+        raise SettingsError(f"backbone.device={backbone.device!r} must be auto or cpu with backbone.engine=onnx")
+    if backbone.precision == Precision.int8 and (
+        acts.noise_sigma or private.joint_epsilon or private.activation_epsilon
+    ):
+        raise SettingsError(
+            "backbone.precision=int8 with backbone.engine=onnx scales a batch together, so that a sample's activations "
+            "depend on those beside it, and noise on one release does not cover what others tell of it; choose fp32"
+        )
 
 
 def _check_privacy(settings: Settings) -> None:

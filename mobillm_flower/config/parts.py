@@ -47,6 +47,13 @@ class Precision(StrEnum):
     fp4 = "fp4"
 
 
+class EngineName(StrEnum):
+    """What computes the forward pass on the device."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class Objective(StrEnum):
     """What a device uploads beside the activations: a prediction difference, or the label itself."""
 
@@ -83,7 +90,9 @@ class BackboneSettings:
     layers : int
         Keep the first n layers; 0: all. A choice's own @LAYERS wins.
     precision : Precision
-        Number format of the weights.
+        Number format of the weights; with engine onnx fp32 or int8.
+    engine : EngineName
+        What computes the forward pass: torch (transformers' own code), or onnx (ONNX Runtime on the CPU, extra `onnx`).
     device : str
         auto, cpu, cuda, cuda:N or mps.
     token_budget : int
@@ -100,6 +109,7 @@ class BackboneSettings:
     revision: str = ""
     layers: int = _number(0, at_least=0)
     precision: Precision = Precision.fp32
+    engine: EngineName = EngineName.torch
     device: str = "auto"
     token_budget: int = _number(4096, at_least=1)
 

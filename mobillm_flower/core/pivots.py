@@ -66,7 +66,7 @@ def pivot(*, num_vectors: int | None) -> Callable[[Callable[[Tensor, Tensor], Te
 @pivot(num_vectors=1)
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """Last token that is not padding: the token in a causal model's loss."""
-    rows = torch.arange(len(hidden), device=hidden.device)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
     return hidden[rows, mask.cumsum(1).argmax(1)].unsqueeze(1)
 
 
@@ -74,7 +74,7 @@ def last(hidden: Tensor, mask: Tensor) -> Tensor:
 @pivot(num_vectors=1)
 def first(hidden: Tensor, mask: Tensor) -> Tensor:
     """First token that is not padding: [CLS] of an encoder."""
-    rows = torch.arange(len(hidden), device=hidden.device)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
     return hidden[rows, mask.argmax(1)].unsqueeze(1)
 
 
