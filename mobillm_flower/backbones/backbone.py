@@ -103,7 +103,8 @@ class Backbone:
         self._decoder_start = decoder_start
         self.language_model, self.head = language_model, head
         self.plan = plan
-        self.engine: Engine = engine or TorchEngine(model, stack, predictor, label_head)
+        shares = info.causal and plan is None  # a memory budget does not count what is kept of a prefix
+        self.engine: Engine = engine or TorchEngine(model, stack, predictor, label_head, causal=shares)
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mobillm_flower.backbones.prefix import Prefix, PrefixCache, can_share
 from mobillm_flower.core.pivots import Pivot
 
 
@@ -57,6 +58,9 @@ class TorchEngine:
     ----------
     model, stack, predictor, label_head
         As in `Backbone`.
+    causal : bool
+        Whether tokens see only their left: tokens that the samples of a batch all begin with are then computed once
+        and kept for later batches (`PrefixCache`).
     """
 
     name = "torch"
@@ -67,9 +71,12 @@ class TorchEngine:
         stack: Sequence[nn.Module],
         predictor: nn.Module | None,
         label_head: tuple[Tensor, Tensor | None] | None,
+        *,
+        causal: bool = False,
     ) -> None:
         self._model, self._stack, self._label_head = predictor or model, stack, label_head
         self._predicts = predictor is not None
+        self._prefixes = PrefixCache(self._hidden) if causal and can_share(model.config) else None
 
     def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
         """Return itself: nothing is to be made ready."""
@@ -81,18 +88,40 @@ class TorchEngine:
         """See `Engine`."""
         for inputs in batches:
             with torch.inference_mode():
-                found = self.forward(inputs, layers, select)
+                prefix = self._prefixes.find(inputs) if self._prefixes else None
+                found = self.forward(inputs, layers, select, prefix)
             yield found
 
     def forward(
-        self, inputs: Mapping[str, Tensor], layers: Sequence[int], select: Pivot
+        self, inputs: Mapping[str, Tensor], layers: Sequence[int], select: Pivot, prefix: Prefix | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the pivots and base logits of one batch; see `Engine.run`."""
+        """Return the pivots and base logits of one batch; see `Engine.run`.
+
+        Parameters
+        ----------
+        inputs, layers, select
+            As there.
+        prefix : Prefix, optional
+            What all samples begin with; only the rest is run.
+        """
         mask = output_mask(inputs)
         kept: list[Tensor] = []
-        with _hooks(self._stack, layers, lambda hidden: kept.append(pick(hidden, mask, select))):
-            output = self._model(**inputs)
-        return join(kept, select), base_logits(output, mask, self._label_head, predicts=self._predicts)
+
+        def take(hidden: Tensor) -> None:
+            whole = prefix.before(hidden, layers[len(kept)]) if prefix else hidden
+            kept.append(pick(whole, mask, select))
+
+        with _hooks(self._stack, layers, take):
+            output = self._model(**(prefix.rest(inputs) if prefix else inputs))
+        ran = mask[:, len(prefix.ids) :] if prefix else mask
+        return join(kept, select), base_logits(output, ran, self._label_head, predicts=self._predicts)
+
+    def _hidden(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """Return what each layer leaves to the next, [B, T, d_b]."""
+        kept: list[Tensor] = []
+        with _hooks(self._stack, range(1, len(self._stack) + 1), kept.append):
+            self._model(**inputs)
+        return kept
 
 
 def pick(hidden: Tensor, mask: Tensor, select: Pivot) -> Tensor:

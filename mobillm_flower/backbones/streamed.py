@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mobillm_flower.backbones.engine import base_logits, join, output_mask, pick
+from mobillm_flower.backbones.engine import Engine, base_logits, join, output_mask, pick
 from mobillm_flower.backbones.memory import give_back_at_once
 from mobillm_flower.backbones.stored import StoredWeights
 from mobillm_flower.core.pivots import Pivot
