@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -33,7 +34,7 @@ from mobillm_flower.wire.window import SampleBytes
 
 logger = logging.getLogger(__name__)
 TOGETHER = 64
-"""Most samples whose activations a device has in memory at one time."""
+"""Most samples that a device runs forward at one time, while as many before them are encoded."""
 
 
 def together(spec: ExtractionSpec, *, token_budget: int, max_length: int) -> int:
@@ -234,31 +235,53 @@ class Device:
     def _release(self, indices: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
         """Run samples forward, perturb, encode, and write them into the ledger; returns the forward pass's seconds.
 
-        A few samples of similar length at a time: no more activations than theirs are in memory.
+        A few samples of similar length at a time, and those before them are encoded meanwhile in another thread: no
+        more activations than theirs are in memory. Where every token's are kept, one after the other.
         """
         train, seconds = self.data.train, 0.0
         pairs = train.pairs or [""] * len(train)
         order = sorted(indices, key=lambda i: (len(train.texts[i]) + len(pairs[i]), i))
         releases: list[tuple[bytes, Release]] = []
+        encoding: Future[list[tuple[bytes, Release]]] | None = None
         backbone, contract = self.settings.backbone, self.data.contract
         size = together(spec, token_budget=backbone.token_budget, max_length=contract.max_length)
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            if contract.per_token:
-                activations, targets, spent = self._tokens(train.take(part), spec)
-            else:
-                noise_keys = [self.folder.noise_key(release_ids[i]) for i in part]
-                activations, targets, spent = self._labelled(train.take(part), noise_keys, spec)
-            seconds += spent
-            for i, found, target in zip(part, activations, targets, strict=True):
-                try:
-                    blob = encode_sample(found, CODECS[spec.codec], spec.keep)
-                except ValueError as error:
-                    raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
-                releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
+        with ThreadPoolExecutor(1) as worker:
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                if contract.per_token:
+                    activations, targets, spent = self._tokens(train.take(part), spec)
+                else:
+                    noise_keys = [self.folder.noise_key(release_ids[i]) for i in part]
+                    activations, targets, spent = self._labelled(train.take(part), noise_keys, spec)
+                seconds += spent
+                if encoding is not None:
+                    releases += encoding.result()
+                encoding = worker.submit(self._encoded, part, release_ids, activations, targets, spec)
+                if PIVOTS[spec.pivot].per_token:  # so many activations are in memory once
+                    encoding.result()
+            if encoding is not None:
+                releases += encoding.result()
         if releases:
             self.folder.record(releases, epsilon=self.guarantee(spec).epsilon)
         return seconds
+
+    def _encoded(
+        self,
+        part: Sequence[int],
+        release_ids: Sequence[bytes],
+        activations: Sequence[Tensor],
+        targets: Sequence[bytes],
+        spec: ExtractionSpec,
+    ) -> list[tuple[bytes, Release]]:
+        """Return each sample's id and release."""
+        releases = []
+        for i, found, target in zip(part, activations, targets, strict=True):
+            try:
+                blob = encode_sample(found, CODECS[spec.codec], spec.keep)
+            except ValueError as error:
+                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
+            releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
+        return releases
 
     def _tokens(self, samples: Samples, spec: ExtractionSpec) -> tuple[list[Tensor], list[bytes], float]:
         """Return activations and encoded targets of language modelling, and the seconds that they took."""
