@@ -73,6 +73,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
             num_labels=contract.num_outputs,
             label_words=contract.label_words,
             language_model=contract.per_token,
+            engine=settings.backbone.engine.value,
         )
         model = SideTunedModel.from_pretrained(
             folder,
