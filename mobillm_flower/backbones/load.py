@@ -180,7 +180,9 @@ def load_backbone(
     """
     if engine == "onnx":
         if plan is not None:
-            raise SettingsError("backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers")
+            raise SettingsError(
+                "backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers"
+            )
 
         def load(precision: str, device: str) -> Backbone:
             return load_backbone(

@@ -85,6 +85,7 @@ def compare_engines(
         speeds[name] = median(a.cpu for a in eager) / median(b.cpu for b in found[name])
         rows.append([name, f"{speeds[name]:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"])
     report.figures["fp32_speed_bound"] = speeds.pop("products")
+    report.figures |= {f"speed_{name.replace(' ', '_')}": speed for name, speed in speeds.items()}
     report.bars["engine_speed"] = Bar(max(speeds.values()), BEST_BAR, at_most=False)
     if "onnx fp32" in speeds:
         report.bars["engine_speed_fp32"] = Bar(speeds["onnx fp32"], FP32_BAR, at_most=False)
@@ -112,6 +113,7 @@ def compare_metrics(report: Report, *, seeds: int = 3, say: Callable[[str], None
     report.figures["engine_metrics"] = found
     exact = mean(found["torch fp32"])
     worst = max(abs(mean(values) - exact) for values in found.values())
+    report.figures["engine_metric_change"] = worst
     report.bars["engine_metric_change"] = Bar(worst, METRIC_BAR, at_most=True)
     rows = [[name, f"{mean(v):.4f}", f"{stdev(v):.4f}" if len(v) > 1 else "–"] for name, v in found.items()]
     report.tables.append(Table("Test accuracy on phone-messages", ["engine", "mean", "deviation"], rows))

@@ -1,4 +1,4 @@
-"""How small a device may be: a forward pass below the model's own size, its memory and what it costs in time."""
+"""How small a device may be, and how fast: memory below the model's own size, what that costs, engines compared."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mobillm_flower.backbones import plan_memory
+from mobillm_flower.bench.engines import compare_engines, compare_metrics
 from mobillm_flower.bench.pairs import (
     Bar,
     Report,
@@ -20,6 +21,7 @@ from mobillm_flower.bench.pairs import (
     compare_seconds,
     run_fresh,
     take_turns,
+    torch_threads,
 )
 from mobillm_flower.bench.random_models import random_opt
 
@@ -132,5 +134,22 @@ def _streaming(report: Report, setting: Setting) -> None:
     report.bars["opt-350m_streamed_over_in_memory"] = Bar(ratio, 1.3, at_most=True)
 
 
-PARTS: Mapping[str, Callable[[Report, Setting], None]] = {"memory": _memory, "streaming": _streaming}
+def _engines(report: Report, setting: Setting) -> None:
+    """MiniLM's forward pass on each engine, beside torch in fp32."""
+    with torch_threads(setting.num_threads):
+        compare_engines(report, pairs=setting.pairs, say=setting.say)
+
+
+def _engine_metrics(report: Report, setting: Setting) -> None:
+    """Accuracy that side-tuning reaches with each engine's activations."""
+    with torch_threads(setting.num_threads):
+        compare_metrics(report, say=setting.say)
+
+
+PARTS: Mapping[str, Callable[[Report, Setting], None]] = {
+    "memory": _memory,
+    "streaming": _streaming,
+    "engines": _engines,
+    "engine-metrics": _engine_metrics,
+}
 """What is measured, by name: each part adds its figures to the report."""

@@ -102,7 +102,9 @@ def fleet_scale(
 
 @app.command()
 def limit(
-    parts: Annotated[str, typer.Option(help="What to measure, with commas between: memory, streaming.")] = "",
+    parts: Annotated[
+        str, typer.Option(help="What to measure, with commas between: memory, streaming, engines, engine-metrics.")
+    ] = "",
     pairs: Pairs = 10,
     threads: Threads = 1,
     folder: Annotated[
@@ -111,7 +113,7 @@ def limit(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure how small a device may be: memory below the model's size, and what streaming its layers costs."""
+    """Measure how small a device may be, and how fast: memory below the model's size, streaming, engines."""
     from mobillm_flower.bench.limit import PARTS, bench_limit
 
     names = [name for name in parts.split(",") if name]
