@@ -11,6 +11,7 @@ links and presence, from the figures in `PROFILES`, and that
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -316,7 +317,7 @@ def simulate(recorded: Recorded, fleet: Sequence[Device], world: World, *, targe
     return Outcome(seconds, run.bytes_up, down, run.rounds, run.answers, run.lost, too_small)
 
 
-class _Run:
+class _Run(ABC):
     """What both ways have: the clock, the devices, and what is counted."""
 
     def __init__(self, env: simpy.Environment, recorded: Recorded, devices: Sequence[Device], world: World) -> None:
@@ -324,9 +325,9 @@ class _Run:
         self.bytes_up = self.bytes_down = 0.0
         self.rounds = self.answers = self.lost = 0
 
+    @abstractmethod
     def events(self) -> Generator[simpy.Event, Any, None]:
         """Yield what is waited for, until the target is reached."""
-        raise NotImplementedError
 
     def working(self, device: Device, seconds: float) -> simpy.Event:
         """Return the event at which a device has worked for so long."""
