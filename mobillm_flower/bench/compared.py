@@ -21,7 +21,7 @@ PAE = {
 """Side-tuning's settings, beside its preset's."""
 PAE_OF_PAIRS = {"activations.bi-encoder": "true", "activations.pivot": "mean"}
 """What it adds where samples are pairs of texts."""
-_CENTRAL_EPOCHS = 5
+_CENTRAL_EPOCHS = 10
 
 
 def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[Method]:
