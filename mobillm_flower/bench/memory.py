@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.bench.pairs import Report, Table
 from mobillm_flower.bench.random_models import SHAPES, long_texts, random_opt
 from mobillm_flower.bench.work import can_measure, peak_bytes
@@ -41,6 +42,12 @@ def bench_memory(
     sides : sequence of str
         As in `mobillm_flower.bench.work.SIDES`.
 
+    Returns
+    -------
+    Report
+        `figures`: by model `weights_bytes`, of the loaded model, and `batches`: peak bytes by side. A streamed model is
+        not loaded; its layers are in its peak.
+
     Raises
     ------
     RunFailed
@@ -65,9 +72,11 @@ def bench_memory(
                         if found[side] is None:
                             report.skipped[what] = "the process was ended: it does not fit into this machine's memory"
                     rows.append({"length": length, "batch": batch, "peak_bytes": found})
-        report.figures[model] = rows
+            weights = sum(parameter.nbytes for parameter in skeleton(name)[0].parameters())
+        report.figures[model] = {"weights_bytes": weights, "batches": rows}
         table = [[f"{row['length']} × {row['batch']}", *(_text(row["peak_bytes"][s]) for s in sides)] for row in rows]
-        title = f"{model}: peak MB above the loaded model, by tokens × samples of a batch"
+        loaded = f"the loaded model, {_text(weights)} MB, which a streamed one lacks"
+        title = f"{model}: peak MB above {loaded}, by tokens × samples of a batch"
         report.tables.append(Table(title, ["batch", *sides], table))
     return report
 

@@ -22,11 +22,14 @@ pytestmark = pytest.mark.slow
 @ON_LINUX
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
 def test_every_side_of_the_memory_protocol(tmp_path: Path) -> None:
-    backbone = str(save_tiny(tmp_path / "model", "opt", max_position_embeddings=128, hidden_size=256))
+    shape = {"hidden_size": 512, "ffn_dim": 2048, "num_hidden_layers": 8}  # enough that its layers are worth streaming
+    backbone = str(save_tiny(tmp_path / "model", "opt", max_position_embeddings=128, **shape))
     said: list[str] = []
     report = bench_memory(models=[backbone], lengths=[64], batches=[16], work=tmp_path, say=said.append)
-    (row,) = report.figures[backbone]
+    (row,) = report.figures[backbone]["batches"]
     peaks = row["peak_bytes"]
+    on_disk = (tmp_path / "model" / "model.safetensors").stat().st_size  # with a header
+    assert 0.9 * on_disk < report.figures[backbone]["weights_bytes"] < on_disk
     assert list(peaks) == list(SIDES)
     assert peaks["ours"] < 1.5 * peaks["plain"]
     assert peaks["lora"] > peaks["ours"]
