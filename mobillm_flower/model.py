@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
 from mobillm_flower.backbones.attach import Mixer, with_side_output
+from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core import discriminant as _  # noqa: F401 - registers itself
 from mobillm_flower.core.causal import CausalSideNetwork
@@ -24,6 +25,7 @@ from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import ActivationBatch, SideNetworkConfig, state_for
 from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
+from mobillm_flower.core.upper import UpperLayersSideNetwork
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.activations import read_activations
@@ -126,10 +128,9 @@ class SideTunedModel:
                 f"{backbone.info.depth} layers) is {backbone.info.fingerprint[:12]}; load the backbone and number of "
                 "layers that it was trained for"
             )
-        self.backbone, self.side_network = backbone, side_network
+        self.backbone = backbone
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
-        if side_network is not None:
-            side_network.eval()
+        self.side_network = self._ready(side_network)
         if spec.mixing != (mixing.name if mixing else ""):
             raise MismatchError(
                 f"the side network was trained with the mixing key {spec.mixing or '(none)'}, this is "
@@ -177,11 +178,13 @@ class SideTunedModel:
         )
         if self.side_network is None:
             return base
-        side = []
+        activations = extraction.activations
+        outputs = torch.zeros(len(samples), self.contract.num_outputs)
+        order = sorted(range(len(samples)), key=lambda i: len(activations[i]))  # one row each, or one a token
         with torch.inference_mode():
             for start in range(0, len(samples), 256):
-                side.append(self.side_network([self._batch(extraction.activations[start : start + 256])]))
-        outputs = torch.cat(side)
+                chosen = order[start : start + 256]
+                outputs[chosen] = self.side_network([self._batch([activations[i] for i in chosen])])
         return self.rule.scores(self._mixing.outputs(outputs) if self._mixing else outputs, base)
 
     @cached_property
@@ -271,10 +274,14 @@ class SideTunedModel:
         """Return the same with another side network of its shape, or with none."""
         other = copy.copy(self)
         other.__dict__.pop("language_model", None)
-        other.side_network = side_network
-        if side_network is not None:
-            side_network.eval()
+        other.side_network = self._ready(side_network)
         return other
+
+    def _ready(self, network: nn.Module | None) -> nn.Module | None:
+        """Return a side network that can predict."""
+        if isinstance(network, UpperLayersSideNetwork):
+            network.attach(UpperLayers(Cut(self.backbone, self.spec.layers[-1], setting="activations.layers")))
+        return None if network is None else network.eval()
 
     def evaluate(self, samples: Samples) -> float:
         """Return the contract's metric on labelled samples, or on prompts with responses."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.errors import SettingsError, UnsupportedError
+from mobillm_flower.backbones.cut import Cut
 from mobillm_flower.fine_tuning import MAX_NORM, FineTunedModel
 
 
@@ -37,73 +38,28 @@ class SplitModel:
     """
 
     def __init__(self, model: FineTunedModel, cut: int) -> None:
-        stack = model.backbone.stack
-        if not 1 <= cut < len(stack):
-            raise SettingsError(f"peer.cut={cut} of {len(stack)} layers; give 1 to {len(stack) - 1}")
-        if "decoder_input_ids" in model.backbone.pad([{"input_ids": [0]}]):
-            raise UnsupportedError(f"{model.backbone.info.name} is an encoder-decoder, which split-fed does not cut")
-        self.model, self.cut = model, cut
-        mine = {id(parameter) for layer in stack[:cut] for parameter in layer.parameters()}
+        self.model, self._cut = model, Cut(model.backbone, cut, setting="peer.cut")
+        mine = {id(parameter) for layer in self._cut.below for parameter in layer.parameters()}
         trained = model.trained().items()
         self.device_part = {name: parameter for name, parameter in trained if id(parameter) in mine}
         self.server_part = {name: parameter for name, parameter in trained if id(parameter) not in mine}
-        self._extra = self._tuple_size()
-
-    @torch.no_grad()
-    def _tuple_size(self) -> int:
-        """Return how many things a layer gives beside its hidden states; -1: it gives them bare."""
-        found: list[int] = []
-
-        def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found.append(len(output) - 1 if isinstance(output, tuple) else -1)
-
-        handle = self.model.backbone.stack[0].register_forward_hook(look)
-        try:
-            self.model(self.model.backbone.pad([{"input_ids": [0]}]))
-        finally:
-            handle.remove()
-        return found[0]
 
     def below(self, inputs: Mapping[str, Tensor], *, seed: int) -> Tensor:
         """Return what layer cut + 1 reads, [B, T, d_b], of padded inputs; the layers above the cut do not run.
 
         Dropout is drawn from the seed.
         """
-        taken: list[Tensor] = []
-
-        def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            taken.append(arguments[0] if arguments else named["hidden_states"])
-            raise _CutReachedError
-
-        handle = self.model.backbone.stack[self.cut].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with _dropout(self.model, seed):
-                self.model(inputs)
-        except _CutReachedError:
-            return taken[0]
-        finally:
-            handle.remove()
-        raise AssertionError("the forward pass never came to the cut")
+        with self._cut.leaving() as taken, _dropout(self.model, seed):
+            self.model(inputs)
+        return taken[0]
 
     def above(self, hidden: Tensor, mask: Tensor, *, seed: int) -> Tensor:
         """Return scores [B, K] of hidden states at the cut, [B, T, d_b], with the mask [B, T] of 0/1.
 
         The layers below do not run; dropout above the cut is drawn from the seed.
         """
-
-        def put(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            torch.manual_seed(seed)  # the embeddings drew some
-            if arguments:
-                return (hidden, *arguments[1:]), named
-            return arguments, {**named, "hidden_states": hidden}
-
-        stack = self.model.backbone.stack
-        handle = stack[self.cut].register_forward_pre_hook(put, with_kwargs=True)
-        try:
-            with _dropout(self.model, seed), _skipped(stack[: self.cut], self._extra):
-                return self.model({"input_ids": torch.zeros_like(mask), "attention_mask": mask})  # type: ignore[no-any-return]
-        finally:
-            handle.remove()
+        with _dropout(self.model, seed), self._cut.entering(hidden, prepare=partial(torch.manual_seed, seed)):
+            return self.model({"input_ids": torch.zeros_like(mask), "attention_mask": mask})  # type: ignore[no-any-return]
 
     def teach(self, rows: Tensor, lengths: Tensor, labels: Tensor, *, seed: int) -> tuple[float, Tensor]:
         """Return the loss of a batch and its gradients at the cut; those of the server's part are left in it.
@@ -194,10 +150,6 @@ def gradient_norms(parameters: Mapping[str, nn.Parameter]) -> Tensor:
     return torch.stack(norms).float().cpu()
 
 
-class _CutReachedError(Exception):
-    """Ends a forward pass."""
-
-
 @contextmanager
 def _dropout(model: nn.Module, seed: int) -> Iterator[None]:
     """Train inside with dropout drawn from a seed; torch's own generator is left as it was."""
@@ -208,19 +160,3 @@ def _dropout(model: nn.Module, seed: int) -> Iterator[None]:
             yield
     finally:
         model.eval()
-
-
-@contextmanager
-def _skipped(layers: Sequence[nn.Module], extra: int) -> Iterator[None]:
-    """Let layers pass on what they read, in the form in which they would."""
-
-    def passed_on(hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Any:
-        return hidden_states if extra < 0 else (hidden_states, *[None] * extra)
-
-    for layer in layers:
-        layer.forward = passed_on
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward

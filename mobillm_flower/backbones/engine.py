@@ -111,7 +111,8 @@ class TorchEngine:
             whole = prefix.before(hidden, layers[len(kept)]) if prefix else hidden
             kept.append(pick(whole, mask, select))
 
-        with _hooks(self._stack, layers, take):
+        output = None
+        with _hooks(self._stack, layers, take, stop=not self._predicts and self._label_head is None):
             output = self._model(**(prefix.rest(inputs) if prefix else inputs))
         ran = mask[:, len(prefix.ids) :] if prefix else mask
         return join(kept, select), base_logits(output, ran, self._label_head, predicts=self._predicts)
@@ -179,14 +180,22 @@ def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _hooks(stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None]) -> Iterator[None]:
+def _hooks(
+    stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None], *, stop: bool = False
+) -> Iterator[None]:
     """Hand over what each of the layers leaves to the next; that of the last one before any final norm.
 
-    It is what the next layer reads, since a model may work on it in between (DeBERTa-v2's convolution does).
+    It is what the next layer reads, since a model may work on it in between (DeBERTa-v2's convolution does). With
+    `stop` the forward pass ends where nothing more is to be handed over.
     """
+    left = len(layers)
 
     def before(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal left
         take(inputs[0] if inputs else named["hidden_states"])
+        left -= 1
+        if stop and not left:
+            raise _EnoughError
 
     def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
         take(output[0] if isinstance(output, tuple) else output)
@@ -199,6 +208,12 @@ def _hooks(stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Te
             else:
                 handles.append(stack[-1].register_forward_hook(after))
         yield
+    except _EnoughError:
+        pass
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _EnoughError(Exception):
+    """Ends a forward pass."""

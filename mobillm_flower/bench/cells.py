@@ -33,7 +33,9 @@ from mobillm_flower.wire.contract import extraction_spec
 APP = Path(__file__).parent / "app"
 CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
 """Rounds after which a peer's model is measured, beside its last and every fifth."""
-SIDE_TUNING = ("pae", "mobillm", "fed")
+UPPER_LAYERS = "upper-layers"
+"""Side-tuning whose side network is the backbone's upper layers: strategy `pae` with other settings."""
+SIDE_TUNING = ("pae", "mobillm", "fed", UPPER_LAYERS)
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
 
@@ -156,6 +158,7 @@ class Cell:
 
     def words(self, data: Path | None, work: Path) -> list[str]:
         """Return its settings as ``key=value`` words."""
+        strategy = {CENTRAL_LORA: "fed-lora", UPPER_LAYERS: "pae"}.get(self.method, self.method)
         words = {
             **self.task.settings,
             "data.source": str(self.task.write(data, work, held_out=self.held_out).resolve()),
@@ -163,9 +166,9 @@ class Cell:
             "data.partition": "iid" if self.alpha is None else "dirichlet",
             "data.seed": str(self.seed),
             "run.seed": str(self.seed),
-            "strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method,
+            "strategy": strategy,
             **({} if self.alpha is None else {"data.alpha": str(self.alpha)}),
-            **({"preset": self.method} if self.method in SIDE_TUNING else {"peer.keep-rounds": "true"}),
+            **({"preset": strategy} if self.method in SIDE_TUNING else {"peer.keep-rounds": "true"}),
             **self.settings,
         }
         return [f"{key}={value}" for key, value in words.items()]

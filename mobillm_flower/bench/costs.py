@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from mobillm_flower.bench.cells import Cell
+from mobillm_flower.bench.cells import UPPER_LAYERS, Cell
 from mobillm_flower.bench.work import can_measure, peak_bytes, work_seconds
 from mobillm_flower.config import load_settings, to_yaml
 
@@ -21,6 +21,7 @@ SIDES: Mapping[str, str] = {
     "pae": "ours",
     "mobillm": "ours",
     "fed": "ours",
+    UPPER_LAYERS: "ours",
     "fed-lora": "lora",
     "fed-bitfit": "bitfit",
     "fed-kseed": "kseed",

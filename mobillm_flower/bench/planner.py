@@ -177,10 +177,13 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
         part = lengths[start : start + at_once]
         found = batches_by_length(part, named.token_budget)
         batches += [(len(batch), part[batch[-1]]) for batch in found]
-    of_sample = _sample_flops(model, longest)
+    run = model
+    if spec.layers_above and not contract.label_words:  # nothing above the cut runs, unless the model predicts
+        run, _ = skeleton(named.name, revision=named.revision, layers=spec.layers[-1])
+    of_sample = _sample_flops(run, longest)
     flops = sum(count * of_sample(tokens) for count, tokens in batches)
     widest = max(batches, key=lambda batch: batch[0] * batch[1])
-    peak = dry_run(model, batch=widest[0], tokens=widest[1]).peak_bytes
+    peak = dry_run(run, batch=widest[0], tokens=widest[1]).peak_bytes
     if PIVOTS[spec.pivot].per_token:
         peak += 4 * min(at_once, math.ceil(share)) * rows * math.prod(spec.row_shape)
     if per_token and spec.objective == "difference":  # the head alone, forward and backward

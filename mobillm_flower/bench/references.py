@@ -17,7 +17,7 @@ from mobillm_flower.model import SideTunedModel, saved_backbones, saved_contract
 from mobillm_flower.reports import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
-from mobillm_flower.strategies.run_plan import language_head, prediction_rule
+from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule
 from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
 from mobillm_flower.wire.contract import TaskContract
 
@@ -128,7 +128,7 @@ def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
             cache,
             scores=rule.scores,
             memory_bytes=settings.cache.memory_mib << 20,
-            head=language_head(plan, settings, backbones),
+            frozen=frozen_parts(plan, settings, backbones),
         )
     finally:
         cache.close()

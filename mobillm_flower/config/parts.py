@@ -218,7 +218,8 @@ class ActivationSettings:
     sampling : str
         uniform or top-heavy (finer near the output).
     layers : list of int
-        Layers to sample, counted from 1, ending with the last; overrides `sampling`.
+        Layers to sample, counted from 1, ending with the last; overrides `sampling`. With side network upper-layers the
+        one layer that it goes on from, by default a third of the depth.
     pivot : str
         last, first, mean, first+mean, all, or a registered one; auto: the backbone's own, for language modelling all,
         which there means every token in the loss.
@@ -287,8 +288,10 @@ class SideNetworkSettings:
     Parameters
     ----------
     name : str
-        additive, low-rank (small where a layer has several pivots), causal (also reads a text's earlier tokens:
-        language modelling, or `activations.pivot=all`), discriminant (in closed form), or a registered one.
+        additive, low-rank (small where a layer has several pivots), upper-layers (the backbone's own layers above
+        `activations.layers`, with adapters between them, from every token's states), causal (also reads a text's
+        earlier tokens: language modelling, or `activations.pivot=all`), discriminant (in closed form), or a registered
+        one.
     width : int
         Width d of the side network; 0: the backbones' own.
     bottleneck : int

@@ -70,3 +70,32 @@ def sample_layers(
             ends[i] = max(ends[i], i + 1)
         return tuple(ends)
     raise SettingsError(f"activations.sampling={scheme!r} must be uniform or top-heavy")
+
+
+def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:
+    """Return the one layer below which a device runs and above which the side network does.
+
+    Parameters
+    ----------
+    depth : int
+        L.
+    layers : sequence of int
+        The layer, 1-based; none: a third of the depth.
+
+    Raises
+    ------
+    SettingsError
+        There is no layer on one side, or several layers are named.
+
+    Examples
+    --------
+    >>> cut_layer(12)
+    (4,)
+    """
+    chosen = tuple(layers) or (max(1, round(depth / 3)),)
+    if len(chosen) != 1 or not 1 <= chosen[0] < depth:
+        raise SettingsError(
+            f"activations.layers={list(chosen)} must be one layer from 1 to {depth - 1}, above which the side network "
+            f"runs the others of {depth}"
+        )
+    return (chosen[0],)

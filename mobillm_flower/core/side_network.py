@@ -49,10 +49,13 @@ class AlignmentSpec:
         d_b.
     num_vectors : int
         P, the vectors of a packed row.
+    layers_above : int
+        Layers of the backbone above the last one that is sampled; other than 0 only where the side network runs them.
     """
 
     width: int
     num_vectors: int
+    layers_above: int = 0
 
     @property
     def num_features(self) -> int:
@@ -162,15 +165,15 @@ class AdditiveSideNetwork(nn.Module):
         self._joined = frozenset(joined)
         self.alignment = nn.ModuleDict(
             {
-                name: self.make_alignment(spec, _generator(seed, name))
+                name: self.make_alignment(spec, own_generator(seed, name))
                 for name, spec in sorted(self.types.items())
                 if name in joined or not identity_alignment
             }
         )
-        generator = _generator(seed, "shared")
+        generator = own_generator(seed, "shared")
         self.gates = nn.Parameter(torch.zeros(max(0, num_blocks - 1)))
         self.adapters = nn.ModuleList(
-            _Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(num_blocks)
+            Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(num_blocks)
         )
         self.output_norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, num_outputs, bias=True)
@@ -376,7 +379,7 @@ class _Alignment(nn.Module):
         return torch.einsum("nmf,mdf->nmd", rows, self.weight)
 
 
-class _Adapter(nn.Module):
+class Adapter(nn.Module):
     """h = s + W_up φ(W_down LN(s)); W_up starts at zero, so that a fresh adapter passes its input on."""
 
     def __init__(self, width: int, bottleneck: int, activation: nn.Module, generator: torch.Generator) -> None:
@@ -391,12 +394,15 @@ class _Adapter(nn.Module):
             self.up.weight.zero_()
             self.up.bias.zero_()
 
-    def forward(self, state: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-        out: Tensor = state + self.up(self.activation(mix(self.down(self.norm(state)))))
+    def forward(self, state: Tensor, mix: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return h, [..., d], of s, [..., d]; `mix` works on the narrow vectors [..., r]."""
+        narrow = self.down(self.norm(state))
+        out: Tensor = state + self.up(self.activation(mix(narrow) if mix else narrow))
         return out
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def own_generator(seed: int, name: str) -> torch.Generator:
+    """Return a generator that depends on a seed and a name alone."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.language import Head
 from mobillm_flower.core.side_network import SideNetworkConfig
+from mobillm_flower.core.upper import Upper, UpperLayersSideNetwork
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
@@ -26,6 +27,25 @@ from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 _KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"
 _BACKBONES = "backbones"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What training needs of the public backbone, which the server loads by its own settings.
+
+    Parameters
+    ----------
+    head : Head or None
+        What follows the last layer: language modelling.
+    upper : Upper or None
+        The layers that `UpperLayersSideNetwork` runs.
+    """
+
+    head: Head | None = None
+    upper: Upper | None = None
+
+
+NOTHING_FROZEN = Frozen()
 
 
 @dataclass(frozen=True)
@@ -84,12 +104,15 @@ class TrainingPlan:
         memory_bytes: int,
         checkpoint: Path | None = None,
         on_event: Callable[..., None] = lambda *_args, **_values: None,
-        head: Head | None = None,
+        frozen: Frozen = NOTHING_FROZEN,
     ) -> Trainer:
-        """Make a trainer with a fresh side network (or the checkpoint's); `head` as in `make_loss`."""
+        """Make a trainer with a fresh side network (or the checkpoint's)."""
         torch.set_num_threads(self.num_threads)
+        network = self.side_config.build()
+        if isinstance(network, UpperLayersSideNetwork) and frozen.upper is not None:
+            network.attach(frozen.upper)
         return Trainer(
-            network=self.side_config.build(),
+            network=network,
             loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes),
             loss=make_loss(
                 self.contract,
@@ -97,7 +120,7 @@ class TrainingPlan:
                 loss=self.loss,
                 scale=self.scale,
                 label_rates=next(iter(self.specs.values())).protection(self.contract).label_rates,
-                head=head,
+                head=frozen.head,
             ),
             scores=scores,
             options=self.options,
@@ -210,13 +233,13 @@ def replay(
     *,
     scores: Callable[[Tensor, Tensor], Tensor],
     memory_bytes: int = 1 << 30,
-    head: Head | None = None,
+    frozen: Frozen = NOTHING_FROZEN,
 ) -> nn.Module:
     """Train from a complete cache in one place, by the run's own schedule; returns the side network.
 
     Parameters
     ----------
-    cache, scores, memory_bytes, head
+    cache, scores, memory_bytes, frozen
         As in `TrainingPlan.trainer`.
 
     Raises
@@ -227,7 +250,7 @@ def replay(
     plan = TrainingPlan.of(cache)
     if plan is None or not can_replay(cache):
         raise CacheError(f"{cache.file} holds no run that can be replayed: no plan, or it began from given weights")
-    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes, head=head)
+    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes, frozen=frozen)
     train_again(trainer)
     return trainer.network
 

@@ -41,7 +41,7 @@ from mobillm_flower.server.plan import (
 from mobillm_flower.strategies.averages import Average
 from mobillm_flower.strategies.exchange import Clock, Exchange
 from mobillm_flower.strategies.fleet import DeviceState, Fleet
-from mobillm_flower.strategies.run_plan import differences, language_head, make_plan, prediction_rule
+from mobillm_flower.strategies.run_plan import differences, frozen_parts, make_plan, prediction_rule
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
@@ -453,7 +453,7 @@ class SideTuningStrategy(Strategy):
             memory_bytes=self.settings.cache.memory_mib << 20,
             checkpoint=self.run.checkpoint,
             on_event=self._on_training,
-            head=language_head(plan, self.settings, known),
+            frozen=frozen_parts(plan, self.settings, known),
         )
         for device in self.fleet:
             try:

@@ -10,7 +10,7 @@ from mobillm_flower.errors import CacheError
 from mobillm_flower.model import save_side_network
 from mobillm_flower.server import ActivationCache, RunFolder
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
-from mobillm_flower.strategies.run_plan import language_head, prediction_rule
+from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule
 
 
 def require_retrainable(cache: ActivationCache, *, without: str) -> None:
@@ -69,7 +69,7 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         scores=rule.scores,
         memory_bytes=settings.cache.memory_mib << 20,
         checkpoint=run.checkpoint,
-        head=language_head(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
+        frozen=frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
     )
     train_again(trainer)
     save_side_network(

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mobillm_flower.backbones import BackboneInfo, fingerprint, resolve_folder
-from mobillm_flower.backbones.load import load_head
+from mobillm_flower.backbones.cut import Cut, UpperLayers
+from mobillm_flower.backbones.load import load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
-from mobillm_flower.core.language import Head
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.core.targets import automatic_scale
+from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.model import PredictionRule
 from mobillm_flower.server import TrainerOptions
-from mobillm_flower.server.plan import TrainingPlan, planned_steps
+from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.wire.contract import TaskContract, extraction_spec
 
 
@@ -54,13 +55,18 @@ def make_plan(
     Raises
     ------
     UnsupportedError
-        Language modelling with several backbone types, or with a side network that predicts classes only; a causal side
-        network where a text has one vector.
+        Language modelling or upper layers with several backbone types, language modelling with a side network that
+        predicts classes only; a causal side network where a text has one vector.
     """
     if contract.per_token and (len(backbones) > 1 or settings.side_network.name == "discriminant"):
         raise UnsupportedError(
             f"language modelling takes one backbone type and a network that is trained by steps, not {len(backbones)} "
             f"types and side-network.name={settings.side_network.name}; give all devices one backbone"
+        )
+    if settings.side_network.name == UPPER_LAYERS and len(backbones) > 1:
+        raise UnsupportedError(
+            f"side-network.name={UPPER_LAYERS} runs the layers of one backbone type, and there are {len(backbones)}; "
+            "give all devices one backbone, or choose side-network.name=additive"
         )
     if settings.side_network.name == "causal" and not contract.per_token:
         pivot = settings.activations.pivot
@@ -70,7 +76,9 @@ def make_plan(
                 "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
             )
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
-    blocks = blocks or min(info.depth for info in backbones.values())
+    blocks = (
+        1 if settings.side_network.name == UPPER_LAYERS else blocks or min(info.depth for info in backbones.values())
+    )
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
@@ -121,8 +129,8 @@ def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
     ]
 
 
-def language_head(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Head | None:
-    """Load the public head of the backbone that the server's own settings name; None where labels are predicted.
+def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Frozen:
+    """Load what training needs of the backbone that the server's own settings name: often nothing.
 
     Nothing is loaded by a name that a device gave.
 
@@ -131,17 +139,28 @@ def language_head(plan: TrainingPlan, settings: Settings, backbones: Mapping[str
     MismatchError
         None of the named backbones is the devices'.
     """
-    if not plan.contract.per_token:
-        return None
+    upper = plan.side_config.name == UPPER_LAYERS
+    if not (plan.contract.per_token or upper):
+        return Frozen()
     named = settings.backbone
+    (spec,) = plan.specs.values()
+    info = backbones[spec.backbone]
     for choice in named.choices if named.name in CHOOSERS else [named.name]:
         name = choice.rpartition("@")[0] if named.name in CHOOSERS and "@" in choice else choice
-        (info,) = [backbones[spec] for spec in plan.specs]
         if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
-            return load_head(name, revision=named.revision)
+            if not upper:
+                return Frozen(head=load_head(name, revision=named.revision))
+            whole = load_backbone(
+                name,
+                revision=named.revision,
+                layers=info.depth,
+                precision=named.precision.value,
+                device=named.device,
+            )
+            return Frozen(upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
     raise MismatchError(
         f"the devices' backbone ({info.fingerprint[:12]}, {info.depth} layers) is not the server's "
-        f"backbone.name={named.name!r}, whose language-model head it needs; give both sides the same model"
+        f"backbone.name={named.name!r}, of which training needs a part; give both sides the same model"
     )
 
 

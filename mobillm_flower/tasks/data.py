@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -28,6 +30,7 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": lambda file: pyarrow.json.read_json(file),
     ".csv": lambda file: pyarrow.csv.read_csv(file),
 }
+_DIRICHLET_TURNS = 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int,
     DataError
         A column is missing, or the rows cannot be cut that way.
     """
-    from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner  # brings matplotlib with it
+    from flwr_datasets.partitioner import IidPartitioner  # brings matplotlib with it
 
     if settings.partition == Partition.natural:
         column = settings.partition_column
@@ -149,27 +152,46 @@ def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int,
         values = rows[column][:]  # at once: a column by itself is read row by row
         names = set(_natural_names(settings)[partition_id::num_partitions])
         return rows.select([i for i, value in enumerate(values) if str(value) in names])
-    partitioner: Any
-    if settings.partition == Partition.iid:
-        partitioner = IidPartitioner(num_partitions=num_partitions)
-        rows = rows.shuffle(seed=settings.seed)
-    else:
+    if settings.partition == Partition.dirichlet:
+        return _dirichlet(rows, settings, partition_id, num_partitions)
+    partitioner = IidPartitioner(num_partitions=num_partitions)
+    partitioner.dataset = rows.shuffle(seed=settings.seed)
+    try:
+        with _no_progress():
+            return partitioner.load_partition(partition_id)
+    except ValueError as error:
+        raise DataError(f"{len(rows)} rows cannot be cut into {num_partitions} devices (iid): {error}") from error
+
+
+def _dirichlet(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
+    """Return one device's rows of the first draw in which each device has some.
+
+    With a small α and few labels most draws leave a device without rows, and flwr-datasets gives up after ten; then
+    ten more are drawn from another seed, which follows from `data.seed`.
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    for turn in range(_DIRICHLET_TURNS):
+        drawn = np.random.SeedSequence([settings.seed, turn]).generate_state(1)
         partitioner = DirichletPartitioner(
             num_partitions=num_partitions,
             partition_by=settings.label_column,
             alpha=settings.alpha,
             min_partition_size=1,
             self_balancing=False,
-            seed=settings.seed,
+            seed=int(drawn[0]) if turn else settings.seed,
         )
-    partitioner.dataset = rows
-    try:
-        with _no_progress():
-            return partitioner.load_partition(partition_id)
-    except ValueError as error:
-        raise DataError(
-            f"{len(rows)} rows cannot be cut into {num_partitions} devices ({settings.partition.value}): {error}"
-        ) from error
+        partitioner.dataset = rows
+        try:
+            with _no_progress(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The specified min_partition_size")
+                return partitioner.load_partition(partition_id)
+        except ValueError as error:
+            reason = error
+    raise DataError(
+        f"{len(rows)} rows cannot be cut into {num_partitions} devices (dirichlet): in {10 * _DIRICHLET_TURNS} draws "
+        f"some device had none; raise data.alpha={settings.alpha:g}, or give fewer devices"
+    ) from reason
 
 
 def _natural_names(settings: DataSettings) -> list[str]:

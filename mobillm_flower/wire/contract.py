@@ -17,8 +17,9 @@ from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.backbones.public import public_transform, text_hash
 from mobillm_flower.config import Settings
+from mobillm_flower.core import upper
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.layers import sample_layers
+from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import AlignmentSpec
 from mobillm_flower.errors import MismatchError, SettingsError
@@ -192,6 +193,8 @@ class ExtractionSpec(_Agreed):
         The texts of a pair run by themselves, and P counts both comparisons of their vectors (`core.pairs`).
     vocabulary, head_width : int
         V and d_u of the language-model head that tokens are predicted with; 0 where labels are predicted.
+    layers_above : int
+        Layers of the backbone above the last sampled one; other than 0 only where the side network runs them.
     """
 
     backbone: str
@@ -215,6 +218,7 @@ class ExtractionSpec(_Agreed):
     bi_encoder: bool = False
     vocabulary: int = 0
     head_width: int = 0
+    layers_above: int = 0
 
     @property
     def row_shape(self) -> tuple[int, int, int]:
@@ -227,7 +231,7 @@ class ExtractionSpec(_Agreed):
     def alignment(self) -> AlignmentSpec:
         """What the side network takes of this type."""
         _, vectors, width = self.row_shape
-        return AlignmentSpec(width, vectors)
+        return AlignmentSpec(width, vectors, self.layers_above)
 
     @property
     def vectors_per_row(self) -> int:
@@ -332,7 +336,8 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         A name is not registered, or the layers do not fit the backbone.
     """
     wanted = settings.activations
-    name = backbone.default_pivot if wanted.pivot == "auto" else wanted.pivot
+    every_token = settings.side_network.name == upper.NAME
+    name = wanted.pivot if wanted.pivot != "auto" else "all" if every_token else backbone.default_pivot
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)
@@ -345,6 +350,11 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         _check_tokens(settings, name)
     if wanted.bi_encoder:
         _check_pairs(settings, name, standardise=standardise)
+    if every_token:
+        _check_upper(settings, backbone, name)
+        layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
+    else:
+        layers = sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:
@@ -355,7 +365,7 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         backbone=backbone.fingerprint,
         width=backbone.width,
         num_vectors=PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1),
-        layers=sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers),
+        layers=layers,
         pivot=name,
         codec=wanted.codec,
         standardise=text if standardise else "",
@@ -374,7 +384,32 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         bi_encoder=wanted.bi_encoder,
         vocabulary=backbone.vocabulary,
         head_width=backbone.head_width,
+        layers_above=backbone.depth - layers[-1],
     )
+
+
+def _check_upper(settings: Settings, backbone: BackboneInfo, pivot: str) -> None:
+    """Refuse what layers cannot go on from: they need each token's states as the layer below leaves them."""
+    acts, private = settings.activations, settings.privacy
+    refused = {
+        f"activations.pivot={pivot} makes a few vectors of a text: choose all": not PIVOTS[pivot].per_token,
+        f"activations.num-blocks={acts.num_blocks} asks for several layers": acts.num_blocks > 1,
+        "task.kind=language-modelling has no labels": bool(backbone.vocabulary),
+        "activations.standardise, clip-norm and noise-sigma change them": bool(
+            acts.standardise or acts.clip_norm or acts.noise_sigma
+        ),
+        f"activations.projection={acts.projection} changes them": bool(acts.projection),
+        "privacy.joint-epsilon and privacy.activation-epsilon change them": bool(
+            private.joint_epsilon or private.activation_epsilon
+        ),
+        f"privacy.mixing={private.mixing} changes them": bool(private.mixing),
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise SettingsError(
+                f"side-network.name={upper.NAME} runs the backbone's upper layers from the states of a lower one, but "
+                f"{reason}"
+            )
 
 
 def _check_pairs(settings: Settings, pivot: str, *, standardise: bool) -> None:

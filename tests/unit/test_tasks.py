@@ -325,6 +325,16 @@ def test_a_partition_that_does_not_exist(partition_id: int) -> None:
         load_local_data(with_settings(), partition_id, 2)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_alpha_with_two_labels_leaves_no_device_without_rows(seed: int) -> None:
+    """Most draws do, and flwr-datasets gives up after ten of them."""
+    rows = dataset([{"text": f"text {i}", "label": str(i % 2), "who": "user0"} for i in range(1000)])
+    settings = with_settings("data.partition=dirichlet", "data.alpha=0.1", f"data.seed={seed}")
+    shares = [partition(rows, settings.data, number, 10)["text"] for number in range(10)]
+    assert all(shares)
+    assert sorted(text for share in shares for text in share) == sorted(rows["text"])
+
+
 def test_rows_that_cannot_be_cut() -> None:
     settings = with_settings("data.partition=dirichlet")
     with pytest.raises(DataError, match=r"4 rows cannot be cut into 50 devices \(dirichlet\)"):
