@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mobillm_flower import load_settings
-from mobillm_flower.backbones import skeleton
+from mobillm_flower.backbones import load_backbone, skeleton
 from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.bench.cells import forward_flops
 from mobillm_flower.bench.cost_to_target import Link
@@ -37,19 +37,22 @@ def planned(*words: str) -> dict[str, object]:
     return found
 
 
-def test_bytes_are_those_of_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side_network", ["additive", "upper-layers"])
+def test_bytes_and_operations_are_those_of_a_run(tmp_path: Path, side_network: str) -> None:
     backbone = save_tiny(tmp_path / "model", "bert", hidden_size=64)
-    config = tiny_config(tmp_path / "run", backbone)
+    config = tiny_config(tmp_path / "run", backbone, side_network__name=side_network, side_network__bottleneck=64)
     run(config)
     settings = load_settings(config)
     data = load_central_data(settings)
+    tokens = load_backbone(str(backbone), device="cpu").tokenize(data.train.texts, None, 16)
     record = read_run(tmp_path / "run")
     devices = record.all("device-summary")
     held = sum(event["num_train"] for event in record.all("device"))
-    work = Workload(held, len(devices), [8, 12], 3, LINK, 10.0)
+    work = Workload(held, len(devices), [len(sample["input_ids"]) for sample in tokens], 3, LINK, 10.0)
     found = forecast(settings, data.contract, work)
     up = sum(event["bytes"] for event in record.all("window")) / len(devices)
     assert found.side_tuning.bytes_up == pytest.approx(up, rel=0.15)
+    assert found.side_tuning.flops == pytest.approx(forward_flops(settings) / settings.data.num_devices, rel=0.15)
     once = found.side_network_bytes
     measured = sum(event["bytes_down"] for event in devices) / len(devices)
     assert once == pytest.approx(measured, rel=0.35)  # here requests weigh as much as such a small side network
@@ -63,8 +66,6 @@ def test_operations_are_those_that_torch_counts() -> None:
     assert isinstance(found["side_tuning"], dict)
     assert isinstance(found["fed_lora"], dict)
     assert found["side_tuning"]["flops"] == pytest.approx(forward_flops(settings) / 2, rel=0.15)
-    from mobillm_flower.backbones import load_backbone
-
     data = load_central_data(settings)
     model = FineTunedModel(load_backbone("minilm"), data.contract)
     work = model.fit(data.train.take(range(64)), epochs=1, batch_size=16, learning_rate=1e-3, seed=0)
