@@ -121,7 +121,9 @@ def _describe(part: Any, names: list[str], prefix: str) -> list[SettingDescripti
                 type=_type(hints[name]),
                 default=default,
                 presets={
-                    preset: values[key] for preset, values in PRESETS.items() if values.get(key, default) != default
+                    preset: values[_kebab(key)]
+                    for preset, values in PRESETS.items()
+                    if values.get(_kebab(key), default) != default
                 },
                 allowed=rules[name],
                 meaning=meanings.get(name, ""),

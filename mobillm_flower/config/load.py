@@ -31,6 +31,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pae": {"strategy": "pae", "activations.pivot": "auto", "loss.objective": "difference"},
     # Fed MobiLLM: as PAE; the server trains on every arrival, devices may differ.
     "fed": {"strategy": "fed", "activations.pivot": "auto", "loss.objective": "difference"},
+    # No paper's: the backbone's upper layers are the side network; docs/decisions/0014.
+    "upper-layers": {
+        "strategy": "pae",
+        "loss.objective": "difference",
+        "loss.name": "logit",
+        "side-network.name": "upper-layers",
+        "side-network.bottleneck": 16,
+        "trainer.batch-size": 16,
+        "trainer.epochs": 6,
+        "trainer.dropout": 0.0,
+        "trainer.weight-decay": 0.1,
+        "trainer.validation-share": 0.0,
+    },
 }
 """What each preset sets beyond the defaults, by dotted key."""
 

@@ -570,7 +570,7 @@ class Settings:
     Parameters
     ----------
     preset : str
-        Which paper's settings to start from: pae, mobillm or fed.
+        Which settings to start from: a paper's (pae, mobillm, fed), or upper-layers.
     strategy : str
         pae, mobillm, fed, or a registered one; with a peer's app also fed-lora, fed-bitfit, fed-kseed, split-fed,
         upload-all.

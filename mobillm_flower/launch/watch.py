@@ -13,7 +13,8 @@ from mobillm_flower.launch.superlink import Connection
 
 OnEvent = Callable[[dict[str, Any]], None]
 _LOOK_S = 0.2
-_SILENCE_S = 20.0  # without events, ask Flower whether the run is still going
+_SILENCE_S = 60.0  # without events, ask Flower whether the run is still going; an answer costs seconds of a core
+_START_S = 20.0  # the same before the first event
 _ASK_S = 10.0  # the same for a run on a SuperLink that is not ours, while its events are not seen
 _LOST_S = 120.0  # without an answer about the run, nothing is known of it any more
 
@@ -119,7 +120,8 @@ def watch(
             return f"lost: {reason}"
         now = time.monotonic()
         late = deadline is not None and now > deadline
-        if seen.outcome or late or now - max(heard, asked) > (_ASK_S if foreign and not seen.found else _SILENCE_S):
+        patience = _SILENCE_S if seen.found else _ASK_S if foreign else _START_S
+        if seen.outcome or late or now - max(heard, asked) > patience:
             status = connection.status(run_id)
             asked = time.monotonic()
             if status != "unknown":

@@ -56,7 +56,7 @@ def test_a_preset_sets_what_its_paper_does(preset, strategy, pivot, objective):
 
 
 def test_every_preset_loads():
-    assert set(PRESETS) == {"mobillm", "pae", "fed"}
+    assert set(PRESETS) == {"mobillm", "pae", "fed", "upper-layers"}
     for preset in PRESETS:
         assert load_settings(overrides=[f"preset={preset}"]).preset == preset
 
