@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.bench.cells import CENTRAL_LORA, BenchTask, Cell, Point
+from mobillm_flower.bench.cells import CENTRAL_LORA, SIDE_TUNING, BenchTask, Cell, Point
 from mobillm_flower.bench.costs import DeviceCost, device_costs
+
+PARTITION_FREE = (*SIDE_TUNING, "upload-all")
+"""Methods that train in one place on what all devices sent, so that one partition's trials serve for all."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class TaskCurves:
     Parameters
     ----------
     trials : mapping
-        Of each method its trials with their metric on validation rows, and the settings that were chosen.
+        By method and partition its trials with their metric on validation rows, and the settings that were chosen; of a
+        method in `PARTITION_FREE` one partition's.
     central : sequence
         Curves of LoRA in one place, one a seed.
     partitions : mapping
@@ -125,37 +129,37 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
         say(f"{cell.title}: best {max(point.metric for point in points):.4f}")
         return points
 
-    trials: dict[str, Any] = {}
-    for method in plan.methods:
+    def choose(method: Method, alpha: float | None) -> Mapping[str, str]:
+        """Return the settings of the best trial on validation rows, and remember all trials."""
         found: list[dict[str, Any]] = []
         for trial in method.trials if len(method.trials) > 1 else ():
-            points = curve(method, None, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
+            points = curve(method, alpha, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
             found.append({"settings": dict(trial), "validation": max(point.metric for point in points)})
-        best = max(found, key=lambda one: one["validation"])["settings"] if found else dict(method.trials[0])
-        trials[method.name] = {"settings": best, "trials": found}
+        best: Mapping[str, str] = dict(method.trials[0])
+        if found:
+            best = max(found, key=lambda one: one["validation"])["settings"]
+        trials.setdefault(method.name, {})[_name(alpha)] = {"settings": best, "trials": found}
+        return best
+
+    trials: dict[str, Any] = {}
     partitions: dict[str, dict[str, list[list[Point]]]] = {}
     central: list[list[Point]] = []
+    cells: dict[str, Cell] = {}
     for method in plan.methods:
-        chosen = trials[method.name]["settings"]
         if method.name == CENTRAL_LORA:
+            chosen = choose(method, None)
             central = [curve(method, None, seed, chosen, "test") for seed in plan.seeds]
             continue
+        once = choose(method, plan.alphas[0]) if method.name in PARTITION_FREE else None
         for alpha in plan.alphas:
-            name = "iid" if alpha is None else f"alpha={alpha:g}"
+            chosen = once or choose(method, alpha)
             curves = [curve(method, alpha, seed, chosen, "test") for seed in plan.seeds]
-            partitions.setdefault(name, {})[method.name] = curves
-    cells = {
-        method.name: Cell(
-            task,
-            method.name,
-            None,
-            plan.seeds[0],
-            plan.num_devices,
-            "test",
-            {**plan.common, **method.settings_for(task), **trials[method.name]["settings"]},
-        )
-        for method in plan.methods
-        if method.name != CENTRAL_LORA
-    }
+            partitions.setdefault(_name(alpha), {})[method.name] = curves
+            words = {**plan.common, **method.settings_for(task), **chosen}
+            cells.setdefault(method.name, Cell(task, method.name, None, plan.seeds[0], plan.num_devices, "test", words))
     say(f"{task.name}: what a device's work costs")
     return TaskCurves(trials, central, partitions, device_costs(cells, plan.data, plan.work, turns=plan.turns))
+
+
+def _name(alpha: float | None) -> str:
+    return "iid" if alpha is None else f"alpha={alpha:g}"

@@ -107,7 +107,7 @@ def test_settings_of_a_method_are_settings(tmp_path: Path, name: str) -> None:
         cell = Cell(TASKS["phone-messages"], name, 0.1, 1, 4, "validation", {**method.settings, **trial})
         found = load_settings(overrides=cell.words(None, tmp_path))
         assert (found.data.num_devices, found.data.alpha, found.run.seed) == (4, 0.1, 1)
-        assert found.strategy == ("fed-lora" if name == "central-lora" else name)
+        assert found.strategy == {"central-lora": "fed-lora", "upper-layers": "pae"}.get(name, name)
 
 
 def test_a_cell_is_known_by_everything_that_shapes_it() -> None:
