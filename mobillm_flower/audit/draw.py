@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.config import Settings
+from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.tasks import LocalData, Samples, load_local_data
 
@@ -81,10 +82,16 @@ def load_devices(settings: Settings, number: int = 0) -> list[LocalData]:
     Raises
     ------
     UnsupportedError
-        The task is a regression, or language modelling.
+        The task is a regression, or language modelling, or the side network is the backbone's upper layers.
     DataError
         The data is not on this machine.
     """
+    if settings.side_network.name == UPPER_LAYERS:
+        raise UnsupportedError(
+            f"mobillm audit trains side networks that read a few vectors, side-network.name={UPPER_LAYERS} runs on every "
+            "token; what it uploads is what side-network.name=additive uploads with activations.pivot=all, "
+            "activations.num-blocks=1 and backbone.layers=N, the layer that it goes on from: audit these settings"
+        )
     number = number or settings.data.num_devices
     devices = [load_local_data(settings, i, number) for i in range(number)]
     if not devices[0].contract.labels:

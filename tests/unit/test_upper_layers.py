@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mobillm_flower import SideTunedModel, load_settings
+from mobillm_flower.audit.draw import load_devices
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.bench.references import measure_references
@@ -212,3 +213,21 @@ def test_a_run_ends_with_what_training_in_one_place_gives(bert: Path, tmp_path: 
     assert all(torch.equal(v, done.trainer.network.state_dict()[k]) for k, v in model.side_network.state_dict().items())
     base = model.with_network(None)
     assert (base.scores(test) != scores).any()
+
+
+def test_an_audit_names_settings_that_upload_the_same(bert: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, bert, side_network__name="upper-layers")
+    with pytest.raises(UnsupportedError, match="what it uploads is what side-network.name=additive uploads with"):
+        load_devices(load_settings(config))
+    same = {"side-network.name": "additive", "activations.pivot": "all", "activations.num-blocks": 1}
+    whole, cut = (load_backbone(str(bert), device="cpu", layers=layers) for layers in (0, CUT))
+    specs = [
+        extraction_spec(whole.info, load_settings(config), num_blocks=1),
+        extraction_spec(cut.info, load_settings({**config, **same}), num_blocks=1),
+    ]
+    samples = whole.tokenize(TEXTS, None, 12)
+    found = [
+        torch.cat(backbone.extract(samples, layers=spec.layers, pivot=spec.pivot).activations)
+        for backbone, spec in zip((whole, cut), specs, strict=True)
+    ]
+    assert torch.equal(*found)
