@@ -88,7 +88,7 @@ def load_devices(settings: Settings, number: int = 0) -> list[LocalData]:
     """
     if settings.side_network.name == UPPER_LAYERS:
         raise UnsupportedError(
-            f"mobillm audit trains side networks that read a few vectors, side-network.name={UPPER_LAYERS} runs on every "
+            f"mobillm audit trains side networks that read a few vectors; side-network.name={UPPER_LAYERS} reads every "
             "token; what it uploads is what side-network.name=additive uploads with activations.pivot=all, "
             "activations.num-blocks=1 and backbone.layers=N, the layer that it goes on from: audit these settings"
         )

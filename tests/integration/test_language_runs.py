@@ -25,7 +25,7 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run, results_rows
 from mobillm_flower.reports.html import write_report
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.plan import replay
+from mobillm_flower.server.plan import Frozen, replay
 from mobillm_flower.tasks import load_central_data, load_local_data
 from mobillm_flower.wire.contract import extraction_spec
 from tests.support.caches import state_bytes
@@ -111,7 +111,7 @@ def strategy_test(config):
 def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled):
     config, strategy = labelled
     cache = ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
-    again = replay(cache, scores=strategy.rule.scores, head=load_head(config["backbone.name"]))
+    again = replay(cache, scores=strategy.rule.scores, frozen=Frozen(head=load_head(config["backbone.name"])))
     assert state_bytes(again) == state_bytes(strategy.trainer.network)
     references = measure_references(Path(config["run.folder"]))
     assert references["identical"] is True
@@ -229,7 +229,7 @@ def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, d
     nodes = [{"partition-id": i, "num-partitions": 2, "backbone.name": str(other)} for i in range(2)]
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
-    with pytest.raises(MismatchError, match="whose language-model head it needs"):
+    with pytest.raises(MismatchError, match="of which training needs a part"):
         strategy.start(LocalGrid(SideTuningClient().app, nodes, config), ArrayRecord())
 
 

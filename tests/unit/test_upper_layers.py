@@ -217,7 +217,7 @@ def test_a_run_ends_with_what_training_in_one_place_gives(bert: Path, tmp_path: 
 
 def test_an_audit_names_settings_that_upload_the_same(bert: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, bert, side_network__name="upper-layers")
-    with pytest.raises(UnsupportedError, match="what it uploads is what side-network.name=additive uploads with"):
+    with pytest.raises(UnsupportedError, match=r"what it uploads is what side-network.name=additive uploads with"):
         load_devices(load_settings(config))
     same = {"side-network.name": "additive", "activations.pivot": "all", "activations.num-blocks": 1}
     whole, cut = (load_backbone(str(bert), device="cpu", layers=layers) for layers in (0, CUT))
