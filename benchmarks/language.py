@@ -36,7 +36,7 @@ from mobillm_flower.model import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
-from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.server.plan import Frozen, TrainingPlan
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import LocalData, Samples, load_central_data, token_windows
 from mobillm_flower.wire.target_bytes import encode_corrections
@@ -125,7 +125,7 @@ class Bench:
         """Train from a cache; returns the network and its cross-entropy on the test texts."""
         plan = self.plan(settings)
         rule = prediction_rule(plan, send_base=False)
-        trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=1 << 30, head=self.backbone.head)
+        trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=1 << 30, frozen=Frozen(head=self.backbone.head))
         if state is not None:
             trainer.start_from(state)
         trainer.run_epochs()
