@@ -13,7 +13,7 @@ from mobillm_flower.bench.pairs import Report, Table
 MEGABYTES = (1, 10, 100)
 """Budgets of a device, both ways together."""
 FORWARD_PASSES = (1, 3, 10)
-"""Budgets of computing: multiples of the operations of one forward pass over a device's samples."""
+"""Budgets of computing: multiples of the operations of one forward pass over a device's samples, seed by seed."""
 
 
 def quality_under_budget(plan: Plan, curves: Mapping[str, TaskCurves]) -> Report:
@@ -42,11 +42,15 @@ def _text(value: float | None) -> str:
 
 
 def _tables(methods: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:
-    forward = next(mean(points[0].flops for points in seeds) for name, seeds in methods.items() if name in SIDE_TUNING)
+    forward = next([points[0].flops for points in seeds] for name, seeds in methods.items() if name in SIDE_TUNING)
 
-    def best(spent: Callable[[Point], float], budget: float) -> dict[str, float | None]:
+    def best(spent: Callable[[Point], float], budgets: Sequence[float]) -> dict[str, float | None]:
+        """Return the means of what each seed reaches within its budget."""
         values = {
-            name: [max((p.metric for p in points if spent(p) <= budget), default=None) for points in seeds]
+            name: [
+                max((p.metric for p in points if spent(p) <= budget), default=None)
+                for points, budget in zip(seeds, budgets, strict=True)
+            ]
             for name, seeds in methods.items()
         }
         return {
@@ -54,6 +58,10 @@ def _tables(methods: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:
             for name, metrics in values.items()
         }
 
-    both_ways = {size: best(lambda point: point.bytes_up + point.bytes_down, 1e6 * size) for size in MEGABYTES}
-    passes = {times: best(lambda point: point.flops, 1.001 * forward * times) for times in FORWARD_PASSES}
+    both_ways = {
+        size: best(lambda point: point.bytes_up + point.bytes_down, [1e6 * size] * len(forward)) for size in MEGABYTES
+    }
+    passes = {
+        times: best(lambda point: point.flops, [1.001 * one * times for one in forward]) for times in FORWARD_PASSES
+    }
     return {"megabytes": both_ways, "forward_passes": passes}

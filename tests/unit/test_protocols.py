@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ def test_quality_under_budgets(tmp_path: Path) -> None:
         10: {"pae": 0.8, "fed-lora": 0.9},
     }
     assert report.tables[0].rows[0][1] == "nothing"
+
+
+def test_a_forward_pass_is_each_seeds_own(tmp_path: Path) -> None:
+    found = curves()
+    found["t"].partitions["iid"]["pae"].append([replace(OURS, flops=1.1 * OURS.flops)])
+    found["t"].partitions["iid"]["fed-lora"].append(LORA)
+    tables = quality_under_budget(plan(tmp_path), found).figures["tasks"]["t"]["tables"]["iid"]
+    assert tables["forward_passes"][1] == {"pae": 0.8, "fed-lora": None}
 
 
 def test_a_page_of_a_protocol(tmp_path: Path) -> None:
