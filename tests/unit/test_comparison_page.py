@@ -1,0 +1,49 @@
+"""README and `docs/reference/comparison.md` quote the protocols' JSON."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from tests.support import pages
+
+GENERATE = "run: python docs/generate_comparison.py"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    return pages.generator("generate_comparison")
+
+
+def test_the_figures_are_up_to_date(generator: ModuleType) -> None:
+    found, put = generator.load(), pages.generator("blocks").put
+    readme, page = generator.README.read_text("utf-8"), generator.PAGE.read_text("utf-8")
+    assert readme == put(readme, {"comparison": generator.readme(found)}), GENERATE
+    assert page == put(page, generator.blocks(found)), GENERATE
+
+
+def test_every_method_had_as_many_trials_and_every_run_its_points(generator: ModuleType) -> None:
+    found = generator.load()
+    measured = generator.measured(found)
+    assert measured
+    for task, result in measured.items():
+        settings = found[f"cost_to_target_{task}"]["settings"]
+        assert {len(one["trials"]) for found in result["trials"].values() for one in found.values()} == {3}
+        assert len(result["central"]) == len(settings["seeds"])
+        for methods in result["partitions"].values():
+            assert all(len(seeds) == len(settings["seeds"]) for seeds in methods.values())
+            assert {"pae", generator.PEER} <= set(methods)
+
+
+def test_what_the_readme_says_of_mrpc_is_what_was_measured(generator: ModuleType) -> None:
+    change = generator.changes(generator.measured(generator.load())["mrpc"], "pae")
+    text = generator.README.read_text("utf-8").split("<!-- end -->")[1]
+    said = [
+        f"{100 * (1 - change['gflops']):.0f} % less computing",
+        f"{100 * (1 - change['mb_both']):.0f} % fewer bytes",
+        f"{1 / change['wall_seconds']:.1f} times as fast",
+    ]
+    assert all(one in text for one in said), said
+    assert change["peak_mb"] < 0.25
+    assert change["mb_up"] < 0.15
