@@ -38,7 +38,7 @@ def test_json_holds_what_the_lines_say() -> None:
         "type": "whole number",
         "allowed": "at least 1",
         "default": 20,
-        "presets": {},
+        "presets": {"upper-layers": 6},
         "meaning": "Epochs from the cache when all data is held.",
     }
     assert [row["key"] for row in parsed("settings")] == setting_keys()

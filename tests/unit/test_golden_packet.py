@@ -44,7 +44,7 @@ CONTRACT_JSON = (
 )
 SPEC_JSON = (
     '{"backbone":"abababababababababababababababababababababababababababababababab","bi_encoder":false,"clip_norm":0.0,"codec":"fp16",'
-    '"constant_base":false,"head_width":0,"joint_epsilon":0.0,"keep":1.0,"label_epsilon":0.0,"layers":[1,2],"mixing":"",'
+    '"constant_base":false,"head_width":0,"joint_epsilon":0.0,"keep":1.0,"label_epsilon":0.0,"layers":[1,2],"layers_above":0,"mixing":"",'
     '"num_vectors":1,"objective":"difference","pivot":"last","projection":"","send_base":false,"sigma":0.0,"stage":0,"standardise":"",'
     '"vocabulary":0,"width":3}'
 )
@@ -142,9 +142,9 @@ def test_agreed_values_are_canonical_json() -> None:
 
 
 def test_the_golden_packet_is_still_read() -> None:
-    window = open_window(golden(), spec=SPEC, contract=CONTRACT, max_samples=2, max_bytes=1560)
+    window = open_window(golden(), spec=SPEC, contract=CONTRACT, max_samples=2, max_bytes=1577)
     assert window.samples == SAMPLES
-    assert (window.total, window.remaining, window.refused, window.num_bytes) == (9, 4, 2, 1560)
+    assert (window.total, window.remaining, window.refused, window.num_bytes) == (9, 4, 2, 1577)
     assert (window.pseudonym, window.data_fingerprint) == (HEADER["pseudonym"], HEADER["data-fingerprint"])
     assert (window.forward_seconds, window.peak_memory_bytes) == (0.25, 1e8)
 
