@@ -64,8 +64,8 @@ class UpperLayersSideNetwork(nn.Module):
         1: the states of one layer.
     width, bottleneck, num_outputs, activation, seed
         As in `AdditiveSideNetwork`; the width is the backbone's.
-    others
-        Of no use here.
+    **_others
+        The other fields of `SideNetworkConfig`, of no use here.
 
     Raises
     ------
