@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
+from mobillm_flower.backbones.engine import handing_over
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
 
@@ -69,18 +70,8 @@ class Cut:
     def leaving(self) -> Iterator[list[Tensor]]:
         """End a forward pass inside at the cut; what layer ℓ + 1 would read, [B, T, d_b], is put into the list."""
         taken: list[Tensor] = []
-
-        def stop(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            taken.append(arguments[0] if arguments else named["hidden_states"])
-            raise _CutReachedError
-
-        handle = self.above[0].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
+        with handing_over(self.backbone.stack, (self.layer,), taken.append, stop=True):
             yield taken
-        except _CutReachedError:
-            pass
-        finally:
-            handle.remove()
 
     @contextmanager
     def entering(self, hidden: Tensor, *, prepare: Callable[[], object] = lambda: None) -> Iterator[None]:
@@ -148,10 +139,6 @@ class UpperLayers:
 def _dtype(layers: Sequence[nn.Module]) -> torch.dtype:
     """Return what layers compute in; packed weights are no numbers of it, norms and biases are."""
     return next(p.dtype for layer in layers for p in layer.parameters() if p.dtype.is_floating_point)
-
-
-class _CutReachedError(Exception):
-    """Ends a forward pass."""
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class TorchEngine:
             kept.append(pick(whole, mask, select))
 
         output = None
-        with _hooks(self._stack, layers, take, stop=not self._predicts and self._label_head is None):
+        with handing_over(self._stack, layers, take, stop=not self._predicts and self._label_head is None):
             output = self._model(**(prefix.rest(inputs) if prefix else inputs))
         ran = mask[:, len(prefix.ids) :] if prefix else mask
         return join(kept, select), base_logits(output, ran, self._label_head, predicts=self._predicts)
@@ -120,7 +120,7 @@ class TorchEngine:
     def _hidden(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         """Return what each layer leaves to the next, [B, T, d_b]."""
         kept: list[Tensor] = []
-        with _hooks(self._stack, range(1, len(self._stack) + 1), kept.append):
+        with handing_over(self._stack, range(1, len(self._stack) + 1), kept.append):
             self._model(**inputs)
         return kept
 
@@ -180,7 +180,7 @@ def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _hooks(
+def handing_over(
     stack: Sequence[nn.Module], layers: Sequence[int], take: Callable[[Tensor], None], *, stop: bool = False
 ) -> Iterator[None]:
     """Hand over what each of the layers leaves to the next; that of the last one before any final norm.

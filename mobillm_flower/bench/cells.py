@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 from mobillm_flower.fine_tuning import FineTunedModel, peer_model
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.model import SideTunedModel
@@ -33,9 +34,8 @@ from mobillm_flower.wire.contract import extraction_spec
 APP = Path(__file__).parent / "app"
 CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
 """Rounds after which a peer's model is measured, beside its last and every fifth."""
-UPPER_LAYERS = "upper-layers"
-"""Side-tuning whose side network is the backbone's upper layers: strategy `pae` with other settings."""
 SIDE_TUNING = ("pae", "mobillm", "fed", UPPER_LAYERS)
+"""Methods that are named as their presets."""
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
 
@@ -158,7 +158,7 @@ class Cell:
 
     def words(self, data: Path | None, work: Path) -> list[str]:
         """Return its settings as ``key=value`` words."""
-        strategy = {CENTRAL_LORA: "fed-lora", UPPER_LAYERS: "pae"}.get(self.method, self.method)
+        peer = {"strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method, "peer.keep-rounds": "true"}
         words = {
             **self.task.settings,
             "data.source": str(self.task.write(data, work, held_out=self.held_out).resolve()),
@@ -166,9 +166,8 @@ class Cell:
             "data.partition": "iid" if self.alpha is None else "dirichlet",
             "data.seed": str(self.seed),
             "run.seed": str(self.seed),
-            "strategy": strategy,
             **({} if self.alpha is None else {"data.alpha": str(self.alpha)}),
-            **({"preset": strategy} if self.method in SIDE_TUNING else {"peer.keep-rounds": "true"}),
+            **({"preset": self.method} if self.method in SIDE_TUNING else peer),
             **self.settings,
         }
         return [f"{key}={value}" for key, value in words.items()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mobillm_flower.bench.cells import CENTRAL_LORA, UPPER_LAYERS, BenchTask
+from mobillm_flower.bench.cells import CENTRAL_LORA, BenchTask
 from mobillm_flower.bench.curves import Method
+from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 
 METHODS = ("pae", UPPER_LAYERS, "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
 QUICK = ("pae", "fed-lora", CENTRAL_LORA)
@@ -21,19 +22,6 @@ PAE = {
 """Side-tuning's settings, beside its preset's."""
 PAE_OF_PAIRS = {"activations.bi-encoder": "true", "activations.pivot": "mean"}
 """What it adds where samples are pairs of texts."""
-UPPER = {
-    "rounds.window": "256",
-    "loss.name": "logit",
-    "side-network.codec": "int8",
-    "side-network.name": "upper-layers",
-    "side-network.bottleneck": "16",
-    "trainer.batch-size": "16",
-    "trainer.epochs": "6",
-    "trainer.dropout": "0",
-    "trainer.weight-decay": "0.1",
-    "trainer.validation-share": "0",
-}
-"""The same where the side network is the backbone's upper layers; pairs are one text, as the peers read them."""
 _CENTRAL_EPOCHS = 10
 
 
@@ -54,7 +42,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rate, rates = "peer.learning-rate", _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3")
     made = [
         *(Method(name, PAE, rates, {}, PAE_OF_PAIRS) for name in ("pae", "fed")),
-        Method(UPPER_LAYERS, UPPER, rates, {}),
+        Method(UPPER_LAYERS, {"rounds.window": "256"}, rates, {}),  # the preset has the rest
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method("fed-bitfit", peer, _trials(rate, "2e-3", "5e-3", "1e-2"), fewer),
         Method("fed-kseed", peer, _trials(rate, "1e-5", "1e-4", "1e-3"), fewer),

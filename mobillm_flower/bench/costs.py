@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from mobillm_flower.bench.cells import UPPER_LAYERS, Cell
+from mobillm_flower.bench.cells import Cell
 from mobillm_flower.bench.work import can_measure, peak_bytes, work_seconds
 from mobillm_flower.config import load_settings, to_yaml
+from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 
 SIDES: Mapping[str, str] = {
     "pae": "ours",

@@ -76,9 +76,7 @@ def make_plan(
                 "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
             )
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
-    blocks = (
-        1 if settings.side_network.name == UPPER_LAYERS else blocks or min(info.depth for info in backbones.values())
-    )
+    blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
