@@ -32,7 +32,7 @@ class Cut:
         No layer would be left on one side.
     UnsupportedError
         The backbone is an encoder-decoder: its decoder reads more than the hidden states at the cut; or its layers are
-        not in memory.
+        not in memory, but on disk or in ONNX Runtime.
     """
 
     def __init__(self, backbone: Backbone, layer: int, *, setting: str) -> None:
@@ -44,8 +44,8 @@ class Cut:
             raise UnsupportedError(f"{backbone.info.name} is an encoder-decoder, which cannot be cut between layers")
         if any(parameter.is_meta for parameter in backbone.model.parameters()):
             raise UnsupportedError(
-                f"{backbone.info.name} runs from disk under backbone.memory-budget-mib, and {setting}={layer} needs "
-                "its layers in memory; leave the budget out"
+                f"{backbone.info.name} runs from disk or by ONNX Runtime, and {setting}={layer} needs its layers in "
+                "memory; set backbone.memory-budget-mib=0 and backbone.engine=torch"
             )
         self.backbone, self.layer = backbone, layer
         self.below, self.above = backbone.stack[:layer], backbone.stack[layer:]
@@ -114,15 +114,18 @@ class UpperLayers:
         self.causal = cut.backbone.info.causal
 
     def __call__(self, hidden: Tensor, mask: Tensor, between: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return what the last layer leaves, before any final norm; differentiable."""
+        """Return what the last layer leaves, before any final norm; differentiable.
+
+        States come to `between`, and are returned, where `hidden` is.
+        """
         device = self._cut.backbone.device
         left: list[Tensor] = []
 
         def hook(place: int) -> Callable[..., Any]:
             def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
                 states = output[0] if isinstance(output, tuple) else output
-                left[:] = [between(place, states.float())]
-                made = left[0].to(self._dtype)
+                left[:] = [between(place, states.float().to(hidden.device))]
+                made = left[0].to(device, self._dtype)
                 return (made, *output[1:]) if isinstance(output, tuple) else made
 
             return after

@@ -16,7 +16,7 @@ from torch import Tensor
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.backbones.public import public_transform, text_hash
-from mobillm_flower.config import Settings
+from mobillm_flower.config import EngineName, Settings
 from mobillm_flower.core import upper
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
@@ -395,6 +395,7 @@ def _check_upper(settings: Settings, backbone: BackboneInfo, pivot: str) -> None
         f"activations.pivot={pivot} makes a few vectors of a text: choose all": not PIVOTS[pivot].per_token,
         f"activations.num-blocks={acts.num_blocks} asks for several layers": acts.num_blocks > 1,
         "task.kind=language-modelling has no labels": bool(backbone.vocabulary),
+        "backbone.engine=onnx has them elsewhere: choose torch": settings.backbone.engine is EngineName.onnx,
         "activations.standardise, clip-norm and noise-sigma change them": bool(
             acts.standardise or acts.clip_norm or acts.noise_sigma
         ),

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from mobillm_flower.backbones.memory import MemoryPlan
+
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "hill", "and", "then", "it", "slept"]
 WORDS += ["all", "day", "yes", "no", "maybe", "good", "bad"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -191,3 +193,20 @@ def save_tiny(folder: Path, name: str, *, auto: str = "", seed: int = 0, **chang
     if name == "flan-t5" and auto == "AutoModelForSeq2SeqLM":  # transformers ties every T5 that it makes
         model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     return save_model(folder, model, adds_special_tokens=name in ENCODERS)
+
+
+def streaming(*, tokens: int = 64, hidden: int = 1 << 20, ahead: bool = True) -> MemoryPlan:
+    """Return a plan that streams three layers from disk."""
+    return MemoryPlan(
+        budget=1 << 30,
+        process=0,
+        outer=0,
+        layer=0,
+        num_layers=3,
+        whole=0,
+        work=0,
+        tokens=tokens,
+        streamed=True,
+        ahead=ahead,
+        hidden=hidden,
+    )

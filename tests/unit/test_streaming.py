@@ -14,23 +14,7 @@ from mobillm_flower.backbones import Backbone, load_backbone, memory_plan, plan_
 from mobillm_flower.backbones.memory import MemoryPlan, mib
 from mobillm_flower.backbones.streamed import StreamedEngine
 from mobillm_flower.errors import SettingsError, UnsupportedError, WeightsChanged
-from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny
-
-
-def streaming(*, tokens: int = 64, hidden: int = 1 << 20, ahead: bool = True) -> MemoryPlan:
-    return MemoryPlan(
-        budget=1 << 30,
-        process=0,
-        outer=0,
-        layer=0,
-        num_layers=3,
-        whole=0,
-        work=0,
-        tokens=tokens,
-        streamed=True,
-        ahead=ahead,
-        hidden=hidden,
-    )
+from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
 
 
 def both(folder: Path, *, plan: MemoryPlan | None = None, **options) -> tuple[Backbone, Backbone]:

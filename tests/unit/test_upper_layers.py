@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from mobillm_flower.tasks import load_local_data
 from mobillm_flower.wire.contract import extraction_spec
 from tests.support.packets import make_contract
 from tests.support.runs import NUM_DEVICES, NUM_SAMPLES, run, tiny_config
-from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny
+from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
 
 CUT = 1
 FAMILIES = (*ENCODERS, "opt", "opt-350m", "gpt2", "gpt-neox", "llama", "qwen3", "gemma3", "phi3")
@@ -145,6 +146,16 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
         Cut(backbone, 1, setting="activations.layers")
 
 
+@pytest.mark.parametrize("words", [{"engine": "onnx"}, {"plan": streaming()}], ids=["onnx", "streamed"])
+def test_layers_that_are_not_in_memory_are_refused(bert: Path, words: dict[str, Any]) -> None:
+    """A device's own settings may differ from the run's."""
+    if "engine" in words:
+        pytest.importorskip("onnxruntime")
+    backbone = load_backbone(str(bert), device="cpu", **words)
+    with pytest.raises(UnsupportedError, match=r"set backbone\.memory-budget-mib=0 and backbone\.engine=torch"):
+        Cut(backbone, 1, setting="activations.layers")
+
+
 @pytest.mark.parametrize(
     ("depth", "layers", "found"), [(12, (), (4,)), (2, (), (1,)), (6, (), (2,)), (6, (5,), (5,)), (3, (1,), (1,))]
 )
@@ -167,6 +178,7 @@ def test_a_cut_that_leaves_no_layer_is_refused(depth: int, layers: tuple[int, ..
         (["activations.clip-norm=1", "activations.noise-sigma=0.5"], "change them"),
         (["activations.projection=8", "activations.pivot=mean"], "activations.pivot=mean"),
         (["privacy.mixing=rotation", "privacy.mixing-key=key", "loss.name=square"], "privacy.mixing=rotation changes"),
+        (["backbone.engine=onnx"], "backbone.engine=onnx has them elsewhere"),
         (["side-network.width=8"], "side-network.width=8 cannot be used"),
     ],
 )
@@ -195,11 +207,9 @@ def test_the_pivot_is_every_token(bert: Path) -> None:
     assert extraction_spec(info, load_settings(), num_blocks=1).layers_above == 0
 
 
-@pytest.mark.parametrize("strategy", ["pae", "fed"])
-def test_a_run_ends_with_what_training_in_one_place_gives(bert: Path, tmp_path: Path, strategy: str) -> None:
-    config = tiny_config(
-        tmp_path / "run", bert, strategy=strategy, side_network__name="upper-layers", trainer__dropout=0.0
-    )
+@pytest.mark.parametrize("words", [{}, {"strategy": "fed"}, {"privacy.label-epsilon": 4.0}, {"loss.name": "square"}])
+def test_a_run_ends_with_what_training_in_one_place_gives(bert: Path, tmp_path: Path, words: dict[str, object]) -> None:
+    config = tiny_config(tmp_path / "run", bert, side_network__name="upper-layers", trainer__dropout=0.0) | words
     done = run(config)
     settings = load_settings(config)
     assert len(ActivationCache(tmp_path / "run" / "cache.sqlite")) == NUM_DEVICES * NUM_SAMPLES
