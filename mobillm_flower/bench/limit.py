@@ -24,6 +24,7 @@ from mobillm_flower.bench.pairs import (
     torch_threads,
 )
 from mobillm_flower.bench.random_models import random_opt
+from mobillm_flower.bench.roofline import server_roofline
 
 _MB = 1e6
 _BUDGETS = {"bf16": (900, 1.0), "nf4": (640, 0.7)}  # MiB that are set, and GB that are not to be passed
@@ -146,10 +147,17 @@ def _engine_metrics(report: Report, setting: Setting) -> None:
         compare_metrics(report, say=setting.say)
 
 
+def _server(report: Report, setting: Setting) -> None:
+    """Set the server's decoding and training beside the processor's limits, and try `torch.compile`."""
+    with torch_threads(setting.num_threads):
+        server_roofline(report, pairs=setting.pairs, say=setting.say)
+
+
 PARTS: Mapping[str, Callable[[Report, Setting], None]] = {
     "memory": _memory,
     "streaming": _streaming,
     "engines": _engines,
     "engine-metrics": _engine_metrics,
+    "server": _server,
 }
 """What is measured, by name: each part adds its figures to the report."""

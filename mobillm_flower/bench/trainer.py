@@ -74,15 +74,15 @@ def bench_trainer(
         for ending, pivot in PIVOTS.items():
             say(f"pivot {pivot}")
             spec = synthetic_spec("bench", pivot=pivot, blocks=blocks, width=width)
-            plan = _plan(spec, num_classes, num_samples, epochs=pairs + 1, num_threads=num_threads)
+            plan = training_plan(spec, num_classes, num_samples, epochs=pairs + 1, num_threads=num_threads)
             with tempfile.TemporaryDirectory() as folder:
                 cache = ActivationCache(Path(folder) / "cache.sqlite")
-                _fill(cache, spec, plan.contract, num_samples)
+                fill_cache(cache, spec, plan.contract, num_samples)
                 trainer = plan.trainer(
                     cache, scores=lambda side, base: predict_square(side, base, 1.0), memory_bytes=1 << 40
                 )
                 bare = BareLoop(plan, trainer)
-                sides = {"ours": timed(lambda one=trainer: _epoch(one)), "bare": timed(bare.epoch)}  # type: ignore[misc]
+                sides = {"ours": timed(lambda one=trainer: train_epoch(one)), "bare": timed(bare.epoch)}  # type: ignore[misc]
                 take_turns(sides, 1)  # decodes every sample, makes the optimizers' states
                 found = take_turns(sides, pairs, say=say)
                 cache.close()
@@ -93,7 +93,7 @@ def bench_trainer(
     return report
 
 
-def _epoch(trainer: Trainer) -> None:
+def train_epoch(trainer: Trainer) -> None:
     """Train one epoch."""
     epoch = trainer.position.epoch
     trainer.run_epochs(stop=lambda: trainer.position.epoch > epoch)
@@ -166,7 +166,8 @@ class BareLoop:
         return all(torch.equal(theirs[name], tensor) for name, tensor in self.average.state_dict().items())
 
 
-def _plan(spec: ExtractionSpec, num_classes: int, count: int, *, epochs: int, num_threads: int) -> TrainingPlan:
+def training_plan(spec: ExtractionSpec, num_classes: int, count: int, *, epochs: int, num_threads: int) -> TrainingPlan:
+    """Return a run's plan under the default settings, without a validation share."""
     chosen = TrainerSettings(epochs=epochs, validation_share=0.0, patience=0)
     options = TrainerOptions(
         **{name: value for name, value in vars(chosen).items() if name != "num_threads"},
@@ -176,7 +177,8 @@ def _plan(spec: ExtractionSpec, num_classes: int, count: int, *, epochs: int, nu
     return synthetic_plan([spec], options, num_classes=num_classes, num_threads=num_threads)
 
 
-def _fill(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContract, count: int) -> None:
+def fill_cache(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContract, count: int) -> None:
+    """Put random samples of a type into a cache, encoded as NF4."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(contract.num_outputs, (count,), generator=generator)
     base = torch.full((count, contract.num_outputs), 1 / contract.num_outputs)

@@ -103,7 +103,8 @@ def fleet_scale(
 @app.command()
 def limit(
     parts: Annotated[
-        str, typer.Option(help="What to measure, with commas between: memory, streaming, engines, engine-metrics.")
+        str,
+        typer.Option(help="What to measure, with commas between: memory, streaming, engines, engine-metrics, server."),
     ] = "",
     pairs: Pairs = 10,
     threads: Threads = 1,
