@@ -63,7 +63,7 @@ def blocks(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     sent = {kind: values["activation_bytes_a_token"] for kind, values in first["sent"].items()}
     targets = {kind: values["target_bytes_a_token"] for kind, values in first["sent"].items()}
     told = [tasks[name]["tokens_told_by_corrections"] for name in TASKS]
-    memory = {name: values["peak_bytes"] / 2**30 for name, values in found["language_memory"]["losses"].items()}
+    memory = {name: values["peak_bytes"] / 2**30 for name, values in found["language_memory"]["figures"].items()}
     made = found["language_generate"]["comparisons"]
     return {
         "figures": "\n".join(lines),
