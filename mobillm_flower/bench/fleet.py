@@ -19,8 +19,8 @@ from mobillm_flower.errors import DataError
 _BATCH = 16  # samples of a step of SplitFed: `peer.batch-size`
 
 
-def read_curves(file: Path, task: str, partition: str) -> tuple[list[Recorded], float]:
-    """Read what was measured, means over the seeds, and the best that side-tuning and FedLoRA both reach.
+def read_curves(file: Path, task: str, partition: str) -> tuple[list[list[Recorded]], float]:
+    """Read what was measured, of each method a run a seed, and the best that side-tuning and FedLoRA both reach.
 
     Parameters
     ----------
@@ -47,34 +47,31 @@ def read_curves(file: Path, task: str, partition: str) -> tuple[list[Recorded], 
         raise DataError(f"{file} has no partition {partition!r} of {task}; give one of {', '.join(partitions)}")
     devices, costs = found["settings"]["num_devices"], tasks[task]["costs"]
     recorded = [
-        _recorded(name, curves, costs[name], devices)
+        [_recorded(name, curve, costs[name], devices) for curve in curves]
         for name, curves in partitions[partition].items()
         if costs[name]["seconds_a_sample"]
     ]
     return recorded, float(tasks[task]["tables"][partition]["targets"][BOTH]["metric"])
 
 
-def _recorded(
-    name: str, curves: Sequence[Sequence[Mapping[str, Any]]], cost: Mapping[str, Any], devices: int
-) -> Recorded:
-    """Return the means over the seeds of a method's curves."""
-    ends = [curve[-1] for curve in curves]
+def _recorded(name: str, curve: Sequence[Mapping[str, Any]], cost: Mapping[str, Any], devices: int) -> Recorded:
+    """Return a run of a method."""
+    end = curve[-1]
     asynchronous = name in SIDE_TUNING  # its rounds are windows: all samples count as one
-    rounds = 1 if asynchronous else ends[0]["rounds"]
-    numbers = [1] if asynchronous else [point["rounds"] for point in curves[0]]
-    last = mean(end["slowest_bytes"][-1][1] for end in ends)
-    samples = mean(end["samples"] for end in ends) / rounds
+    rounds = 1 if asynchronous else end["rounds"]
+    last = end["slowest_bytes"][-1][1]
+    samples = end["samples"] / rounds
     return Recorded(
         name=name,
-        metrics={number: mean(curve[i]["metric"] for curve in curves) for i, number in enumerate(numbers)},
+        metrics={1 if asynchronous else point["rounds"]: point["metric"] for point in curve},
         devices=devices,
         samples=samples,
-        bytes_up=mean(end["bytes_up"] for end in ends) / rounds,
-        bytes_down=0.0 if asynchronous else (mean(end["bytes_down"] for end in ends) - last) / rounds,
+        bytes_up=end["bytes_up"] / rounds,
+        bytes_down=0.0 if asynchronous else (end["bytes_down"] - last) / rounds,
         last_down=last,
         seconds_a_sample=cost["seconds_a_sample"],
         peak_bytes=cost["peak_bytes"] or 0.0,
-        server_seconds=mean(end["server_seconds"] for end in ends) / rounds,
+        server_seconds=end["server_seconds"] / rounds,
         messages=1 + math.ceil(samples / _BATCH) if name == "split-fed" else 1,
     )
 
@@ -110,21 +107,24 @@ def bench_fleet(
     Returns
     -------
     Report
-        `figures["fleets"]`: by size and method, an outcome a seed; `["recorded"]`: what was replayed.
+        `figures["fleets"]`: by size and method, an outcome a seed; `["recorded"]`: what was replayed, the first
+        measured run in the first seed's fleet and so on, from the first again where there are fewer.
     """
     recorded, both = read_curves(file, task, partition)
     target = target or both
     fleets: dict[str, dict[str, list[Outcome]]] = {}
     for size in sizes:
-        row = fleets.setdefault(str(size), {one.name: [] for one in recorded})
-        for one in recorded:
-            for seed in seeds:
-                row[one.name].append(simulate(one, make_fleet(size, world, seed), world, target=target, seed=seed))
-            say(f"{size:,} devices, {one.name}: {_time(row[one.name])}")
+        row = fleets.setdefault(str(size), {runs[0].name: [] for runs in recorded})
+        for runs in recorded:
+            outcomes = row[runs[0].name]
+            for i, seed in enumerate(seeds):
+                run, devices = runs[i % len(runs)], make_fleet(size, world, seed)
+                outcomes.append(simulate(run, devices, world, target=target, seed=seed))
+            say(f"{size:,} devices, {runs[0].name}: {_time(outcomes)}")
     settings = {"curves": file.name, "target": target, "seeds": list(seeds), "world": asdict(world)}
     figures = {
         "modelled": True,
-        "recorded": [asdict(one) for one in recorded],
+        "recorded": {runs[0].name: [asdict(one) for one in runs] for runs in recorded},
         "fleets": {
             size: {name: [asdict(one) for one in outcomes] for name, outcomes in row.items()}
             for size, row in fleets.items()

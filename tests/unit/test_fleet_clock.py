@@ -144,7 +144,8 @@ def curves(tmp_path: Path) -> Path:
         Point(0.9, 3, 3.0, 300.0, 18e9, 3e6, 4e6, [120] * 3, [[1e6, 1e6]] * 3 + [[0, 1e6]]),
     ]
     costs = {"pae": DeviceCost(0.01, 10_000_000), "fed-lora": DeviceCost(0.05, 100_000_000), "upload-all": DeviceCost()}
-    found = {"iid": {"pae": [[ours]] * 2, "fed-lora": [lora] * 2, "upload-all": [[ours]] * 2}}
+    slow = [lora[0], replace(lora[1], metric=0.8, rounds=6)]  # the other seed's run
+    found = {"iid": {"pae": [[ours]] * 2, "fed-lora": [lora, slow], "upload-all": [[ours]] * 2}}
     plan = Plan([TASKS["phone-messages"]], methods(3, ["pae"]), [0, 1], [None], 10, {}, 1, None, tmp_path)
     report = cost_to_target(plan, {"t": TaskCurves({}, [], found, costs)}, Link())
     (tmp_path / "cost.json").write_text(json.dumps(report.to_dict()))
@@ -152,12 +153,12 @@ def curves(tmp_path: Path) -> Path:
 
 
 def test_what_is_replayed_is_what_was_measured(curves: Path) -> None:
-    (pae, lora), target = read_curves(curves, "", "")
+    ((pae, _), (lora, slow)), target = read_curves(curves, "", "")
     assert target == 0.8
     assert (pae.metrics, pae.devices, pae.samples, pae.bytes_up, pae.bytes_down) == ({1: 0.8}, 10, 100.0, 1e6, 0.0)
     assert (pae.last_down, pae.server_seconds, pae.peak_bytes) == (3e6, 5.0, 1e7)
     assert (lora.metrics, lora.samples, lora.bytes_up, lora.bytes_down) == ({1: 0.5, 3: 0.9}, 100.0, 1e6, 1e6)
-    assert lora.rounds_to(0.8) == 3
+    assert (lora.rounds_to(0.8), slow.rounds_to(0.8)) == (3, 6)
 
 
 def test_a_simulation_depends_on_its_seed_alone(curves: Path) -> None:
@@ -166,6 +167,12 @@ def test_a_simulation_depends_on_its_seed_alone(curves: Path) -> None:
 
     assert outcomes(0) == outcomes(0)
     assert outcomes(0) != outcomes(1)
+
+
+def test_each_measured_run_is_replayed_by_itself(curves: Path) -> None:
+    world = World(gflops=100.0, on_s=1e9, off_s=0.0, deadline_s=1e9)
+    fleets = bench_fleet(curves, sizes=[20], world=world, seeds=[0, 1, 2]).figures["fleets"]["20"]
+    assert [one["rounds"] for one in fleets["fed-lora"]] == [3, 6, 3]
 
 
 @pytest.mark.timeout(120)
