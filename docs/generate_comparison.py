@@ -30,13 +30,13 @@ COSTS = {
     "mb_down": "MB down",
     "wall_seconds": "wall s",
 }
-PROTOCOLS = ("memory", "network", "quantization", "ablation", "robustness", "fleet_clock")
+PER_TASK = ("cost_to_target", "quality_under_budget", "fleet_clock")
+PROTOCOLS = ("memory", "memory_opt-1.3b", "network", "quantization", "ablation", "robustness")
 
 
 def load() -> dict[str, dict[str, Any]]:
     """Return the results that are there, by name of their file."""
-    names = [f"{protocol}_{task}" for protocol in ("cost_to_target", "quality_under_budget") for task in TASKS]
-    names += PROTOCOLS
+    names = [*(f"{protocol}_{task}" for protocol in PER_TASK for task in TASKS), *PROTOCOLS]
     files = {name: RESULTS / f"{name}.json" for name in names}
     return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
 
