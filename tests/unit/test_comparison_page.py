@@ -47,3 +47,16 @@ def test_what_the_readme_says_of_mrpc_is_what_was_measured(generator: ModuleType
     assert all(one in text for one in said), said
     assert change["peak_mb"] < 0.25
     assert change["mb_up"] < 0.15
+
+
+def test_what_the_readme_says_of_clinc150_is_what_was_measured(generator: ModuleType) -> None:
+    result = generator.measured(generator.load())["clinc150"]
+    change = generator.changes(result, "pae")
+    text = " ".join(generator.README.read_text("utf-8").split("<!-- end -->")[1].split())
+    said = (
+        f"{100 * (1 - change['gflops']):.0f} % less computing, {100 * (1 - change['mb_both']):.0f} % fewer bytes, "
+        f"{100 * change['peak_mb']:.0f} % of the memory, {1 / change['wall_seconds']:.1f} times as fast"
+    )
+    assert f"is ahead, of LoRA in one place too: {said}" in text, said
+    central = max(point["metric"] for points in result["central"] for point in points)
+    assert central < min(result["tables"][name]["quality"]["pae"]["mean"] for name in result["tables"])
