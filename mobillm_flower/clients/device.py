@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mobillm_flower.backbones import Backbone, load_backbone, plan_memory
 from mobillm_flower.backbones.choose import Choice, choose
+from mobillm_flower.backbones.memory import keep_few_kernels
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import correction
@@ -336,6 +337,7 @@ def _shared_backbone(
     language_model: bool,
     engine: str,
 ) -> Backbone:
+    keep_few_kernels()
     plan = None
     if memory_budget_mib:
         plan = plan_memory(
