@@ -59,9 +59,12 @@ def random_opt(folder: Path, shape: str, *, dtype: torch.dtype = torch.float32) 
 
 
 def long_texts(folder: Path, count: int) -> Path:
-    """Write a data set of texts of 1,000 words, which are cut at any `task.max-length`; returns its folder."""
+    """Write a data set of texts of 1,000 words, which are cut at any `task.max-length`; returns its folder.
+
+    Each begins with another word: what texts begin with alike, a device computes once (`PrefixCache`).
+    """
     folder.mkdir(parents=True)
-    lines = [json.dumps({"text": " ".join(["word"] * 1000 + [str(i)]), "label": str(i % 2)}) for i in range(count)]
+    lines = [json.dumps({"text": " ".join([str(i)] + ["word"] * 1000), "label": str(i % 2)}) for i in range(count)]
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
