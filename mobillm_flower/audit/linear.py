@@ -72,7 +72,7 @@ class Ridge:
         """Fit rows [N, D] to wanted [N, K], both float32."""
         mean_in, mean_out = rows.mean(0), wanted.mean(0)
         x, y = rows - mean_in, wanted - mean_out
-        values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        values, vectors = _eigen(x.T @ x / len(x))
         return cls(mean_in, mean_out, values.clamp_min(0), vectors, vectors.T @ (x.T @ y) / len(x))
 
     @property
@@ -85,3 +85,12 @@ class Ridge:
         """Return [N, K]; with `scale` the rows are what the fitted ones are times so much (before noise)."""
         weight = self.vectors @ (self.cross / (self.values + strength)[:, None])
         return (rows / scale - self.mean_in) @ weight + self.mean_out
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues [D] and eigenvectors [D, D]; computed in float64 where float32 does not converge."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh(matrix.double()))
+    return values, vectors

@@ -266,3 +266,18 @@ def test_ridge_and_components_agree_with_their_definitions() -> None:
     assert torch.allclose(Ridge.fit(x, y).predict(x, 1e-6), y, atol=1e-3)
     reduced = components(x, 8)(x, whiten=True)
     assert torch.allclose(reduced.T @ reduced / 399, torch.eye(8), atol=0.02)
+
+
+def test_ridge_goes_on_where_float32_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(40, 6), torch.randn(40, 2)
+    expected, eigh = Ridge.fit(x, y).predict(x, 0.1), torch.linalg.eigh
+
+    def only_float64(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if matrix.dtype is not torch.float64:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", only_float64)
+    found = Ridge.fit(x, y).predict(x, 0.1)
+    assert found.dtype is torch.float32
+    assert torch.allclose(found, expected, atol=1e-4)

@@ -60,3 +60,11 @@ def test_what_the_readme_says_of_clinc150_is_what_was_measured(generator: Module
     assert f"is ahead, of LoRA in one place too: {said}" in text, said
     central = max(point["metric"] for points in result["central"] for point in points)
     assert central < min(result["tables"][name]["quality"]["pae"]["mean"] for name in result["tables"])
+
+
+def test_side_tuning_takes_what_inference_takes(generator: ModuleType) -> None:
+    for model in generator.load()["memory"]["figures"].values():
+        for row in model["batches"]:
+            peaks = row["peak_bytes"]
+            assert peaks["ours"] <= 1.1 * peaks["plain"]
+            assert 0.03 * peaks["lora"] < peaks["ours"] < 0.11 * peaks["lora"]
