@@ -12,6 +12,9 @@ from typing import Any
 
 from blocks import put, table
 
+from mobillm_flower.bench.cost_to_target import BOTH as TARGET
+from mobillm_flower.bench.cost_to_target import COLUMNS as COSTS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -20,17 +23,7 @@ PAGE = ROOT / "docs" / "reference" / "comparison.md"
 TASKS = {"sst2_sentences": "SST-2 sentences", "mrpc": "MRPC", "clinc150": "CLINC150"}
 PEER, PARTITION = "fed-lora", "alpha=0.1"
 METHODS = {"pae": "side-tuning, `pae`", "upper-layers": "side-tuning, `upper-layers`", PEER: "LoRA by FedAvg"}
-TARGET = "best that side-tuning and fed-lora reach"
-COSTS = {
-    "passes": "passes",
-    "gflops": "GFLOP",
-    "seconds": "seconds",
-    "peak_mb": "peak MB",
-    "mb_up": "MB up",
-    "mb_down": "MB down",
-    "wall_seconds": "wall s",
-}
-PER_TASK = ("cost_to_target", "quality_under_budget", "fleet_clock")
+PER_TASK = ("cost_to_target", "peers", "quality_under_budget", "fleet_clock")
 PROTOCOLS = ("memory", "memory_opt-1.3b", "network", "quantization", "ablation", "robustness")
 
 

@@ -83,8 +83,8 @@ def minilm_folder() -> Path:
     return folder
 
 
-def choose_device(name: str) -> torch.device:
-    """Return CUDA, MPS or the CPU for `auto`, otherwise the named device.
+def choose_device(name: str, *, setting: str = "backbone.device") -> torch.device:
+    """Return CUDA, MPS or the CPU for `auto`, otherwise the device that a setting names.
 
     Raises
     ------
@@ -98,10 +98,10 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise SettingsError(f"backbone.device={name!r} must be auto, cpu, cuda, cuda:N or mps") from error
+        raise SettingsError(f"{setting}={name!r} must be auto, cpu, cuda, cuda:N or mps") from error
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(device.type, False):
-        raise SettingsError(f"backbone.device={name!r} is not available on this machine; use auto")
+        raise SettingsError(f"{setting}={name!r} is not available on this machine; use auto")
     return device
 
 

@@ -12,7 +12,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, load_backbone
+from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.placement import CPU
 from mobillm_flower.model import SideTunedModel, saved_backbones, saved_contract
 from mobillm_flower.reports import read_run
 from mobillm_flower.server import ActivationCache
@@ -37,10 +39,10 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
     dict
         Empty where the devices' samples are not those of `data.source` (a `load_data` of their own). Otherwise `metric`
         (its name), `num_test`, and the metric of: `tuned`, `base`, `majority`, `logistic_regression`,
-        `centralized`; `identical`: whether the centralized weights equal the run's bit by bit. For classes also
-        `labels`, their names, and `confusion`, K×K counts of the tuned model: rows true, columns predicted. Where a
-        fleet has several backbone types, each type's are under `types`, by the first 12 digits of its fingerprint;
-        above stand their means, and the sum of their counts.
+        `centralized`; `identical`: whether the centralized weights equal the run's bit by bit, where the server
+        trained on the CPU. For classes also `labels`, their names, and `confusion`, K×K counts of the tuned model:
+        rows true, columns predicted. Where a fleet has several backbone types, each type's are under `types`, by the
+        first 12 digits of its fingerprint; above stand their means, and the sum of their counts.
     """
     settings = load_settings(file=run_path / "settings.yaml")
     held: dict[str, int] = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
@@ -59,7 +61,8 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         found["majority"] = _majority(data)
     if contract.labels:
         found["labels"] = list(contract.labels)
-    network = _replayed(run_path, settings) if train else None
+    device = choose_device(settings.trainer.device, setting="trainer.device")
+    network = _replayed(run_path, settings, device) if train else None
     evaluations = read_run(run_path).all("evaluation-of-type")
     untrained = {event["type"] for event in evaluations if not event["trained"]}
     identical, types = [], {}
@@ -93,9 +96,10 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
             if contract.labels:
                 measured["confusion"] = confusion(scores, data.test.labels, contract)
         if network is not None and model.side_network is not None:
-            measured["centralized"] = _with(model, network).evaluate(data.test)
+            measured["centralized"] = model.with_network(network).evaluate(data.test)
             theirs, ours = network.state_dict(), model.side_network.state_dict()
-            identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
+            if device == CPU:  # no other device repeats its sums bit by bit
+                identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
         types[info.fingerprint[:12]] = measured
     found |= _together(list(types.values()))
     if len(types) > 1:
@@ -115,7 +119,7 @@ def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
+def _replayed(run_path: Path, settings: Settings, device: torch.device) -> torch.nn.Module | None:
     """Train from a run's cache by its own schedule; None where it began from weights that are not in the cache."""
     cache = ActivationCache(run_path / "cache.sqlite")
     try:
@@ -129,6 +133,7 @@ def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
             scores=rule.scores,
             memory_bytes=settings.cache.memory_mib << 20,
             frozen=frozen_parts(plan, settings, backbones),
+            device=device,
         )
     finally:
         cache.close()
@@ -177,7 +182,3 @@ def _base(model: SideTunedModel, test: Samples) -> float | None:
     if model.backbone.info.base_prediction == "constant":
         return None
     return model.with_network(None).evaluate(test)
-
-
-def _with(model: SideTunedModel, network: torch.nn.Module) -> SideTunedModel:
-    return model.with_network(network)

@@ -348,6 +348,8 @@ class TrainerSettings:
         In a fleet of several types, correct for the labels that a type's devices hold more often than the fleet does.
     num_threads : int
         Threads of torch on the server; 0: as torch chooses.
+    device : str
+        auto, cpu, cuda, cuda:N or mps: where the server trains. A run can be repeated bit by bit on the CPU only.
     """
 
     epochs: int = _number(20, at_least=1)
@@ -366,6 +368,7 @@ class TrainerSettings:
     balance_types: bool = False
     adjust_types: bool = True
     num_threads: int = _number(0, at_least=0)
+    device: str = "cpu"
 
 
 @dataclass

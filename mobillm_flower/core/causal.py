@@ -90,6 +90,6 @@ def _places(batch: ActivationBatch) -> Tensor:
     """Return each row's place in its text, [N], from 0."""
     lengths = batch.lengths if batch.sequences is None else batch.sequences
     if lengths is None:
-        return torch.zeros(len(batch.rows), dtype=torch.long)
-    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    return torch.arange(len(batch.rows)) - starts
+        return batch.rows.new_zeros(len(batch.rows), dtype=torch.long)
+    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths, output_size=len(batch.rows))
+    return torch.arange(len(batch.rows), device=starts.device) - starts

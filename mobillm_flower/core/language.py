@@ -57,7 +57,7 @@ def cross_entropy(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
 @torch.inference_mode()
 def log_probabilities(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
     """Return log p(label) of each token, [N] float32, in nats."""
-    found = [torch.zeros(0)]
+    found = [inputs.new_zeros(0, dtype=torch.float32)]
     for part in _chunks(len(inputs), head):
         found.append(head.logits(inputs[part]).log_softmax(1).gather(1, labels[part, None])[:, 0])
     return torch.cat(found)

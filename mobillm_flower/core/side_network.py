@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mobillm_flower.core.placement import moved
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import MismatchError, SettingsError
 
@@ -83,6 +84,15 @@ class ActivationBatch:
     rows: Tensor
     lengths: Tensor | None = None
     sequences: Tensor | None = None
+
+    def to(self, device: torch.device) -> ActivationBatch:
+        """Return it on a device, see `moved`."""
+        return replace(
+            self,
+            rows=moved(self.rows, device),
+            lengths=None if self.lengths is None else moved(self.lengths, device),
+            sequences=None if self.sequences is None else moved(self.sequences, device),
+        )
 
 
 class SideNetwork(Protocol):
@@ -420,7 +430,7 @@ def _lengths(batches: Sequence[ActivationBatch]) -> Tensor:
     """Return the rows of each sample over all batches, [B]."""
     return torch.cat(
         [
-            batch.lengths if batch.lengths is not None else torch.ones(len(batch.rows), dtype=torch.long)
+            batch.lengths if batch.lengths is not None else batch.rows.new_ones(len(batch.rows), dtype=torch.long)
             for batch in batches
         ]
     )

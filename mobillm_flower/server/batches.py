@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_network import ActivationBatch
 from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.server.cache import ActivationCache
@@ -35,6 +36,8 @@ class BatchLoader:
         The task.
     memory_bytes : int
         Budget of the decoded tier.
+    device : torch.device
+        Where batches go; decoded samples are kept in the CPU's memory.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class BatchLoader:
         contract: TaskContract,
         *,
         memory_bytes: int,
+        device: torch.device = CPU,
     ) -> None:
-        self.cache, self.specs, self.contract = cache, dict(specs), contract
+        self.cache, self.specs, self.contract, self.device = cache, dict(specs), contract, device
         self.memory_bytes = memory_bytes
         self._decoded: dict[int, tuple[Tensor, bytes]] = {}
         self._used = 0
@@ -61,7 +65,7 @@ class BatchLoader:
         return any(spec.labels_protected for spec in self.specs.values())
 
     def load(self, rows: Sequence[RowRef]) -> tuple[list[ActivationBatch], TargetBatch]:
-        """Return activations grouped by backbone type, and targets in the same order."""
+        """Return activations grouped by backbone type, and targets in the same order, on the device."""
         groups: dict[str, list[RowRef]] = {}
         for row in rows:
             groups.setdefault(row.backbone, []).append(row)
@@ -70,18 +74,19 @@ class BatchLoader:
             spec = self.specs[backbone]
             samples = self._samples(members, spec)
             tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
-            found = decode_targets([target for _, target in samples], spec, self.contract, tokens)
+            found = decode_targets([target for _, target in samples], spec, self.contract, tokens).to(self.device)
             lengths = sequences = None
             if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
-                found, sequences = replace(found, base=activations[:, -1]), torch.tensor(tokens)
+                sequences = torch.tensor(tokens)
             elif PIVOTS[spec.pivot].per_token:
                 lengths = torch.tensor(tokens)
-            batches.append(ActivationBatch(backbone, activations, lengths, sequences))
-            targets.append(found)
+            batch = ActivationBatch(backbone, activations, lengths, sequences).to(self.device)
+            batches.append(batch)
+            targets.append(replace(found, base=batch.rows[:, -1]) if self.contract.per_token else found)
         return batches, _join(targets)
 
     def targets(self, rows: Rows) -> dict[str, TargetBatch]:
-        """Return the targets of rows by backbone type, without their activations."""
+        """Return the targets of rows by backbone type, without their activations, on the CPU."""
         by_type = rows.column("backbone")
         found = {}
         for number in np.unique(by_type).tolist():

@@ -76,4 +76,4 @@ class LabelShift:
             own = self._counts.get(batch.backbone)
             shift = torch.zeros_like(fleet) if own is None else ((own + fleet) / (own.sum() + 1) / fleet).log()
             parts.append(shift.float().expand(count, -1))
-        return torch.cat(parts)
+        return torch.cat(parts).to(batches[0].rows.device)

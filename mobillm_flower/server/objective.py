@@ -134,5 +134,7 @@ def recovered_truth(contract: TaskContract, targets: TargetBatch) -> tuple[Tenso
     if targets.differences is not None:
         return recover(targets.differences)
     assert targets.labels is not None
-    base = targets.base if targets.base is not None else torch.ones(len(targets.labels), contract.num_outputs)
-    return targets.labels, base
+    labels, base = targets.labels, targets.base
+    if base is None:
+        base = torch.ones(len(labels), contract.num_outputs, device=labels.device)
+    return labels, base

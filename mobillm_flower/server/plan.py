@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.language import Head
+from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_network import SideNetworkConfig
 from mobillm_flower.core.upper import Upper, UpperLayersSideNetwork
 from mobillm_flower.errors import CacheError
@@ -105,15 +106,16 @@ class TrainingPlan:
         checkpoint: Path | None = None,
         on_event: Callable[..., None] = lambda *_args, **_values: None,
         frozen: Frozen = NOTHING_FROZEN,
+        device: torch.device = CPU,
     ) -> Trainer:
-        """Make a trainer with a fresh side network (or the checkpoint's)."""
+        """Make a trainer with a fresh side network (or the checkpoint's); a frozen head must be on its device."""
         torch.set_num_threads(self.num_threads)
         network = self.side_config.build()
         if isinstance(network, UpperLayersSideNetwork) and frozen.upper is not None:
             network.attach(frozen.upper)
         return Trainer(
             network=network,
-            loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes),
+            loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes, device=device),
             loss=make_loss(
                 self.contract,
                 objective=self.objective,
@@ -234,12 +236,13 @@ def replay(
     scores: Callable[[Tensor, Tensor], Tensor],
     memory_bytes: int = 1 << 30,
     frozen: Frozen = NOTHING_FROZEN,
+    device: torch.device = CPU,
 ) -> nn.Module:
-    """Train from a complete cache in one place, by the run's own schedule; returns the side network.
+    """Train from a complete cache in one place, by the run's own schedule; returns the side network, on the CPU.
 
     Parameters
     ----------
-    cache, scores, memory_bytes, frozen
+    cache, scores, memory_bytes, frozen, device
         As in `TrainingPlan.trainer`.
 
     Raises
@@ -250,9 +253,9 @@ def replay(
     plan = TrainingPlan.of(cache)
     if plan is None or not can_replay(cache):
         raise CacheError(f"{cache.file} holds no run that can be replayed: no plan, or it began from given weights")
-    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes, frozen=frozen)
+    trainer = plan.trainer(cache, scores=scores, memory_bytes=memory_bytes, frozen=frozen, device=device)
     train_again(trainer)
-    return trainer.network
+    return trainer.network.to(CPU)
 
 
 def train_again(trainer: Trainer) -> None:

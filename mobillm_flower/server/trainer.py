@@ -1,7 +1,7 @@
 """Training of the side network from the cache.
 
 Given the rows (each with the round it was committed in), the options and the seed, the result is bit-identical on
-one machine and thread count, whatever the order of arrival, the partition into devices, and interruptions.
+one processor and thread count, whatever the order of arrival, the partition into devices, and interruptions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.discriminant import ClassSums, DiscriminantSideNetwork
+from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_network import ActivationBatch
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server.batches import BatchLoader
@@ -90,7 +91,7 @@ class Trainer:
     Parameters
     ----------
     network : nn.Module
-        A fresh side network.
+        A fresh side network; it is trained on the loader's device.
     loader : BatchLoader
         Decoded batches.
     loss : callable
@@ -136,6 +137,11 @@ class Trainer:
         self._plan: tuple[int, list[Rows]] | None = None
         if checkpoint is not None and checkpoint.exists():
             self.load(checkpoint)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """State of `network`, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
 
     def overlap_step(self, round_: int) -> bool:
         """Take one of the round's `overlap_steps` on what was committed before it; False when they are done.
@@ -213,12 +219,12 @@ class Trainer:
             if stop():
                 return False
             batches, targets = self.loader.load(rows[start : start + _FIT_ROWS])
-            truth = recovered_truth(contract, targets)
+            truth = recovered_truth(contract, targets.to(CPU))
             assert truth is not None  # classes are checked when the network is made
             done = 0
             for batch in batches:
                 of_type = sums.setdefault(batch.backbone, network.empty_sums(batch.backbone))
-                of_type.add(truth[0][done : done + len(batch.rows)], batch.rows.flatten(1))
+                of_type.add(truth[0][done : done + len(batch.rows)], batch.to(CPU).rows.flatten(1))
                 done += len(batch.rows)
             position.steps += 1
         if not position.finished:
@@ -291,7 +297,7 @@ class Trainer:
             It cannot be read, or was made with other options.
         """
         try:
-            saved = torch.load(file, weights_only=True)
+            saved = torch.load(file, map_location=CPU, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CacheError(
                 f"checkpoint {file} cannot be read ({type(error).__name__}); move it away to train anew"
@@ -328,6 +334,7 @@ class Trainer:
 
     def _hold(self, network: nn.Module) -> None:
         """Train a network from now on."""
+        network = network.to(self.loader.device)
         self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
         # walking the modules for their parameters takes as long as a small layer: once, and not at each step
         self._averaged: list[Tensor] = list(self.network.parameters())
@@ -347,7 +354,10 @@ class Trainer:
             module.load_state_dict({**module.state_dict(), **state})
         for name, parameter in self._live.named_parameters():
             if name in moments:
-                self._optimizer.state[parameter] = {key: value.clone() for key, value in moments[name].items()}
+                device = parameter.device
+                self._optimizer.state[parameter] = {
+                    key: value.to(device, copy=True) for key, value in moments[name].items()
+                }
 
     def _step(self, rows: Sequence[RowRef]) -> None:
         options = self.options
@@ -445,7 +455,7 @@ class Trainer:
 
 def _drop(batches: Sequence[ActivationBatch], share: float, *, seed: int, step: int) -> list[ActivationBatch]:
     """Zero a share of the inputs' values and scale the others up; drawn from (seed, step) alone."""
-    generator = torch.Generator().manual_seed(abs(seed) * 1_000_003 + step)
+    generator = torch.Generator(batches[0].rows.device).manual_seed(abs(seed) * 1_000_003 + step)
     dropped = []
     for batch in batches:
         kept = torch.empty_like(batch.rows).bernoulli_(1 - share, generator=generator)

@@ -22,6 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.side_network import state_for
@@ -369,7 +370,7 @@ class SideTuningStrategy(Strategy):
 
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
-        return ArrayRecord(dict(self.trainer.network.state_dict()))
+        return ArrayRecord(self.trainer.state)
 
     # ---- meeting devices -----------------------------------------------------------------------------------------
 
@@ -453,6 +454,7 @@ class SideTuningStrategy(Strategy):
             memory_bytes=self.settings.cache.memory_mib << 20,
             checkpoint=self.run.checkpoint,
             on_event=self._on_training,
+            device=choose_device(self.settings.trainer.device, setting="trainer.device"),
             frozen=frozen_parts(plan, self.settings, known),
         )
         for device in self.fleet:
@@ -573,7 +575,7 @@ class SideTuningStrategy(Strategy):
         known = known_backbones(self.cache)  # the only device of a type may be away
         save_side_network(
             self.run.side_network,
-            state=dict(self.trainer.network.state_dict()),
+            state=self.trainer.state,
             side_config=self.plan.side_config,
             specs=self.plan.specs,
             backbones={name: known[name] for name in self.plan.specs},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from mobillm_flower.backbones import BackboneInfo
+from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import CacheError
 from mobillm_flower.model import save_side_network
@@ -69,12 +70,13 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         scores=rule.scores,
         memory_bytes=settings.cache.memory_mib << 20,
         checkpoint=run.checkpoint,
+        device=choose_device(settings.trainer.device, setting="trainer.device"),
         frozen=frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
     )
     train_again(trainer)
     save_side_network(
         run.side_network,
-        state=dict(trainer.network.state_dict()),
+        state=trainer.state,
         side_config=plan.side_config,
         specs=plan.specs,
         backbones={name: backbones[name] for name in plan.specs},

@@ -147,7 +147,7 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
         name = choice.rpartition("@")[0] if named.name in CHOOSERS and "@" in choice else choice
         if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
             if not upper:
-                return Frozen(head=load_head(name, revision=named.revision))
+                return Frozen(head=load_head(name, revision=named.revision, device=settings.trainer.device))
             whole = load_backbone(
                 name,
                 revision=named.revision,

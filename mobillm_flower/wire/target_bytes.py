@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.placement import moved
 from mobillm_flower.core.targets import difference, valid_difference
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -39,6 +40,11 @@ class TargetBatch:
     labels: Tensor | None
     base: Tensor | None
     weights: Tensor | None = None
+
+    def to(self, device: torch.device) -> TargetBatch:
+        """Return it on a device, see `moved`."""
+        parts = (getattr(self, item.name) for item in fields(self))
+        return TargetBatch(*(None if part is None else moved(part, device) for part in parts))
 
     def __len__(self) -> int:
         """B, or N."""
