@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.backbones import Backbone, load_backbone
@@ -330,12 +331,30 @@ def _made_trainable(backbone: Backbone, method: str, rank: int, seed: int) -> nn
         return with_lora(model, rank, seed)
     if method not in METHODS:
         raise SettingsError(f"method={method!r} must be one of {', '.join(METHODS)}")
-    trained = 0
-    for layer in backbone.stack:
-        for name, parameter in layer.named_parameters():
-            if method == "full" or name.rsplit(".", 1)[-1] == "bias":
-                parameter.requires_grad_(True)
-                trained += 1
-    if not trained:
+    if method == "full":
+        for layer in backbone.stack:
+            layer.requires_grad_(True)
+        return model
+    parts = [part for layer in backbone.stack for part in layer.modules()]
+    biased = [part for part in parts if any(name == "bias" for name, _ in part.named_parameters(recurse=False))]
+    if not biased:
         raise UnsupportedError(f"{backbone.info.family}: its layers have no biases for BitFit to train")
+    for part in biased:
+        bias = part.get_parameter("bias").requires_grad_(True)
+        if bias.dtype != torch.float32:
+            parametrize.register_parametrization(part, "bias", _ReadAs(bias.dtype), unsafe=True)
     return model
+
+
+class _ReadAs(nn.Module):
+    """A parameter that is kept, trained and sent in float32, as LoRA's are, and read in the layer's number format."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self.dtype)
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor]:
+        return (value.float(),)  # torch refuses another number format of a single tensor

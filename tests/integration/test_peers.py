@@ -71,18 +71,21 @@ def test_a_peer_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
     assert kept.keys() == result.arrays.to_torch_state_dict().keys()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["fed-lora", "fed-bitfit"])
-def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbone, name):
-    config = config_of(name, backbone, tmp_path, devices=1, rounds__num_rounds=1)
+def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbone, name, precision):
+    config = config_of(name, backbone, tmp_path, devices=1, rounds__num_rounds=1, backbone__precision=precision)
     _, result, _ = run(config)
     settings = load_settings(config)
     data = load_local_data(settings, 0, 1)
-    alone = FineTunedModel(load_backbone(str(backbone)), data.contract, method=name.removeprefix("fed-"))
+    model = load_backbone(str(backbone), precision=precision)
+    alone = FineTunedModel(model, data.contract, method=name.removeprefix("fed-"))
     first_round = RecordDict({"config": ConfigRecord({"server-round": 1})})
     seed = PEER_DEVICES[name](settings, data, tmp_path).seed(first_round)
     alone.fit(data.train, epochs=1, batch_size=16, learning_rate=1e-3, seed=seed)
     found = result.arrays.to_torch_state_dict()
     assert found["head.weight"].abs().sum() > 0
+    assert {value.dtype for value in found.values()} == {torch.float32}
     for key, value in alone.trained_state().items():
         assert torch.allclose(value, found[key], atol=1e-7), key
 
