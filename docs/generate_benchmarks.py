@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from blocks import table
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-NAMES = ("device", "codecs", "cache", "trainer", "fleet_scale")
+NAMES = ("device", "codecs", "cache", "trainer", "fleet_scale", "limit")
 
 INTRODUCTION = """\
 # Benchmarks
@@ -17,9 +19,10 @@ What the library costs beside the bare thing. Generated from the JSON files name
 do not edit it by hand:
 
     make bench
+    mobillm bench limit --json benchmarks/results/bench_limit.json
     python docs/generate_benchmarks.py > docs/reference/benchmarks.md
 
-`mobillm bench device|codecs|cache|trainer|fleet-scale --json FILE` measures one of them
+`mobillm bench device|codecs|cache|trainer|fleet-scale|limit --json FILE` measures one of them
 ([options](command-line.md#mobillm-bench-device)). No absolute time is a result: a shared machine is never as fast
 twice. But for `fleet-scale`, the two sides are measured in turns (A B A B …) in one process, memory in fresh processes,
 ten turns or more. A *ratio* is the median of ours over the median of the other side; its *spread* is the quartiles of
@@ -84,6 +87,23 @@ The reference, 100 devices, is measured again after the largest fleet; the faste
   decoded samples apart, whose budget is a setting.
 - Figures that end in `_cpu` are of the processor's clock, which other processes disturb less.
 """,
+    "limit": """\
+How small a device may be, and how fast, and what the server's work is beside the processor's limits. What the parts
+say is in [a model that does not fit](../how-to/small-memory.md#what-it-costs),
+[engines](../how-to/engines.md#how-fast-it-is) and [the server's
+speed](../explanation/many-devices.md#how-near-the-hardware-the-server-is).
+
+- `opt-1.3b_…_peak_anonymous_gb`: OPT-1.3B's shape with random weights, bf16 on disk, streamed within a budget, pivots
+  of all 24 layers for 16 samples of 256 tokens: peak RssAnon of the whole, fresh process. With NF4, of the process
+  after the one that packed the layers. VmHWM counts mapped files too.
+- `opt-350m_streamed_…`: OPT-350M's shape in fp32 with half of the memory that it takes, 64 samples of 64 tokens,
+  beside the model in memory, each in a fresh process; the model file is in the system's page cache. For
+  `opt-350m_cold_…` it is dropped from there before.
+- Engines: MiniLM on texts of `phone-messages`, beside torch in fp32; accuracy is that of side-tuning on each engine's
+  activations.
+- The server's bounds: the longer of a call's operations at the speed of a large product, and of its bytes at that of
+  a large copy, measured in the same turns.
+""",
 }
 
 
@@ -117,6 +137,9 @@ def _figures(file: Path, found: dict[str, Any]) -> str:
         parts += _codecs(found["figures"]["codecs"])
     elif "fleets" in found["figures"]:
         parts += _fleets(found["figures"])
+    elif found.get("tables"):
+        parts += [f"**{one['title']}**\n\n{table(one['columns'], one['rows'])}" for one in found["tables"]]
+        parts += _sides(found)
     else:
         parts += _sides(found)
     return "\n".join(parts) + "\n"
@@ -130,7 +153,8 @@ def _sides(found: dict[str, Any]) -> list[str]:
         rows.append(
             f"| `{name}` | {sides['ratio']:.3f} | {low:.3f} to {high:.3f} | {ours} | {other}, {sides['other_name']} |"
         )
-    others = [f"- `{name}`: {_number(value)}" for name, value in found["figures"].items()]
+    single = {name: value for name, value in found["figures"].items() if isinstance(value, float | int)}
+    others = [f"- `{name}`: {_number(value)}" for name, value in single.items()]
     skipped = [f"- `{name}` was not measured: {reason}" for name, reason in found["skipped"].items()]
     lines = [*others, *skipped]
     return [*rows, "", *lines, ""] if lines else [*rows, ""]
@@ -150,6 +174,8 @@ def _codecs(found: list[dict[str, Any]]) -> list[str]:
 def _turns(settings: dict[str, Any]) -> str:
     if "pairs" in settings:
         return f"{settings['pairs']} pairs"
+    if "parts" in settings:
+        return f"{', '.join(settings['parts'])}; ten turns or more"
     return f"{settings['samples_per_device']} samples a device, one run a fleet"
 
 

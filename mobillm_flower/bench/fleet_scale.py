@@ -313,9 +313,8 @@ def _plan(count: int, samples: int, num_threads: int) -> TrainingPlan:
         rounds=1 + math.ceil(count / _BUFFER),
         overlap_steps=arrivals.steps,
     )
-    chosen = {name: value for name, value in vars(settings).items() if name != "num_threads"}
-    options = TrainerOptions(
-        **{**chosen, "overlap_steps": arrivals.steps}, planned_steps=steps, seed=0, fresh_share=1 - arrivals.replay
+    options = TrainerOptions.of(
+        settings, overlap_steps=arrivals.steps, planned_steps=steps, seed=0, fresh_share=1 - arrivals.replay
     )
     return synthetic_plan(specs, options, num_classes=_CLASSES, num_threads=num_threads)
 

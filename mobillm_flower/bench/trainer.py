@@ -169,11 +169,7 @@ class BareLoop:
 def training_plan(spec: ExtractionSpec, num_classes: int, count: int, *, epochs: int, num_threads: int) -> TrainingPlan:
     """Return a run's plan under the default settings, without a validation share."""
     chosen = TrainerSettings(epochs=epochs, validation_share=0.0, patience=0)
-    options = TrainerOptions(
-        **{name: value for name, value in vars(chosen).items() if name != "num_threads"},
-        planned_steps=epochs * math.ceil(count / chosen.batch_size),
-        seed=0,
-    )
+    options = TrainerOptions.of(chosen, planned_steps=epochs * math.ceil(count / chosen.batch_size), seed=0)
     return synthetic_plan([spec], options, num_classes=num_classes, num_threads=num_threads)
 
 

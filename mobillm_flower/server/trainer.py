@@ -10,7 +10,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,12 @@ class TrainerOptions:
     device_cap: int = 0
     balance_types: bool = False
     adjust_types: bool = False
+
+    @classmethod
+    def of(cls, trainer: object, **others: Any) -> TrainerOptions:
+        """Return the options that settings have fields for, and others by name."""
+        named = {item.name for item in fields(cls)}
+        return cls(**{**{name: value for name, value in vars(trainer).items() if name in named}, **others})
 
 
 @dataclass

@@ -176,19 +176,9 @@ def _trainer_options(
     settings: Settings, num_samples: int, rounds: int, overlap_steps: int, fresh_share: float
 ) -> TrainerOptions:
     trainer = settings.trainer
-    return TrainerOptions(
-        epochs=trainer.epochs,
-        batch_size=trainer.batch_size,
-        learning_rate=trainer.learning_rate,
-        weight_decay=trainer.weight_decay,
-        dropout=trainer.dropout,
-        averaging=trainer.averaging,
-        warmup=trainer.warmup,
-        grad_clip=trainer.grad_clip,
-        validation_share=trainer.validation_share,
-        patience=trainer.patience,
+    return TrainerOptions.of(
+        trainer,
         overlap_steps=overlap_steps,
-        checkpoint_every=trainer.checkpoint_every,
         planned_steps=planned_steps(
             num_samples,
             epochs=trainer.epochs,
@@ -200,7 +190,4 @@ def _trainer_options(
         seed=settings.run.seed,
         fresh_share=fresh_share,
         newcomer_steps=settings.arrivals.newcomer_steps,
-        device_cap=trainer.device_cap,
-        balance_types=trainer.balance_types,
-        adjust_types=trainer.adjust_types,
     )
