@@ -13,6 +13,8 @@ from typing import Any
 from mobillm_flower.bench.cells import CENTRAL_LORA, SIDE_TUNING, BenchTask, Cell, Point
 from mobillm_flower.bench.costs import DeviceCost, device_costs
 
+MORE_TRIALS = 3
+"""Trials that a method may have beyond its own, so that the best is not at the edge of what was tried."""
 PARTITION_FREE = (*SIDE_TUNING, "upload-all")
 """Methods that train in one place on what all devices sent, so that one partition's trials serve for all."""
 
@@ -28,7 +30,8 @@ class Method:
     settings : mapping
         Its own, the same in every trial.
     trials : sequence of mapping
-        Settings of which one is chosen on validation rows; every method has as many.
+        Settings of which one is chosen on validation rows; every method has as many. Several have one setting each, a
+        number, ascending: where the best is the first or the last, half or twice it is tried too (`MORE_TRIALS`).
     trial_settings : mapping
         What differs in a trial: fewer rounds.
     of_pairs : mapping
@@ -131,13 +134,17 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
 
     def choose(method: Method, alpha: float | None) -> Mapping[str, str]:
         """Return the settings of the best trial on validation rows, and remember all trials."""
-        found: list[dict[str, Any]] = []
-        for trial in method.trials if len(method.trials) > 1 else ():
+
+        def tried(trial: Mapping[str, str]) -> dict[str, Any]:
             points = curve(method, alpha, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
-            found.append({"settings": dict(trial), "validation": max(point.metric for point in points)})
+            return {"settings": dict(trial), "validation": max(point.metric for point in points)}
+
         best: Mapping[str, str] = dict(method.trials[0])
+        found = [tried(trial) for trial in method.trials] if len(method.trials) > 1 else []
         if found:
-            best = max(found, key=lambda one: one["validation"])["settings"]
+            while (beyond := _beyond(found)) and len(found) < len(method.trials) + MORE_TRIALS:
+                found.append(tried(beyond))
+            best = _best(found)["settings"]
         trials.setdefault(method.name, {})[_name(alpha)] = {"settings": best, "trials": found}
         return best
 
@@ -159,6 +166,19 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
             cells.setdefault(method.name, Cell(task, method.name, None, plan.seeds[0], plan.num_devices, "test", words))
     say(f"{task.name}: what a device's work costs")
     return TaskCurves(trials, central, partitions, device_costs(cells, plan.data, plan.work, turns=plan.turns))
+
+
+def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return max(found, key=lambda one: one["validation"])
+
+
+def _beyond(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the trial next to the best one where that is the least or the largest; else nothing."""
+    ((name, value),) = _best(found)["settings"].items()
+    values = [float(one["settings"][name]) for one in found]
+    if float(value) == min(values):
+        return {name: f"{float(value) / 2:g}"}
+    return {name: f"{float(value) * 2:g}"} if float(value) == max(values) else {}
 
 
 def _name(alpha: float | None) -> str:
