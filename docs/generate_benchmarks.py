@@ -101,6 +101,7 @@ speed](../explanation/many-devices.md#how-near-the-hardware-the-server-is).
   `opt-350m_cold_…` it is dropped from there before.
 - Engines: MiniLM on texts of `phone-messages`, beside torch in fp32; accuracy is that of side-tuning on each engine's
   activations.
+- `window_…`: making a device's window of all of `phone-messages` beside its forward passes alone, in the same call.
 - The server's bounds: the longer of a call's operations at the speed of a large product, and of its bytes at that of
   a large copy, measured in the same turns.
 """,

@@ -28,6 +28,7 @@ METHODS = ("lora", "bitfit", "full")
 """What `FineTunedModel` can train."""
 
 _ATTENTION = (("query", "value"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("c_attn",), ("query_key_value",))
+_PARAMETRIZED = "parametrizations.bias.original0"
 MAX_NORM = 1.0
 """To which gradients are clipped."""
 
@@ -135,8 +136,9 @@ class FineTunedModel(nn.Module):
     # ---- parameters ----------------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained, by name."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Return the parameters that are trained, by name; a bias has the same in every number format."""
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name.replace(_PARAMETRIZED, "bias"): parameter for name, parameter in trained.items()}
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return a copy of the trained parameters on the CPU, by name: what FedAvg averages."""

@@ -83,24 +83,27 @@ def minilm_folder() -> Path:
     return folder
 
 
-def choose_device(name: str, *, setting: str = "backbone.device") -> torch.device:
-    """Return CUDA, MPS or the CPU for `auto`, otherwise the device that a setting names.
+def choose_device(
+    name: str, *, setting: str = "backbone.device", accelerators: Sequence[str] = ("cuda", "mps")
+) -> torch.device:
+    """Return the first accelerator that is there, or the CPU, for `auto`; otherwise the device that a setting names.
 
     Raises
     ------
     SettingsError
         The device is unknown or not there.
     """
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(next((kind for kind in accelerators if counts[kind]), "cpu"))
+    named = f"auto, cpu, {', '.join(kind.replace('cuda', 'cuda, cuda:N') for kind in accelerators)}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise SettingsError(f"{setting}={name!r} must be auto, cpu, cuda, cuda:N or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
+        raise SettingsError(f"{setting}={name!r} must be one of {named}") from error
+    if device.type not in ("cpu", *accelerators):
+        raise SettingsError(f"{setting}={name!r} must be one of {named}")
+    if (device.index or 0) >= counts[device.type]:
         raise SettingsError(f"{setting}={name!r} is not available on this machine; use auto")
     return device
 

@@ -23,6 +23,7 @@ from mobillm_flower.bench.pairs import (
     take_turns,
     torch_threads,
 )
+from mobillm_flower.bench.pipeline import window_beside_forward
 from mobillm_flower.bench.random_models import random_opt
 from mobillm_flower.bench.roofline import server_roofline
 
@@ -147,6 +148,12 @@ def _engine_metrics(report: Report, setting: Setting) -> None:
         compare_metrics(report, say=setting.say)
 
 
+def _pipeline(report: Report, setting: Setting) -> None:
+    """Set a device's whole window beside its forward passes."""
+    with torch_threads(setting.num_threads):
+        window_beside_forward(report, pairs=setting.pairs, say=setting.say)
+
+
 def _server(report: Report, setting: Setting) -> None:
     """Set the server's decoding and training beside the processor's limits, and try `torch.compile`."""
     with torch_threads(setting.num_threads):
@@ -158,6 +165,7 @@ PARTS: Mapping[str, Callable[[Report, Setting], None]] = {
     "streaming": _streaming,
     "engines": _engines,
     "engine-metrics": _engine_metrics,
+    "pipeline": _pipeline,
     "server": _server,
 }
 """What is measured, by name: each part adds its figures to the report."""

@@ -12,14 +12,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from mobillm_flower.backbones import Backbone, BackboneInfo, load_backbone
-from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.model import SideTunedModel, saved_backbones, saved_contract
 from mobillm_flower.reports import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
-from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule
+from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
 from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
 from mobillm_flower.wire.contract import TaskContract
 
@@ -61,8 +60,11 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         found["majority"] = _majority(data)
     if contract.labels:
         found["labels"] = list(contract.labels)
-    device = choose_device(settings.trainer.device, setting="trainer.device")
-    network = _replayed(run_path, settings, device) if train else None
+    if settings.trainer.device != "cpu":
+        settings.trainer.device = "auto"  # what the run was trained on may not be here
+    network = _replayed(run_path, settings) if train else None
+    trained_on = {event.get("trained_on", "cpu") for event in read_run(run_path).all("prepared")}
+    on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
     evaluations = read_run(run_path).all("evaluation-of-type")
     untrained = {event["type"] for event in evaluations if not event["trained"]}
     identical, types = [], {}
@@ -98,7 +100,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         if network is not None and model.side_network is not None:
             measured["centralized"] = model.with_network(network).evaluate(data.test)
             theirs, ours = network.state_dict(), model.side_network.state_dict()
-            if device == CPU:  # no other device repeats its sums bit by bit
+            if on_the_cpu:  # no other device repeats its sums bit by bit
                 identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
         types[info.fingerprint[:12]] = measured
     found |= _together(list(types.values()))
@@ -119,7 +121,7 @@ def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _replayed(run_path: Path, settings: Settings, device: torch.device) -> torch.nn.Module | None:
+def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
     """Train from a run's cache by its own schedule; None where it began from weights that are not in the cache."""
     cache = ActivationCache(run_path / "cache.sqlite")
     try:
@@ -133,7 +135,7 @@ def _replayed(run_path: Path, settings: Settings, device: torch.device) -> torch
             scores=rule.scores,
             memory_bytes=settings.cache.memory_mib << 20,
             frozen=frozen_parts(plan, settings, backbones),
-            device=device,
+            device=training_device(settings),
         )
     finally:
         cache.close()

@@ -104,7 +104,9 @@ def fleet_scale(
 def limit(
     parts: Annotated[
         str,
-        typer.Option(help="What to measure, with commas between: memory, streaming, engines, engine-metrics, server."),
+        typer.Option(
+            help="What to measure, with commas between: memory, streaming, engines, engine-metrics, pipeline, server."
+        ),
     ] = "",
     pairs: Pairs = 10,
     threads: Threads = 1,

@@ -118,7 +118,7 @@ def forget(
             from mobillm_flower.strategies.retrain import retrain as train_again
 
             settings = load_settings(file=run_settings(run))
-            require_retrainable(cache, without=name)
+            require_retrainable(cache, settings, without=name)
     if not yes:
         _confirm(f"Delete {held[name]:,} samples of device {name}?", as_json=as_json)
     with folder.hold(), closing(ActivationCache(file)) as cache:  # not while somebody thinks about the answer

@@ -349,7 +349,7 @@ class TrainerSettings:
     num_threads : int
         Threads of torch on the server; 0: as torch chooses.
     device : str
-        auto, cpu, cuda, cuda:N or mps: where the server trains. A run can be repeated bit by bit on the CPU only.
+        auto, cpu, cuda or cuda:N: where the server trains. A run can be repeated bit by bit on the CPU only.
     """
 
     epochs: int = _number(20, at_least=1)

@@ -84,11 +84,11 @@ def correction(inputs: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tens
     tuple
         Δu [N, d_u] and w [N], float32; −w·Δu is the gradient again.
     """
-    sure = torch.empty(len(inputs))
+    sure = torch.empty(len(inputs), device=inputs.device)
 
     def of_chunk(logits: Tensor, part: slice) -> Tensor:
         losses = functional.cross_entropy(logits, labels[part], reduction="none")
-        sure[part] = (-losses.detach()).exp().cpu()
+        sure[part] = (-losses.detach()).exp()
         return losses.sum()
 
     with torch.enable_grad():

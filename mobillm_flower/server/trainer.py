@@ -31,6 +31,7 @@ from mobillm_flower.server.sampler import draw_order, epoch_order, split_validat
 
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _FIT_ROWS = 1024
+_OF_STRATEGIES = ("fresh_share", "newcomer_steps")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,13 @@ class TrainerOptions:
 
     @classmethod
     def of(cls, trainer: object, **others: Any) -> TrainerOptions:
-        """Return the options that settings have fields for, and others by name."""
-        named = {item.name for item in fields(cls)}
-        return cls(**{**{name: value for name, value in vars(trainer).items() if name in named}, **others})
+        """Return the options of settings, and others by name; raises KeyError for one that neither has.
+
+        Only what has a default of its own and belongs to a strategy may be left out.
+        """
+        values = {**vars(trainer), **others}
+        named = [item.name for item in fields(cls) if item.name not in _OF_STRATEGIES or item.name in values]
+        return cls(**{name: values[name] for name in named})
 
 
 @dataclass

@@ -22,7 +22,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from mobillm_flower.backbones.describe import BackboneInfo
-from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.side_network import state_for
@@ -42,7 +41,13 @@ from mobillm_flower.server.plan import (
 from mobillm_flower.strategies.averages import Average
 from mobillm_flower.strategies.exchange import Clock, Exchange
 from mobillm_flower.strategies.fleet import DeviceState, Fleet
-from mobillm_flower.strategies.run_plan import differences, frozen_parts, make_plan, prediction_rule
+from mobillm_flower.strategies.run_plan import (
+    differences,
+    frozen_parts,
+    make_plan,
+    prediction_rule,
+    training_device,
+)
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
@@ -454,7 +459,7 @@ class SideTuningStrategy(Strategy):
             memory_bytes=self.settings.cache.memory_mib << 20,
             checkpoint=self.run.checkpoint,
             on_event=self._on_training,
-            device=choose_device(self.settings.trainer.device, setting="trainer.device"),
+            device=training_device(self.settings),
             frozen=frozen_parts(plan, self.settings, known),
         )
         for device in self.fleet:
@@ -474,6 +479,7 @@ class SideTuningStrategy(Strategy):
             num_blocks=plan.side_config.num_blocks,
             width=plan.side_config.width,
             parameters=sum(p.numel() for p in self.trainer.network.parameters()),
+            trained_on=self.trainer.loader.device.type,
             planned_steps=plan.options.planned_steps,
             resumed_steps=self.trainer.position.steps,
             layers={name[:12]: list(spec.layers) for name, spec in plan.specs.items()},

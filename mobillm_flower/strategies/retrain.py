@@ -5,23 +5,25 @@ from __future__ import annotations
 import shutil
 
 from mobillm_flower.backbones import BackboneInfo
-from mobillm_flower.backbones.load import choose_device
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import CacheError
 from mobillm_flower.model import save_side_network
 from mobillm_flower.server import ActivationCache, RunFolder
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
-from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule
+from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
 
 
-def require_retrainable(cache: ActivationCache, *, without: str) -> None:
+def require_retrainable(cache: ActivationCache, settings: Settings, *, without: str) -> None:
     """Check that `retrain` can follow when a device is forgotten.
 
     Raises
     ------
     CacheError
         The cache holds no plan or no other device, or the run began from weights that it was given.
+    SettingsError
+        The run's settings train on a device that is not there.
     """
+    training_device(settings)
     plan = TrainingPlan.of(cache)
     advice = "nothing was deleted; forget the device without --retrain"
     if plan is None or not can_replay(cache):
@@ -70,7 +72,7 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         scores=rule.scores,
         memory_bytes=settings.cache.memory_mib << 20,
         checkpoint=run.checkpoint,
-        device=choose_device(settings.trainer.device, setting="trainer.device"),
+        device=training_device(settings),
         frozen=frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
     )
     train_again(trainer)

@@ -9,7 +9,7 @@ import torch
 
 from mobillm_flower.backbones import BackboneInfo, fingerprint, resolve_folder
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.load import load_backbone, load_head
+from mobillm_flower.backbones.load import choose_device, load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_network import SideNetworkConfig
@@ -127,10 +127,15 @@ def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
     ]
 
 
+def training_device(settings: Settings) -> torch.device:
+    """Return where the server trains; raises SettingsError where that is not there."""
+    return choose_device(settings.trainer.device, setting="trainer.device", accelerators=("cuda",))
+
+
 def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Frozen:
     """Load what training needs of the backbone that the server's own settings name: often nothing.
 
-    Nothing is loaded by a name that a device gave.
+    It goes where the server trains. Nothing is loaded by a name that a device gave.
 
     Raises
     ------
@@ -140,20 +145,20 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
     upper = plan.side_config.name == UPPER_LAYERS
     if not (plan.contract.per_token or upper):
         return Frozen()
-    named = settings.backbone
+    named, device = settings.backbone, training_device(settings)
     (spec,) = plan.specs.values()
     info = backbones[spec.backbone]
     for choice in named.choices if named.name in CHOOSERS else [named.name]:
         name = choice.rpartition("@")[0] if named.name in CHOOSERS and "@" in choice else choice
         if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
             if not upper:
-                return Frozen(head=load_head(name, revision=named.revision, device=settings.trainer.device))
+                return Frozen(head=load_head(name, revision=named.revision, device=str(device)))
             whole = load_backbone(
                 name,
                 revision=named.revision,
                 layers=info.depth,
                 precision=named.precision.value,
-                device=named.device,
+                device=str(device),
             )
             return Frozen(upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
     raise MismatchError(

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import mobillm_flower.core.causal  # noqa: F401 - registers its side network
-from mobillm_flower.backbones.load import choose_device
+from mobillm_flower.config import load_settings
+from mobillm_flower.core import language
 from mobillm_flower.core.placement import moved
 from mobillm_flower.errors import SettingsError
-from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import recovered_truth
+from mobillm_flower.strategies.run_plan import training_device
 from tests.support.caches import CONTRACT, fill, make_plan, make_samples, make_spec, scores, train
 
 META = torch.device("meta")
@@ -61,9 +62,34 @@ def test_the_loader_moves_all_of_a_batch(tmp_path):
     trainer, cache = away(tmp_path, [make_spec(pivot="all")])
     ((batch,), targets) = trainer.loader.load(cache.rows())
     assert {batch.rows.device, batch.lengths.device, targets.differences.device} == {META}
-    labels, base = recovered_truth(CONTRACT, dataclasses.replace(targets, differences=None, labels=torch.zeros(3)))
-    assert labels.device == base.device
-    assert LabelShift(trainer.loader)([batch]) is None
+    labels = torch.zeros(3, dtype=torch.long, device=META)
+    _, base = recovered_truth(CONTRACT, dataclasses.replace(targets, differences=None, labels=labels))
+    assert base.device == META
+
+
+class MetaHead:
+    """The identity and an output embedding, on the meta device."""
+
+    vocabulary = 7
+
+    def inputs(self, hidden):
+        return hidden
+
+    def logits(self, inputs):
+        return inputs @ torch.zeros(inputs.shape[1], self.vocabulary, device=META)
+
+
+def test_losses_of_tokens_and_corrections_stay_where_the_head_is():
+    inputs = torch.zeros(5, 4, device=META, requires_grad=True)
+    labels = torch.zeros(5, dtype=torch.long, device=META)
+    step, weight = language.correction(inputs, labels, MetaHead())
+    losses = [
+        language.cross_entropy(inputs, labels, MetaHead()),
+        language.divergence_loss(inputs, inputs.detach(), step, weight, MetaHead()),
+        language.regression_loss(inputs, step, weight),
+        language.log_probabilities(inputs, labels, MetaHead()).sum(),
+    ]
+    assert {tensor.device for tensor in (step, weight, *losses)} == {META}
 
 
 @pytest.mark.filterwarnings("ignore:for .*:UserWarning")  # weights loaded onto the meta device stay there
@@ -87,4 +113,12 @@ def test_moving_to_where_it_is_copies_nothing():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
 def test_a_device_that_is_not_there_is_refused_by_the_settings_name():
     with pytest.raises(SettingsError, match=r"trainer\.device='cuda' is not available on this machine; use auto"):
-        choose_device("cuda", setting="trainer.device")
+        training_device(load_settings({"trainer.device": "cuda"}))
+
+
+def test_the_server_does_not_train_on_mps(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert training_device(load_settings({"trainer.device": "auto"})) == torch.device("cpu")
+    with pytest.raises(SettingsError, match=r"trainer\.device='mps' must be one of auto, cpu, cuda, cuda:N"):
+        training_device(load_settings({"trainer.device": "mps"}))
