@@ -1,4 +1,4 @@
-"""A device's window beside its slowest stage, the forward pass: what tokenizing, encoding and the ledger add."""
+"""A device's window beside its slowest stage, tokenizing and the forward pass: what encoding and the ledger add."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BAR = 1.05
 def window_beside_forward(
     report: Report, *, pairs: int, num_samples: int = 0, say: Callable[[str], None] = lambda _text: None
 ) -> None:
-    """Add seconds of making one window of all of phone-messages over those of its forward passes.
+    """Add seconds of making one window of all of phone-messages over those of tokenizing and forward passes in it.
 
     Nothing of the window is in the device's ledger before. Encoding runs in a second thread, so that a second core is
     needed for the bar. Sending is not part of it: Flower sends an answer when it is complete.
@@ -58,6 +58,6 @@ def window_beside_forward(
     say("windows")
     for precision, found in take_turns(sides, pairs, say=say).items():
         whole, forward = (list(seconds) for seconds in zip(*found, strict=True))
-        comparison = Comparison("s", whole, forward, "its forward passes")
+        comparison = Comparison("s", whole, forward, "tokenizing and forward passes in it")
         report.comparisons[f"window_{precision}"] = comparison
         report.bars[f"window_{precision}"] = Bar(comparison.ratio, BAR, at_most=True)
