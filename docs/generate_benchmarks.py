@@ -101,7 +101,7 @@ speed](../explanation/many-devices.md#how-near-the-hardware-the-server-is).
   `opt-350m_cold_…` it is dropped from there before.
 - Engines: MiniLM on texts of `phone-messages`, beside torch in fp32; accuracy is that of side-tuning on each engine's
   activations.
-- `window_…`: making a device's window of all of `phone-messages` beside the tokenizing and the forward passes within the
+- `window_…`: making a device's window of all of `phone-messages` beside the tokenizing and forward passes within the
   same call, as they ran beside the encoding.
 - The server's bounds: the longer of a call's operations at the speed of a large product, and of its bytes at that of
   a large copy, measured in the same turns. For training it is counted as if each operation took all of its bytes from
