@@ -100,7 +100,7 @@ speed](../explanation/many-devices.md#how-near-the-hardware-the-server-is).
   beside the model in memory, each in a fresh process; the model file is in the system's page cache. For
   `opt-350m_cold_…` it is dropped from there before.
 - Engines: MiniLM on texts of `phone-messages`, beside torch in fp32; accuracy is that of side-tuning on each engine's
-  activations.
+  activations. The first file's three seeds cannot tell 0.3 points from nothing, hence the second's twenty.
 - `window_…`: making a device's window of all of `phone-messages` beside the tokenizing and forward passes within the
   same call, as they ran beside the encoding.
 - The server's bounds: the longer of a call's operations at the speed of a large product, and of its bytes at that of
