@@ -14,6 +14,7 @@ from blocks import put, table
 
 from mobillm_flower.bench.cost_to_target import BOTH as TARGET
 from mobillm_flower.bench.cost_to_target import COLUMNS as COSTS
+from mobillm_flower.bench.cost_to_target import MAJORITY
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +60,8 @@ def readme(found: Mapping[str, Any]) -> str:
         central = [max(point["metric"] for point in points) for points in result["central"]]
         target = tables["targets"][TARGET]
         title = f"**{TASKS[task]}**, {cut:,} rows, {seeds} seed{'s' if seeds > 1 else ''}"
-        quality = f"LoRA in one place {sum(central) / len(central):.3f}"
+        majority = tables["quality"][MAJORITY]["mean"]
+        quality = f"LoRA in one place {sum(central) / len(central):.3f}, {MAJORITY} {majority:.3f}"
         rows.append([f"{title}; target {target['metric']:.3f}", quality, *[""] * (len(COSTS) + 1)])
         for method, title in METHODS.items():
             if method not in target["costs"]:

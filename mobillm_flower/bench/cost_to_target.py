@@ -18,6 +18,7 @@ from mobillm_flower.bench.pairs import Plot, Report, Table
 SHARE = 0.95
 """Target: this share of the metric of LoRA on all rows in one place."""
 BOTH = "best that side-tuning and fed-lora reach"
+MAJORITY = "majority class"
 COLUMNS = {
     "passes": "passes",
     "gflops": "GFLOP",
@@ -136,6 +137,7 @@ def _tables(methods: Mapping[str, Sequence[Sequence[Point]]], drawn: TaskCurves,
             costs[name] = _cost(points, drawn.costs[name], link) if len(points) == len(seeds) else None
         rows[target] = {"metric": value, "costs": costs}
     quality = {name: {"mean": mean(v), "spread": stdev(v) if len(v) > 1 else None} for name, v in best.items()}
+    quality[MAJORITY] = {"mean": drawn.majority, "spread": None}
     return {"quality": quality, "targets": rows}
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from mobillm_flower.bench.cells import CENTRAL_LORA, SIDE_TUNING, BenchTask, Cell, Point
 from mobillm_flower.bench.costs import DeviceCost, device_costs
+from mobillm_flower.bench.references import majority
+from mobillm_flower.config import load_settings
+from mobillm_flower.tasks import load_central_data
 
 MORE_TRIALS = 3
 """Trials that a method may have beyond its own, so that the best is not at the edge of what was tried."""
@@ -107,12 +110,15 @@ class TaskCurves:
         By partition ("iid", "alpha=0.1") and method, curves, one a seed.
     costs : mapping
         What a method's work costs a device.
+    majority : float
+        The test metric of the most frequent label.
     """
 
     trials: Mapping[str, Any]
     central: Sequence[Sequence[Point]]
     partitions: Mapping[str, Mapping[str, Sequence[Sequence[Point]]]]
     costs: Mapping[str, DeviceCost]
+    majority: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -165,7 +171,10 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
             words = {**plan.common, **method.settings_for(task), **chosen}
             cells.setdefault(method.name, Cell(task, method.name, None, plan.seeds[0], plan.num_devices, "test", words))
     say(f"{task.name}: what a device's work costs")
-    return TaskCurves(trials, central, partitions, device_costs(cells, plan.data, plan.work, turns=plan.turns))
+    costs = device_costs(cells, plan.data, plan.work, turns=plan.turns)
+    any_cell = next(iter(cells.values()))
+    least = majority(load_central_data(load_settings(overrides=any_cell.words(plan.data, plan.work))))
+    return TaskCurves(trials, central, partitions, costs, least)
 
 
 def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

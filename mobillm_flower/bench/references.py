@@ -57,7 +57,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         "num_train": len(data.train),
     }
     if not contract.per_token:
-        found["majority"] = _majority(data)
+        found["majority"] = majority(data)
     if contract.labels:
         found["labels"] = list(contract.labels)
     if settings.trainer.device != "cpu":
@@ -161,7 +161,8 @@ def _last_mean(backbone: Backbone, samples: Samples, contract: TaskContract) -> 
     return np.asarray(torch.stack(found.activations).flatten(1))
 
 
-def _majority(data: LocalData) -> float:
+def majority(data: LocalData) -> float:
+    """Return the metric of always predicting the training rows' most frequent label, or their mean."""
     labels = data.train.labels
     if data.contract.is_regression:
         scores: Tensor = labels.mean().expand(len(data.test), 1)

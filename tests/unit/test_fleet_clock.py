@@ -147,7 +147,7 @@ def curves(tmp_path: Path) -> Path:
     slow = [lora[0], replace(lora[1], metric=0.8, rounds=6)]  # the other seed's run
     found = {"iid": {"pae": [[ours]] * 2, "fed-lora": [lora, slow], "upload-all": [[ours]] * 2}}
     plan = Plan([TASKS["phone-messages"]], methods(3, ["pae"]), [0, 1], [None], 10, {}, 1, None, tmp_path)
-    report = cost_to_target(plan, {"t": TaskCurves({}, [], found, costs)}, Link())
+    report = cost_to_target(plan, {"t": TaskCurves({}, [], found, costs, 0.5)}, Link())
     (tmp_path / "cost.json").write_text(json.dumps(report.to_dict()))
     return tmp_path / "cost.json"
 

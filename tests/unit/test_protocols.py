@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mobillm_flower.bench.cells import BenchTask, Cell, Point
 from mobillm_flower.bench.compared import METHODS, TASKS, methods
 from mobillm_flower.bench.cost_to_target import BOTH, Link, cost_to_target, reached, wall_seconds
 from mobillm_flower.bench.costs import DeviceCost
-from mobillm_flower.bench.curves import Plan, TaskCurves
+from mobillm_flower.bench.curves import Plan, TaskCurves, draw_curves
 from mobillm_flower.bench.network import _table
 from mobillm_flower.bench.quality_under_budget import quality_under_budget
 from mobillm_flower.cli import app
@@ -35,8 +36,36 @@ def plan(tmp_path: Path) -> Plan:
 
 def curves(*central: Point) -> dict[str, TaskCurves]:
     return {
-        "t": TaskCurves({}, [list(central)] if central else [], {"iid": {"pae": [[OURS]], "fed-lora": [LORA]}}, COSTS)
+        "t": TaskCurves(
+            {}, [list(central)] if central else [], {"iid": {"pae": [[OURS]], "fed-lora": [LORA]}}, COSTS, 0.5
+        )
     }
+
+
+@pytest.mark.parametrize(
+    ("best_rate", "tried", "chosen"),
+    [
+        (0.002, ["1e-3", "2e-3", "4e-3"], "2e-3"),
+        (0.016, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.016"),
+        (0.0005, ["1e-3", "2e-3", "4e-3", "0.0005", "0.00025"], "0.0005"),
+        (1.0, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.032"),  # six trials at most
+    ],
+)
+def test_trials_go_on_while_the_best_is_at_the_edge(tmp_path, monkeypatch, best_rate, tried, chosen) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def run(cell: Cell, *_folders: object) -> list[Point]:
+        rate = cell.settings["trainer.learning-rate"]
+        asked.append((cell.held_out, rate))
+        return [Point(1 - abs(math.log(float(rate) / best_rate)) / 100, 1, 1.0)]
+
+    monkeypatch.setattr(Cell, "run", run)
+    monkeypatch.setattr("mobillm_flower.bench.curves.device_costs", lambda *_cells, **_turns: COSTS)
+    drawn = draw_curves(replace(plan(tmp_path), methods=methods(3, ["pae"])), say=lambda _line: None)["phone-messages"]
+    assert [rate for held_out, rate in asked if held_out == "validation"] == tried
+    assert [rate for held_out, rate in asked if held_out == "test"] == [chosen]
+    assert [one["settings"]["trainer.learning-rate"] for one in drawn.trials["pae"]["iid"]["trials"]] == tried
+    assert drawn.majority == pytest.approx(30 / 440)
 
 
 def test_the_first_point_at_a_target() -> None:
