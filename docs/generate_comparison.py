@@ -60,8 +60,9 @@ def readme(found: Mapping[str, Any]) -> str:
         central = [max(point["metric"] for point in points) for points in result["central"]]
         target = tables["targets"][TARGET]
         title = f"**{TASKS[task]}**, {cut:,} rows, {seeds} seed{'s' if seeds > 1 else ''}"
-        majority = tables["quality"][MAJORITY]["mean"]
-        quality = f"LoRA in one place {sum(central) / len(central):.3f}, {MAJORITY} {majority:.3f}"
+        quality = f"LoRA in one place {sum(central) / len(central):.3f}"
+        if majority := tables["quality"].get(MAJORITY):
+            quality += f", {MAJORITY} {majority['mean']:.3f}"
         rows.append([f"{title}; target {target['metric']:.3f}", quality, *[""] * (len(COSTS) + 1)])
         for method, title in METHODS.items():
             if method not in target["costs"]:

