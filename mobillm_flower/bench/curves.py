@@ -34,7 +34,8 @@ class Method:
         Its own, the same in every trial.
     trials : sequence of mapping
         Settings of which one is chosen on validation rows; every method has as many. Several have one setting each, a
-        number, ascending: where the best is the first or the last, half or twice it is tried too (`MORE_TRIALS`).
+        number, ascending: where the best is the first, half of it is tried too, and where it is the last, twice of it
+        (`MORE_TRIALS`); not twice where trials are shorter than runs, since these favour rates that are too large.
     trial_settings : mapping
         What differs in a trial: fewer rounds.
     of_pairs : mapping
@@ -148,7 +149,9 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
         best: Mapping[str, str] = dict(method.trials[0])
         found = [tried(trial) for trial in method.trials] if len(method.trials) > 1 else []
         if found:
-            while (beyond := _beyond(found)) and len(found) < len(method.trials) + MORE_TRIALS:
+            while (beyond := _beyond(found, upwards=not method.trial_settings)) and len(found) < len(
+                method.trials
+            ) + MORE_TRIALS:
                 found.append(tried(beyond))
             best = _best(found)["settings"]
         trials.setdefault(method.name, {})[_name(alpha)] = {"settings": best, "trials": found}
@@ -181,13 +184,13 @@ def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(found, key=lambda one: one["validation"])
 
 
-def _beyond(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the trial next to the best one where that is the least or the largest; else nothing."""
+def _beyond(found: Sequence[Mapping[str, Any]], *, upwards: bool) -> dict[str, str]:
+    """Return the trial next to the best one where that is the least, or `upwards` the largest; else nothing."""
     ((name, value),) = _best(found)["settings"].items()
     values = [float(one["settings"][name]) for one in found]
     if float(value) == min(values):
         return {name: f"{float(value) / 2:g}"}
-    return {name: f"{float(value) * 2:g}"} if float(value) == max(values) else {}
+    return {name: f"{float(value) * 2:g}"} if upwards and float(value) == max(values) else {}
 
 
 def _name(alpha: float | None) -> str:

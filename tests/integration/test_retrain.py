@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 
@@ -98,4 +99,19 @@ def test_what_cannot_be_retrained_is_refused_and_nothing_is_deleted(tmp_path, ba
     note_warm_start(cache)
     assert "it began from given weights" in refused("cache", "forget", tmp_path, name, "--retrain", "--yes")
     assert cache.devices() == {name: NUM_SAMPLES}
+    cache.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_a_device_of_training_that_is_not_there_is_noticed_before_anything_is_deleted(tmp_path, backbone) -> None:
+    strategy = run(tmp_path, backbone, [SHALLOW, OTHER], **FED)
+    settings = tmp_path / "settings.yaml"
+    before, trainer, after = settings.read_text("utf-8").partition("\ntrainer:\n")
+    settings.write_text(before + trainer + after.replace("  device: cpu\n", "  device: cuda\n", 1), "utf-8")
+    trained = weights(tmp_path)
+    message = refused("cache", "forget", tmp_path, pseudonym(strategy, 1), "--retrain", "--yes")
+    assert "trainer.device='cuda' is not available on this machine" in message
+    assert weights(tmp_path) == trained
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    assert len(cache.devices()) == 2
     cache.close()

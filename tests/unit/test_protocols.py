@@ -43,28 +43,32 @@ def curves(*central: Point) -> dict[str, TaskCurves]:
 
 
 @pytest.mark.parametrize(
-    ("best_rate", "tried", "chosen"),
+    ("method", "best_rate", "tried", "chosen"),
     [
-        (0.002, ["1e-3", "2e-3", "4e-3"], "2e-3"),
-        (0.016, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.016"),
-        (0.0005, ["1e-3", "2e-3", "4e-3", "0.0005", "0.00025"], "0.0005"),
-        (1.0, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.032"),  # six trials at most
+        ("pae", 0.002, ["1e-3", "2e-3", "4e-3"], "2e-3"),
+        ("pae", 0.016, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.016"),
+        ("pae", 0.0005, ["1e-3", "2e-3", "4e-3", "0.0005", "0.00025"], "0.0005"),
+        ("pae", 1.0, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.032"),  # six trials at most
+        ("fed-lora", 0.016, ["2e-3", "4e-3", "8e-3"], "8e-3"),  # a trial is shorter than a run
+        ("fed-lora", 0.001, ["2e-3", "4e-3", "8e-3", "0.001", "0.0005"], "0.001"),
     ],
 )
-def test_trials_go_on_while_the_best_is_at_the_edge(tmp_path, monkeypatch, best_rate, tried, chosen) -> None:
+def test_trials_go_on_while_the_best_is_at_the_edge(tmp_path, monkeypatch, method, best_rate, tried, chosen) -> None:
     asked: list[tuple[str, str]] = []
 
     def run(cell: Cell, *_folders: object) -> list[Point]:
-        rate = cell.settings["trainer.learning-rate"]
+        rate = cell.settings.get("trainer.learning-rate") or cell.settings["peer.learning-rate"]
         asked.append((cell.held_out, rate))
         return [Point(1 - abs(math.log(float(rate) / best_rate)) / 100, 1, 1.0)]
 
     monkeypatch.setattr(Cell, "run", run)
     monkeypatch.setattr("mobillm_flower.bench.curves.device_costs", lambda *_cells, **_turns: COSTS)
-    drawn = draw_curves(replace(plan(tmp_path), methods=methods(3, ["pae"])), say=lambda _line: None)["phone-messages"]
+    drawn = draw_curves(replace(plan(tmp_path), methods=methods(3, [method])), say=lambda _line: None)["phone-messages"]
     assert [rate for held_out, rate in asked if held_out == "validation"] == tried
     assert [rate for held_out, rate in asked if held_out == "test"] == [chosen]
-    assert [one["settings"]["trainer.learning-rate"] for one in drawn.trials["pae"]["iid"]["trials"]] == tried
+    assert [list(one["settings"].values()) for one in drawn.trials[method]["iid"]["trials"]] == [
+        [rate] for rate in tried
+    ]
     assert drawn.majority == pytest.approx(30 / 440)
 
 
