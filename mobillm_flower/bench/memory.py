@@ -40,7 +40,7 @@ def bench_memory(
     lengths, batches : sequence of int
         Tokens of a sample, samples of a batch; every cell is one batch.
     sides : sequence of str
-        As in `mobillm_flower.bench.work.SIDES`.
+        Of `SIDES`; what they are is said by `mobillm_flower.bench.work.peak_bytes`.
 
     Returns
     -------

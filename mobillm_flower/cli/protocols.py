@@ -170,18 +170,23 @@ def memory(
     ] = "opt-125m,opt-350m",
     lengths: Annotated[str, typer.Option(help="Tokens of a sample, with commas between.")] = "128,256,512",
     batches: Annotated[str, typer.Option(help="Samples of a batch, with commas between.")] = "1,4,16",
+    sides: Annotated[str, typer.Option(help="What to measure, with commas between; empty: everything.")] = "",
     work: Work = _WORK,
     threads: Threads = 1,
     json_file: JsonFile = None,
     page: PageFile = None,
 ) -> None:
     """Measure a device's peak memory: inference, side-tuning, LoRA, checkpointed LoRA, BitFit, full fine-tuning."""
-    from mobillm_flower.bench.memory import bench_memory
+    from mobillm_flower.bench.memory import SIDES, bench_memory
 
+    chosen = sides.split(",") if sides else list(SIDES)
+    if unknown := [side for side in chosen if side not in SIDES]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(SIDES)}", param_hint="--sides")
     report = bench_memory(
         models=models.split(","),
         lengths=_numbers(lengths, "--lengths"),
         batches=_numbers(batches, "--batches"),
+        sides=chosen,
         num_threads=threads,
         work=work,
         say=say,

@@ -196,6 +196,7 @@ def test_transmission_is_hidden_behind_computing_only_where_it_is_shorter() -> N
         (["cost-to-target", "--tasks", "sst3"], "'sst3' is none of phone-messages"),
         (["cost-to-target", "--tasks", "mrpc"], "mrpc needs --data"),
         (["quality-under-budget", "--methods", "fedprox"], "'fedprox' is none of pae"),
+        (["memory", "--sides", "plain,adapters"], "'adapters' is none of plain, ours"),
         (["memory", "--batches", "1,x"], "'1,x' must be whole numbers"),
     ],
 )
