@@ -61,8 +61,7 @@ def readme(found: Mapping[str, Any]) -> str:
         target = tables["targets"][TARGET]
         title = f"**{TASKS[task]}**, {cut:,} rows, {seeds} seed{'s' if seeds > 1 else ''}"
         quality = f"LoRA in one place {sum(central) / len(central):.3f}"
-        if majority := tables["quality"].get(MAJORITY):
-            quality += f", {MAJORITY} {majority['mean']:.3f}"
+        quality += f", {MAJORITY} {tables['quality'][MAJORITY]['mean']:.3f}"
         rows.append([f"{title}; target {target['metric']:.3f}", quality, *[""] * (len(COSTS) + 1)])
         for method, title in METHODS.items():
             if method not in target["costs"]:

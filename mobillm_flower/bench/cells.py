@@ -222,9 +222,11 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
     """Return a point a round, each round's kept weights measured on the whole held-out split."""
     data = load_central_data(settings)
     model = peer_model(settings, data.contract)
+    run = read_run(path)
     rounds: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for event in read_run(path).all("work"):
+    for event in run.all("work"):
         rounds[event["round"]].append(event)
+    at_the_server = {event["round"]: event["seconds"] for event in run.all("server-work")}
     points = []
     samples = flops = up = down = server = 0.0
     slowest_samples, slowest_bytes = [], []
@@ -234,7 +236,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
         flops += sum(work["flops"] for work in works) / devices
         up += sum(work["bytes_up"] for work in works) / devices
         down += sum(work["bytes_down"] for work in works) / devices
-        server += sum(work.get("server_seconds", 0.0) for work in works)
+        server += sum(work.get("server_seconds", 0.0) for work in works) + at_the_server.get(number, 0.0)
         slowest_samples.append(max(work["samples"] for work in works))
         slowest_bytes.append([max(work[name] for work in works) for name in ("bytes_up", "bytes_down")])
         if number not in CHECKED_ROUNDS and number % 5 and number != max(rounds):

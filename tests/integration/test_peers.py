@@ -64,6 +64,9 @@ def test_a_peer_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
     assert [event["round"] for event in work] == sorted(2 * list(range(1, rounds + 1)))
     assert all(event["bytes_up"] > 0 and event["bytes_down"] > 0 for event in work)
     assert all((event["flops"] > 0) == (name != "upload-all") for event in work)
+    assert [event["seconds"] > 0 for event in events if event["event"] == "server-work"] == [True] * (
+        name == "upload-all"
+    )
     (evaluation,) = [event for event in events if event["event"] == "evaluation"]
     assert evaluation["round"] == rounds
     assert 0 <= evaluation["accuracy"] <= 1

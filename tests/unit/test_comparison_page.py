@@ -23,13 +23,17 @@ def test_the_figures_are_up_to_date(generator: ModuleType) -> None:
     assert page == put(page, generator.blocks(found)), GENERATE
 
 
-def test_every_method_had_as_many_trials_and_every_run_its_points(generator: ModuleType) -> None:
+def test_no_method_took_the_least_rate_it_tried_and_every_run_has_its_points(generator: ModuleType) -> None:
     found = generator.load()
     measured = generator.measured(found)
     assert measured
     for task, result in measured.items():
         settings = found[f"cost_to_target_{task}"]["settings"]
-        assert {len(one["trials"]) for found in result["trials"].values() for one in found.values()} == {3}
+        for one in [one for found in result["trials"].values() for one in found.values()]:
+            rates = [float(value) for trial in one["trials"] for value in trial["settings"].values()]
+            (best,) = one["settings"].values()
+            assert len(rates) == 6 or min(rates) < float(best)
+            assert len(rates) >= 3
         assert len(result["central"]) == len(settings["seeds"])
         for methods in result["partitions"].values():
             assert all(len(seeds) == len(settings["seeds"]) for seeds in methods.values())
@@ -57,9 +61,11 @@ def test_what_the_readme_says_of_clinc150_is_what_was_measured(generator: Module
         f"{100 * (1 - change['gflops']):.0f} % less computing, {100 * (1 - change['mb_both']):.0f} % fewer bytes, "
         f"{100 * change['peak_mb']:.0f} % of the memory, {1 / change['wall_seconds']:.1f} times as fast"
     )
-    assert f"is ahead, of LoRA in one place too: {said}" in text, said
+    assert f"is ahead of it, and level with LoRA in one place: {said}" in text, said
     central = max(point["metric"] for points in result["central"] for point in points)
-    assert central < min(result["tables"][name]["quality"]["pae"]["mean"] for name in result["tables"])
+    for table in result["tables"].values():
+        assert abs(central - table["quality"]["pae"]["mean"]) < 0.01
+        assert table["quality"]["pae"]["mean"] > table["quality"][generator.PEER]["mean"] + 0.03
 
 
 def test_side_tuning_takes_what_inference_takes(generator: ModuleType) -> None:

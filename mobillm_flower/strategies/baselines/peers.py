@@ -249,19 +249,23 @@ class UploadAll(PeerStrategy):
         return ArrayRecord(self._first)
 
     def combine(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Train on all rows for `peer.local-epochs`; the devices' part is over after the first round."""
+        """Train on all rows for `peer.local-epochs`; the devices' part is over after the first round.
+
+        The event `server-work` has the seconds that it took.
+        """
         rows = [json.loads(open_array(reply.content, keys.ROWS).tobytes()) for reply in replies]
         texts = [text for row in rows for text in row["texts"]]
         pairs = [pair for row in rows for pair in row["pairs"] or []]
         labels = torch.tensor([label for row in rows for label in row["labels"]])
         peer = self.settings.peer
         self.model.load_trained(self._first)
-        self.model.fit(
+        work = self.model.fit(
             Samples(texts, pairs or None, labels),
             epochs=peer.local_epochs,
             batch_size=peer.batch_size,
             learning_rate=peer.learning_rate,
             seed=self.settings.run.seed,
         )
+        self.run.event("server-work", round=server_round, seconds=work.seconds, samples=work.samples)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
         return ArrayRecord(self.model.trained_state()), metrics
