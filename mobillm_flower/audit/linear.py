@@ -72,7 +72,7 @@ class Ridge:
         """Fit rows [N, D] to wanted [N, K], both float32."""
         mean_in, mean_out = rows.mean(0), wanted.mean(0)
         x, y = rows - mean_in, wanted - mean_out
-        values, vectors = _eigen(x.T @ x / len(x))
+        values, vectors = eigen(x.T @ x / len(x))
         return cls(mean_in, mean_out, values.clamp_min(0), vectors, vectors.T @ (x.T @ y) / len(x))
 
     @property
@@ -87,7 +87,7 @@ class Ridge:
         return (rows / scale - self.mean_in) @ weight + self.mean_out
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues [D] and eigenvectors [D, D]; computed in float64 where float32 does not converge."""
     try:
         values, vectors = torch.linalg.eigh(matrix)

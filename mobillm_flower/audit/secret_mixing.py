@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.audit.finding import Measured, of_scores
+from mobillm_flower.audit.linear import eigen
 
 LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of leaked samples that the key is recovered from."""
@@ -59,7 +60,7 @@ def align_unsupervised(public: Tensor, mixed: Tensor, *, rounds: int = 30) -> Te
     x, z = public - public.mean(0), mixed - mixed.mean(0)
     axes = []
     for rows in (x, z):
-        _, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+        _, vectors = eigen(rows.T @ rows / len(rows))
         skew = ((rows @ vectors) ** 3).mean(0).sign()
         axes.append(vectors * torch.where(skew == 0, 1.0, skew))
     key: Tensor = axes[0] @ axes[1].T

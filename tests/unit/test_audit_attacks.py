@@ -268,9 +268,10 @@ def test_ridge_and_components_agree_with_their_definitions() -> None:
     assert torch.allclose(reduced.T @ reduced / 399, torch.eye(8), atol=0.02)
 
 
-def test_ridge_goes_on_where_float32_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attacks_go_on_where_float32_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.randn(40, 6), torch.randn(40, 2)
     expected, eigh = Ridge.fit(x, y).predict(x, 0.1), torch.linalg.eigh
+    key = secret_mixing.align_unsupervised(x, x)
 
     def only_float64(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if matrix.dtype is not torch.float64:
@@ -281,3 +282,4 @@ def test_ridge_goes_on_where_float32_does_not_converge(monkeypatch: pytest.Monke
     found = Ridge.fit(x, y).predict(x, 0.1)
     assert found.dtype is torch.float32
     assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(secret_mixing.align_unsupervised(x, x), key, atol=1e-4)
