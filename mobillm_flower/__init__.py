@@ -9,6 +9,7 @@ Names are imported when they are first used, so that a device does not load the 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from mobillm_flower.tasks import METRICS, TASKS, TOKEN_METRICS
 
 __version__ = "0.1.0"
+
+# Threads that wait for each other's part of a product spin by default. Beside other busy processes, which is what a
+# simulation consists of, that makes two threads up to sixty times as slow as one. torch reads these when it is
+# imported, and processes that are started from here inherit them; a value of the user's own stands.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # GNU's OpenMP, which torch's Linux builds bring
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 _HOME = {
     "BACKBONE_SOURCES": "backbones",

@@ -75,6 +75,14 @@ def trainer(pairs: Pairs = 10, threads: Threads = 1, json_file: JsonFile = None)
     finish(bench_trainer(pairs=pairs, num_threads=threads, say=say), json_file)
 
 
+@app.command()
+def neighbours(pairs: Pairs = 10, threads: Threads = 1, json_file: JsonFile = None) -> None:
+    """Measure a training step beside one busy process a core, against the same on the quiet machine."""
+    from mobillm_flower.bench.neighbours import bench_neighbours
+
+    finish(bench_neighbours(pairs=pairs, num_threads=threads, say=say), json_file)
+
+
 @app.command(name="fleet-scale")
 def fleet_scale(
     devices: Annotated[str, typer.Option(help="Sizes of the fleet, with commas between.")] = "10,100,1000,10000",

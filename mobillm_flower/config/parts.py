@@ -347,7 +347,8 @@ class TrainerSettings:
     adjust_types : bool
         In a fleet of several types, correct for the labels that a type's devices hold more often than the fleet does.
     num_threads : int
-        Threads of torch on the server; 0: as torch chooses.
+        Threads of torch on the server; 0: one where the side network reads a few vectors a text, since more are slower
+        beside devices on the same machine; as many as torch chooses where it computes on every token.
     device : str
         auto, cpu, cuda or cuda:N: where the server trains. A run can be repeated bit by bit on the CPU only.
     """

@@ -19,7 +19,7 @@ from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.model import PredictionRule
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
-from mobillm_flower.wire.contract import TaskContract, extraction_spec
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
 
 
 def make_plan(
@@ -97,8 +97,13 @@ def make_plan(
         loss=settings.loss.name,
         scale=settings.loss.scale or automatic_scale(contract.num_outputs),
         options=_trainer_options(settings, sum(num_train), planned_rounds, overlap_steps, fresh_share),
-        num_threads=settings.trainer.num_threads or torch.get_num_threads(),
+        num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
     )
+
+
+def computes_on_tokens(specs: Mapping[str, ExtractionSpec]) -> bool:
+    """Whether a step's work grows with the texts' length; otherwise one thread is fastest, or nearly so."""
+    return any(PIVOTS[spec.pivot].per_token for spec in specs.values())
 
 
 def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:

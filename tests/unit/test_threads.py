@@ -1,0 +1,49 @@
+"""Threads: none spins while it waits, and the server takes one where more do not pay."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mobillm_flower.launch.superlink import flower_environment
+from mobillm_flower.strategies.run_plan import computes_on_tokens
+from tests.support.caches import make_spec
+
+SPIN = "GOMP_SPINCOUNT"
+
+
+def _imported(script: str, **environment: str) -> dict[str, object]:
+    clean = {name: value for name, value in os.environ.items() if name not in (SPIN, "KMP_BLOCKTIME")}
+    answer = subprocess.run(
+        [sys.executable, "-c", f"import json, os, sys, {script}"],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(answer.stdout))
+
+
+@pytest.mark.parametrize(
+    "package", ["mobillm_flower", "mobillm_flower.cli", "mobillm_flower.clients", "mobillm_flower.launch"]
+)
+def test_waiting_threads_do_not_spin_before_torch_is_imported(package):
+    script = f"mobillm_flower; print(json.dumps([['spin', os.environ['{SPIN}']], ['torch', 'torch' in sys.modules]]))"
+    assert _imported(script) == {"spin": "0", "torch": False}
+    assert _imported(f"{package}; print(json.dumps([['spin', os.environ['{SPIN}']]]))") == {"spin": "0"}
+
+
+def test_a_users_own_value_stands():
+    script = f"mobillm_flower; print(json.dumps([['spin', os.environ['{SPIN}']]]))"
+    assert _imported(script, GOMP_SPINCOUNT="77") == {"spin": "77"}
+
+
+def test_flowers_programs_inherit_it():
+    assert flower_environment()[SPIN] == os.environ[SPIN]
+
+
+def test_one_thread_for_a_few_vectors_a_text_and_torchs_choice_for_every_token():
+    assert not computes_on_tokens({"a": make_spec()})
+    assert computes_on_tokens({"a": make_spec(), "b": make_spec(pivot="all")})
