@@ -48,7 +48,7 @@ docs: $(DOCS_STAMP)
 
 bench: $(STAMP)
 	@set -e; for name in device codecs cache trainer fleet-scale; do echo "== $$name"; \
-		$(BIN)/mobillm bench $$name --json benchmarks/results/bench_$$(echo $$name | tr - _).json; done
+		$(BIN)/python -m benchmarks $$name --json benchmarks/results/bench_$$(echo $$name | tr - _).json; done
 
 examples: $(STAMP)
 	@set -e; for app in $(dir $(wildcard examples/*/pyproject.toml)); do echo "== $$app"; $(BIN)/mobillm run $$app; done

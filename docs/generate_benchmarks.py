@@ -19,16 +19,16 @@ What the library costs beside the bare thing. Generated from the JSON files name
 do not edit it by hand:
 
     make bench
-    mobillm bench limit --json benchmarks/results/bench_limit.json
+    python -m benchmarks limit --json benchmarks/results/bench_limit.json
     python docs/generate_benchmarks.py > docs/reference/benchmarks.md
 
-`mobillm bench device|codecs|cache|trainer|fleet-scale|limit --json FILE` measures one of them
-([options](command-line.md#mobillm-bench-device)). No absolute time is a result: a shared machine is never as fast
-twice. But for `fleet-scale`, the two sides are measured in turns (A B A B …) in one process, memory in fresh processes,
-ten turns or more. A *ratio* is the median of ours over the median of the other side; its *spread* is the quartiles of
-the ratios turn by turn. Seconds are taken on the wall's clock, which bars are held to, and on the processor's (`_cpu`),
-which other processes disturb less. Commands end with 0 whether a bar holds or not; a bar that does not hold is said.
-"""
+`python -m benchmarks device|codecs|cache|trainer|fleet-scale|limit --json FILE` measures one of them
+([options](benchmark-commands.md#python-m-benchmarks-device)). No absolute time is a result: a shared machine is never
+as fast twice. But for `fleet-scale`, the two sides are measured in turns (A B A B …) in one process, memory in fresh
+processes, ten turns or more. A *ratio* is the median of ours over the median of the other side; its *spread* is the
+quartiles of the ratios turn by turn. Seconds are taken on the wall's clock, which bars are held to, and on the
+processor's (`_cpu`), which other processes disturb less. Commands end with 0 whether a bar holds or not; a bar that
+does not hold is said. """
 
 MEANINGS = {
     "device": """\

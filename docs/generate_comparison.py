@@ -12,9 +12,9 @@ from typing import Any
 
 from blocks import put, table
 
-from mobillm_flower.bench.cost_to_target import BOTH as TARGET
-from mobillm_flower.bench.cost_to_target import COLUMNS as COSTS
-from mobillm_flower.bench.cost_to_target import MAJORITY
+from mobillm_flower.evaluation.compare.cost_to_target import BOTH as TARGET
+from mobillm_flower.evaluation.compare.cost_to_target import COLUMNS as COSTS
+from mobillm_flower.evaluation.compare.cost_to_target import MAJORITY
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

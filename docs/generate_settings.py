@@ -1,13 +1,13 @@
 """Print `docs/reference/settings.md` from the settings' dataclasses: `python docs/generate_settings.py > …`.
 
-What is said there is from `mobillm_flower/setting_reference.py`, which `mobillm settings` shows too.
+What is said there is from `mobillm_flower/config/describe.py`, which `mobillm settings` shows too.
 """
 
 from __future__ import annotations
 
 import sys
 
-from mobillm_flower.setting_reference import describe_settings, part_summaries, value_text
+from mobillm_flower.config.describe import describe_settings, part_summaries, value_text
 
 INTRODUCTION = """\
 # Settings

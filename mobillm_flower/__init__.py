@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mobillm_flower.config import Settings, load_settings
     from mobillm_flower.core.codecs import CODECS
     from mobillm_flower.core.pivots import PIVOTS, pivot
-    from mobillm_flower.core.side_network import SIDE_NETWORKS
-    from mobillm_flower.model import SideTunedModel
+    from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS
+    from mobillm_flower.models.side_tuned import SideTunedModel
     from mobillm_flower.strategies import (
         STRATEGIES,
         FedBitFit,
@@ -50,7 +50,7 @@ _HOME = {
     "CODECS": "core.codecs",
     "METRICS": "tasks",
     "PIVOTS": "core.pivots",
-    "SIDE_NETWORKS": "core.side_network",
+    "SIDE_NETWORKS": "core.side_networks.additive",
     "STRATEGIES": "strategies",
     "TASKS": "tasks",
     "TOKEN_METRICS": "tasks",
@@ -62,7 +62,7 @@ _HOME = {
     "PaeMobiLLM": "strategies",
     "PeerClient": "clients.baselines",
     "Settings": "config",
-    "SideTunedModel": "model",
+    "SideTunedModel": "models.side_tuned",
     "SideTuningClient": "clients",
     "SideTuningStrategy": "strategies",
     "SplitFed": "strategies",

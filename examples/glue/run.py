@@ -22,10 +22,10 @@ from transformers import AutoConfig
 
 from mobillm_flower.backbones import resolve_folder
 from mobillm_flower.backbones.describe import is_causal
-from mobillm_flower.bench.pairs import Report
-from mobillm_flower.bench.references import measure_references
-from mobillm_flower.fine_tuning import peer_model
+from mobillm_flower.evaluation.references import measure_references
+from mobillm_flower.evaluation.turns import Report
 from mobillm_flower.launch import read_app, run_app
+from mobillm_flower.models.fine_tuned import peer_model
 from mobillm_flower.tasks import load_central_data
 
 APP = Path(__file__).parent

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobillm_flower.audit import devices as whose
-from mobillm_flower.audit import labels, membership, secret_mixing
+from mobillm_flower.audit.attacks import devices as whose
+from mobillm_flower.audit.attacks import labels, membership, secret_mixing
+from mobillm_flower.audit.attacks.sequences import SequenceDecoder
+from mobillm_flower.audit.attacks.texts import signal
 from mobillm_flower.audit.draw import Draw, Size
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.sequences import SequenceDecoder
 from mobillm_flower.audit.text_attacks import Embed, attack_texts, clean_features
-from mobillm_flower.audit.texts import signal
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, joined, make_uploads
 from mobillm_flower.config import Settings
-from mobillm_flower.core.side_network import ActivationBatch
-from mobillm_flower.model import PredictionRule, SideTunedModel
+from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.models.side_tuned import PredictionRule, SideTunedModel
 from mobillm_flower.privacy.mixing import mixing_key
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.config import Settings
-from mobillm_flower.core.upper import NAME as UPPER_LAYERS
+from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.tasks import LocalData, Samples, load_local_data
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobillm_flower.audit import texts
+from mobillm_flower.audit.attacks import texts
+from mobillm_flower.audit.attacks.sequences import SequenceDecoder
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, combine, of_scores
-from mobillm_flower.audit.sequences import SequenceDecoder
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.core.pivots import PIVOTS

@@ -20,7 +20,7 @@ from mobillm_flower.audit.uploads import Uploads, at_places, decode_all, joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
-from mobillm_flower.model import SideTunedModel
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run
 from mobillm_flower.server import ActivationCache

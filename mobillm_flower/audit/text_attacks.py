@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobillm_flower.audit import texts
+from mobillm_flower.audit.attacks import texts
+from mobillm_flower.audit.attacks.sequences import SequenceDecoder
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.sequences import SequenceDecoder
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, spec_of
 from mobillm_flower.backbones import public_text
 from mobillm_flower.config import Settings

@@ -33,11 +33,11 @@ from mobillm_flower.backbones.describe import (
     is_causal,
     layer_stack,
 )
-from mobillm_flower.backbones.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
-from mobillm_flower.backbones.streamed import LayerWeights, StoredLayers, StreamedEngine
+from mobillm_flower.backbones.streaming.from_disk import OnDisk, load_from_disk
+from mobillm_flower.backbones.streaming.streamed import LayerWeights, StoredLayers, StreamedEngine
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -234,7 +234,7 @@ def load_backbone(
     if plan is not None and loaded.disk is not None:
         disk = loaded.disk
         if precision in _PACKED:
-            from mobillm_flower.backbones.packed import pack, packed_folder
+            from mobillm_flower.backbones.streaming.packed import pack, packed_folder
 
             kept = packed_folder(fingerprint(folder, config.model_type, len(stack)), precision)
             on_disk: LayerWeights = pack(disk, len(stack), packing(precision, where), kept)

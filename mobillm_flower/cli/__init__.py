@@ -15,7 +15,6 @@ from mobillm_flower.cli.cache import app as cache
 from mobillm_flower.cli.mixing_key import mixing_key
 from mobillm_flower.cli.plan import plan
 from mobillm_flower.cli.predict import predict
-from mobillm_flower.cli.protocols import app as bench
 from mobillm_flower.cli.report import report
 from mobillm_flower.cli.run import run
 from mobillm_flower.cli.settings import settings
@@ -37,7 +36,6 @@ app.command()(settings)
 app.command()(report)
 app.command()(audit)
 app.command()(mixing_key)
-app.add_typer(bench, name="bench")
 _state = {"debug": False}
 
 
@@ -46,13 +44,13 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
     _state["debug"] = debug
 
 
-def main() -> None:
-    """Run the command line; an error that is meant for the user is one paragraph, and the exit code is 1."""
+def main(command: typer.Typer = app) -> None:
+    """Run a command line; an error that is meant for the user is one paragraph, and the exit code is 1."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     try:
-        app()
+        command()
     except MobiLLMError as error:
         if _state["debug"]:
             raise

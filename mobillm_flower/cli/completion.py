@@ -15,7 +15,7 @@ def setting_words(incomplete: str) -> list[tuple[str, str]]:
 
 def setting_names(incomplete: str) -> list[tuple[str, str]]:
     """Return keys of settings that begin so, with their meanings."""
-    from mobillm_flower.setting_reference import describe_settings
+    from mobillm_flower.config.describe import describe_settings
 
     start = incomplete.replace("_", "-")
     return [(setting.key, setting.meaning) for setting in describe_settings() if setting.key.startswith(start)]

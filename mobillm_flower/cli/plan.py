@@ -37,9 +37,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Predict bytes, memory, operations and time of side-tuning and of FedLoRA, and recommend one of them."""
-    from mobillm_flower.bench.cost_to_target import Link
-    from mobillm_flower.bench.planner import Workload, forecast, measured_gflops
     from mobillm_flower.config import load_settings
+    from mobillm_flower.evaluation.compare.cost_to_target import Link
+    from mobillm_flower.evaluation.plan import Workload, forecast, measured_gflops
     from mobillm_flower.launch import read_app
     from mobillm_flower.tasks import make_contract
     from mobillm_flower.tasks.task import predicts_tokens

@@ -18,7 +18,7 @@ from mobillm_flower.cli.run_paths import run_settings, side_network
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 
 if TYPE_CHECKING:
-    from mobillm_flower.model import SideTunedModel
+    from mobillm_flower.models.side_tuned import SideTunedModel
     from mobillm_flower.tasks import Text
     from mobillm_flower.wire.contract import TaskContract
 
@@ -56,7 +56,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict labels of texts: label, score and text, one line each; for a regression the number and the text."""
-    from mobillm_flower.model import SideTunedModel, saved_contract
+    from mobillm_flower.models.side_tuned import SideTunedModel, saved_contract
 
     folder = side_network(run)
     reading = _Reading.of(run, folder, saved_contract(folder))

@@ -131,9 +131,9 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
 
 def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
     """Return references beside which a run is shown; empty where they cannot be had."""
-    from mobillm_flower.bench.language import measure_language
-    from mobillm_flower.bench.references import measure_references
-    from mobillm_flower.bench.work import measure_memory
+    from mobillm_flower.evaluation.device_cost import measure_memory
+    from mobillm_flower.evaluation.references import measure_references
+    from mobillm_flower.evaluation.responses import measure_language
 
     measured: dict[str, Any] = {}
     watcher.say("measuring references: logistic regression, centralized side-tuning, memory")

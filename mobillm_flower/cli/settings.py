@@ -13,7 +13,7 @@ from mobillm_flower.cli.run_paths import run_settings
 from mobillm_flower.errors import SettingsError
 
 if TYPE_CHECKING:
-    from mobillm_flower.setting_reference import SettingDescription
+    from mobillm_flower.config.describe import SettingDescription
 
 InForce = tuple[dict[str, Any], dict[str, str]]
 
@@ -62,7 +62,7 @@ def settings(
 def _chosen(names: list[str]) -> list[SettingDescription]:
     """Return the settings named, in the order of the reference; a part stands for all of its settings."""
     from mobillm_flower.config import setting_key
-    from mobillm_flower.setting_reference import describe_settings, part_summaries
+    from mobillm_flower.config.describe import describe_settings, part_summaries
 
     every = describe_settings()
     if not names:
@@ -74,7 +74,7 @@ def _chosen(names: list[str]) -> list[SettingDescription]:
 
 def _values(file: Path | None, words: list[str]) -> InForce:
     from mobillm_flower.config import load_settings, setting_sources
-    from mobillm_flower.setting_reference import setting_values
+    from mobillm_flower.config.describe import setting_values
 
     return setting_values(load_settings(file=file, overrides=words)), setting_sources(file=file, overrides=words)
 
@@ -121,6 +121,6 @@ def _print(chosen: list[SettingDescription], in_force: InForce | None) -> None:
 
 
 def _shown(value: Any) -> str:
-    from mobillm_flower.setting_reference import value_text
+    from mobillm_flower.config.describe import value_text
 
     return value_text(value).replace("\n", "\\n") or "empty"

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mobillm_flower.config.check import check
+from mobillm_flower.config.compatibility import check
 from mobillm_flower.config.parts import Settings
 from mobillm_flower.errors import SettingsError
 

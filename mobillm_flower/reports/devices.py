@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mobillm_flower.reports.events import RunRecord
+from mobillm_flower.runs.events import RunRecord
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.setting_reference import value_text
 
 Statement = tuple[str, str]
 """What it is about, and what holds for this run."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mobillm_flower.config.describe import describe_settings, plain, value_text
 from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
 from mobillm_flower.reports.source import ReportSource
-from mobillm_flower.setting_reference import describe_settings, plain, value_text
 
 
 def settings_list(source: ReportSource) -> Markup:

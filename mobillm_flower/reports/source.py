@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mobillm_flower.config.describe import describe_settings
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.reports.devices import DeviceTotals, device_totals
-from mobillm_flower.reports.events import RunRecord, read_run
-from mobillm_flower.setting_reference import describe_settings
+from mobillm_flower.runs.events import RunRecord, read_run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobillm_flower.reports.events import RunRecord
+from mobillm_flower.runs.events import RunRecord
 
 RATE_S = 60.0
 """Seconds over which the rate is taken."""

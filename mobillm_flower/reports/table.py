@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mobillm_flower.reports.devices import device_totals
-from mobillm_flower.reports.events import RunRecord
 from mobillm_flower.reports.units import bytes_text
+from mobillm_flower.runs.events import RunRecord
 
 Row = tuple[str, str, str]
 
@@ -30,7 +30,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     run : RunRecord
         The run.
     references : dict
-        From `mobillm_flower.bench.references.measure_references`; may lack entries that were not measured.
+        From `mobillm_flower.evaluation.references.measure_references`; may lack entries that were not measured.
     """
     devices = device_totals(run)
     windows = run.all("window")

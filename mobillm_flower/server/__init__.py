@@ -1,10 +1,10 @@
 """The server's side: activation cache, sampler, trainer, checkpoints, run folder."""
 
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache, Damage, Holding
 from mobillm_flower.server.objective import make_loss
 from mobillm_flower.server.rows import RowRef
-from mobillm_flower.server.run_folder import RunFolder
 from mobillm_flower.server.trainer import Trainer, TrainerOptions
 
 __all__ = [

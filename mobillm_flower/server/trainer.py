@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.discriminant import ClassSums, DiscriminantSideNetwork
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_network import ActivationBatch
+from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks.discriminant import ClassSums, DiscriminantSideNetwork
 from mobillm_flower.errors import CacheError
+from mobillm_flower.runs.folder import write_atomically
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import Loss, recovered_truth
 from mobillm_flower.server.rows import RowRef, Rows
-from mobillm_flower.server.run_folder import write_atomically
 from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
 
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`

@@ -12,11 +12,11 @@ from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.load import choose_device, load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_network import SideNetworkConfig
+from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.core.targets import automatic_scale
-from mobillm_flower.core.upper import NAME as UPPER_LAYERS
 from mobillm_flower.errors import MismatchError, UnsupportedError
-from mobillm_flower.model import PredictionRule
+from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec

@@ -17,11 +17,11 @@ from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.backbones.public import public_transform, text_hash
 from mobillm_flower.config import EngineName, Settings
-from mobillm_flower.core import upper
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_network import AlignmentSpec
+from mobillm_flower.core.side_networks import upper_layers as upper
+from mobillm_flower.core.side_networks.additive import AlignmentSpec
 from mobillm_flower.errors import MismatchError, SettingsError
 from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
 from mobillm_flower.privacy.protect import Protection

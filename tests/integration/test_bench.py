@@ -10,18 +10,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mobillm_flower.bench.cache import bench_cache
-from mobillm_flower.bench.codecs import bench_codecs
-from mobillm_flower.bench.device import bench_device
-from mobillm_flower.bench.fleet_scale import _measure, bench_fleet_scale
-from mobillm_flower.bench.pairs import Bar, Report
-from mobillm_flower.bench.trainer import bench_trainer
-from mobillm_flower.bench.work import can_measure, measure_memory, peak_bytes
+from benchmarks.overhead.cache import bench_cache
+from benchmarks.overhead.codecs import bench_codecs
+from benchmarks.overhead.commands import _rows, finish
+from benchmarks.overhead.device import bench_device
+from benchmarks.overhead.fleet_scale import _measure, bench_fleet_scale
+from benchmarks.overhead.trainer import bench_trainer
 from mobillm_flower.cli import app
-from mobillm_flower.cli.bench import _rows, finish
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
+from mobillm_flower.evaluation.device_cost import can_measure, measure_memory, peak_bytes
+from mobillm_flower.evaluation.turns import Bar, Report
 from mobillm_flower.server import ActivationCache
 from tests.support.tiny_models import save_tiny
 

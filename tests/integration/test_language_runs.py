@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones.load import load_head
-from mobillm_flower.bench.language import ROUGE, measure_language, rouge
-from mobillm_flower.bench.references import measure_references
 from mobillm_flower.cli import app
 from mobillm_flower.clients.device import Device
 from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.evaluation.references import measure_references
+from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run, results_rows
 from mobillm_flower.reports.html import write_report

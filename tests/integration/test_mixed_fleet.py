@@ -8,9 +8,9 @@ import pytest
 from flwr.app import ArrayRecord
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
-from mobillm_flower.bench.references import measure_references
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.model import saved_backbones
+from mobillm_flower.evaluation.references import measure_references
+from mobillm_flower.models.side_tuned import saved_backbones
 from mobillm_flower.reports import read_run, results_rows
 from tests.support.clock_grid import FakeClock
 from tests.support.local_grid import LocalGrid

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from mobillm_flower import SideTuningClient, load_backbone, load_settings, make_strategy
 from mobillm_flower.clients.baselines import PEER_DEVICES, PeerClient
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
-from mobillm_flower.fine_tuning import FineTunedModel, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, peer_model
 from mobillm_flower.tasks import load_local_data
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny

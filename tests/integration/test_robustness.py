@@ -10,14 +10,14 @@ import pytest
 from flwr.app import ArrayRecord
 from typer.testing import CliRunner
 
+from benchmarks.comparison.robustness import _VANISH, Fleets, HarmedCell, _refusal, _straggler, vanishing
 from mobillm_flower import load_settings, make_strategy
-from mobillm_flower.bench.app.measured import client_app
-from mobillm_flower.bench.cells import Cell, Point
-from mobillm_flower.bench.compared import TASKS, methods
-from mobillm_flower.bench.cost_to_target import Link
-from mobillm_flower.bench.costs import DeviceCost
-from mobillm_flower.bench.robustness import _VANISH, Fleets, HarmedCell, _refusal, _straggler, vanishing
 from mobillm_flower.cli import app
+from mobillm_flower.evaluation.compare.app.measured import client_app
+from mobillm_flower.evaluation.compare.cells import Cell, Point
+from mobillm_flower.evaluation.compare.cost_to_target import Link
+from mobillm_flower.evaluation.compare.costs import DeviceCost
+from mobillm_flower.evaluation.compare.methods import TASKS, methods
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 

@@ -14,8 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from mobillm_flower import PeerClient, load_backbone, load_settings, make_strategy
 from mobillm_flower.clients.baselines import SplitDevice
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError, UnsupportedError
-from mobillm_flower.fine_tuning import FineTunedModel
-from mobillm_flower.split_training import SplitModel
+from mobillm_flower.models.fine_tuned import FineTunedModel
+from mobillm_flower.models.split import SplitModel
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.wire import keys
 from tests.support.local_grid import LocalGrid

@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.describe import weights_digest
-from mobillm_flower.bench.references import measure_references
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
+from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
 from mobillm_flower.wire import keys

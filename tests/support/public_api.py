@@ -19,7 +19,7 @@ from typing import Any
 
 import mobillm_flower
 from mobillm_flower import errors
-from mobillm_flower.setting_reference import parameters
+from mobillm_flower.config.describe import parameters
 from tests.support.pages import ROOT, python_blocks
 
 PACKAGE = mobillm_flower.__name__

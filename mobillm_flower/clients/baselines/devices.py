@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, RecordDict
 from mobillm_flower.config import Settings
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.zeroth_order import move, projected_gradient
-from mobillm_flower.fine_tuning import FineTunedModel, Work, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, Work, peer_model
 from mobillm_flower.tasks import LocalData
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.peer_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round

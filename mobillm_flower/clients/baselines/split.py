@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mobillm_flower.clients.baselines.devices import PEER_DEVICES, PeerDevice
 from mobillm_flower.errors import MismatchError
-from mobillm_flower.fine_tuning import Work
-from mobillm_flower.split_training import Half, SplitModel, gradient_norms, token_rows
+from mobillm_flower.models.fine_tuned import Work
+from mobillm_flower.models.split import Half, SplitModel, gradient_norms, token_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.peer_messages import (
     open_arrays,

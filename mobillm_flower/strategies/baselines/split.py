@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from mobillm_flower.split_training import Half, SplitModel, copied, gradient_norms
+from mobillm_flower.models.split import Half, SplitModel, copied, gradient_norms
 from mobillm_flower.strategies.base import STRATEGIES
 from mobillm_flower.strategies.baselines.peers import PeerStrategy
 from mobillm_flower.strategies.exchange import Clock, Exchange

@@ -1,0 +1,1 @@
+"""What measures the library itself: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Privacy, language modelling and quality on real text."""

@@ -1,0 +1,1 @@
+"""Weights that are read layer by layer, for models larger than memory."""

@@ -1,0 +1,375 @@
+"""A forward pass below the model's own size: one layer is in memory at a time, and all samples pass it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mobillm_flower.backbones.engine import Engine, base_logits, join, output_mask, pick
+from mobillm_flower.backbones.memory import give_back_at_once
+from mobillm_flower.backbones.streaming.stored import StoredWeights
+from mobillm_flower.core.pivots import Pivot
+from mobillm_flower.errors import UnsupportedError
+
+logger = logging.getLogger(__name__)
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+_ALIGNED = 64  # bytes at which a tensor begins
+_INSTEAD = "set backbone.memory-budget-mib=0"
+
+
+class LayerWeights(Protocol):
+    """Where the weights of the layers are read from.
+
+    Attributes
+    ----------
+    nbytes : int
+        Room that the largest layer takes.
+    """
+
+    nbytes: int
+
+    def check(self) -> None:
+        """Raise WeightsChanged where the files are no longer those that the model was loaded from."""
+        ...
+
+    def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
+        """Read layer `number` (from 0) into bytes [nbytes]; returns its parameters by their names in the layer."""
+        ...
+
+
+class StoredLayers:
+    """Layers as they are in files.
+
+    Parameters
+    ----------
+    weights : StoredWeights
+        Under the names that they have in the model.
+    stack_name : str
+        Where the layers are in the model.
+    num_layers : int
+        L.
+    dtype : torch.dtype
+        Of their floating point numbers while they run.
+    """
+
+    def __init__(self, weights: StoredWeights, stack_name: str, num_layers: int, dtype: torch.dtype) -> None:
+        self._weights, self._dtype = weights, dtype
+        self._prefixes = [f"{stack_name}.{number}." for number in range(num_layers)]
+        self.nbytes = max(sum(size for *_, size in self._parts(number)) for number in range(num_layers))
+
+    def check(self) -> None:
+        """See `LayerWeights`."""
+        self._weights.check()
+
+    def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
+        """See `LayerWeights`."""
+        found, start = {}, 0
+        for name, dtype, size in self._parts(number):
+            shape = self._weights.shape(name)
+            held = room[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            self._weights.read(name, held)
+            found[name.removeprefix(self._prefixes[number])] = held
+            start += size
+        return found
+
+    def _parts(self, number: int) -> list[tuple[str, torch.dtype, int]]:
+        """Return a layer's tensors: their names, formats while they run, and the room that they take."""
+        parts = []
+        for name in self._weights.names(self._prefixes[number]):
+            dtype = self._weights.dtype(name)
+            dtype = self._dtype if dtype.is_floating_point else dtype
+            size = prod(self._weights.shape(name)) * dtype.itemsize
+            parts.append((name, dtype, -(-size // _ALIGNED) * _ALIGNED))
+        return parts
+
+
+@dataclass
+class _Calls:
+    """What a batch's layers are called with, and its hidden states as they go through the layers."""
+
+    hidden: list[Tensor]
+    arguments: list[list[_Arguments]]
+
+
+@dataclass
+class PassTimes:
+    """Of the last pass over the layers.
+
+    Parameters
+    ----------
+    seconds : float
+        Of all layers.
+    waited : float
+        Of these, how long no layer was there to compute with.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
+class StreamedEngine:
+    """transformers' own code, layer by layer: a layer's weights are read, all batches pass it, the next layer follows.
+
+    The model's own forward pass runs first with layers that only note what they are called with (masks, positions),
+    and, where the backbone predicts, a last time with the last layer returning what was computed, so that norms and
+    heads are the model's own. Only one layer's weights are in memory, two where the next is read meanwhile.
+
+    Parameters
+    ----------
+    model, stack, predictor, label_head
+        As in `Backbone`; the layers have no weights of their own.
+    layers : LayerWeights
+        Reads them.
+    ahead : bool
+        Read the next layer while one computes.
+    memory_bytes : int or None
+        Hidden states up to this size stay in memory, larger ones lie in a temporary file; None: no limit.
+    """
+
+    name = "streamed"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stack: Sequence[nn.Module],
+        predictor: nn.Module | None,
+        label_head: tuple[Tensor, Tensor | None] | None,
+        layers: LayerWeights,
+        *,
+        ahead: bool = True,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self._model, self._stack, self._label_head = predictor or model, stack, label_head
+        self._predicts = predictor is not None
+        self._layers, self._ahead, self._memory_bytes = layers, ahead, memory_bytes
+        give_back_at_once()
+        self._answers: int | None = None  # how many values a layer returns in a tuple; 0: no tuple
+        self.times = PassTimes()
+
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
+        """Return itself: nothing is to be made ready."""
+        return self
+
+    @torch.inference_mode()
+    def run(
+        self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """See `Engine`; every batch is read before the first is computed.
+
+        Raises
+        ------
+        UnsupportedError
+            The model works on hidden states between its layers.
+        WeightsChanged
+            A weights file is not as it was when the model was loaded.
+        """
+        batches = list(batches)
+        if not batches:
+            return
+        predicts = self._predicts or self._label_head is not None
+        depth = len(self._stack) if predicts else max(layers)
+        masks = [output_mask(inputs) for inputs in batches]
+        kept: list[list[Tensor]] = [[] for _ in batches]
+        with ExitStack() as folder:
+            calls = self._recorded(batches, depth, folder)
+            for number, weights in self._weights_of(depth):
+                for place, hidden in enumerate(calls.hidden):
+                    others, named = calls.arguments[place][number]
+                    found = functional_call(self._stack[number], weights, (hidden, *others), named)
+                    found = found[0] if isinstance(found, tuple) else found
+                    if number + 1 in layers:
+                        kept[place].append(pick(found, masks[place], select))
+                    hidden.copy_(found)
+                _forget(self._stack[number])
+            self._layers.check()  # what was read is what the fingerprint is of
+            if self.times.waited > max(1.0, self.times.seconds / 2):
+                logger.warning(
+                    "the disk is slower than the computing: %.0f of the %.0f seconds of this pass were spent waiting "
+                    "for layers; backbone.precision=bf16, int8 or nf4 reads fewer bytes",
+                    self.times.waited,
+                    self.times.seconds,
+                )
+            for place, inputs in enumerate(batches):
+                logits = self._predicted(inputs, calls.hidden[place], masks[place]) if predicts else None
+                yield join(kept[place], select), logits
+
+    def _recorded(self, batches: Sequence[Mapping[str, Tensor]], depth: int, folder: ExitStack) -> _Calls:
+        """Run each batch up to the last layer that is needed; the layers note what they are called with."""
+        if self._answers is None:
+            self._answers = self._asked(batches[0])
+        calls = _Calls([], [])
+        for place, inputs in enumerate(batches):
+            first, noted = self._noted(inputs, depth)
+            if not calls.hidden:
+                calls.hidden = self._room(first, [output_mask(one).shape for one in batches], folder)
+            calls.hidden[place].copy_(first)
+            calls.arguments.append(noted)
+        return calls
+
+    def _noted(self, inputs: Mapping[str, Tensor], depth: int) -> tuple[Tensor, list[_Arguments]]:
+        """Return what the first layer reads, [B, T, d], and what each layer is called with beside it."""
+        given: list[Tensor] = []
+        noted: list[_Arguments] = []
+
+        def note(number: int, arguments: _Arguments) -> Tensor:
+            hidden, rest = _hidden(arguments)
+            if given and hidden is not given[0]:
+                raise UnsupportedError(
+                    f"{type(self._model).__name__} works on hidden states between its layers {number} and "
+                    f"{number + 1}, so that they cannot be streamed; {_INSTEAD}"
+                )
+            given[:] = [hidden]
+            noted.append(rest)
+            if number + 1 == depth:
+                raise _Noted
+            return hidden
+
+        self._stand_in(note, inputs)
+        if len(noted) != depth or given[0].shape[:-1] != output_mask(inputs).shape:
+            raise UnsupportedError(
+                f"{type(self._model).__name__} does not pass hidden states of every token from layer to layer, so "
+                f"that its layers cannot be streamed; {_INSTEAD}"
+            )
+        return given[0], noted
+
+    def _room(self, like: Tensor, shapes: Sequence[tuple[int, ...]], folder: ExitStack) -> list[Tensor]:
+        """Return room for the hidden states [B, T, d] of batches: in memory, or in a temporary file."""
+        counts = [prod(shape) * like.shape[-1] for shape in shapes]
+        size = sum(counts) * like.element_size()
+        if self._memory_bytes is None or size <= self._memory_bytes:
+            whole = torch.empty(sum(counts), dtype=like.dtype, device=like.device)
+        else:
+            file = Path(folder.enter_context(TemporaryDirectory(prefix="hidden-states-"))) / "states"
+            whole = torch.from_file(str(file), shared=True, size=sum(counts), dtype=like.dtype)
+        parts = torch.split(whole, counts)
+        return [part.view(*shape, like.shape[-1]) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _asked(self, inputs: Mapping[str, Tensor]) -> int:
+        """Run the first layer on one sample, to see how many values it returns in a tuple; 0: none."""
+        answers: list[int] = []
+        weights = self._layers.layer(0, torch.empty(self._layers.nbytes, dtype=torch.uint8))
+
+        def first(number: int, arguments: _Arguments) -> Tensor:
+            layer = self._stack[number]
+            del layer.forward
+            found = functional_call(layer, weights, *arguments)
+            answers.append(len(found) if isinstance(found, tuple) else 0)
+            raise _Noted
+
+        self._stand_in(first, {name: value[:1] for name, value in inputs.items()})
+        _forget(self._stack[0])
+        return answers[0]
+
+    def _stand_in(self, forward: Callable[[int, _Arguments], Tensor], inputs: Mapping[str, Tensor]) -> Any:
+        """Run the model with `forward(number, arguments)` in each layer's place; None where it ended early."""
+
+        def answer(number: int, *others: Any, **named: Any) -> Any:
+            hidden = forward(number, (others, named))
+            return (hidden, *[None] * (self._answers - 1)) if self._answers else hidden
+
+        for number, layer in enumerate(self._stack):
+            layer.forward = partial(answer, number)
+        try:
+            return self._model(**inputs)
+        except _Noted:
+            return None
+        finally:
+            for layer in self._stack:
+                layer.__dict__.pop("forward", None)
+
+    def _weights_of(self, depth: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Yield layers' numbers and weights; where there is room, the next is read while one computes."""
+        self.times = PassTimes()
+        started = time.perf_counter()
+        rooms = [torch.empty(self._layers.nbytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
+        with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
+            reading: Future[dict[str, Tensor]] | None = None
+            for number in range(depth):
+                asked = time.perf_counter()
+                reading = reading or reader.submit(self._read, number, rooms[0])
+                weights = reading.result()
+                self.times.waited += time.perf_counter() - asked
+                reading = None
+                if self._ahead and number + 1 < depth:
+                    reading = reader.submit(self._read, number + 1, rooms[(number + 1) % 2])
+                yield number, weights
+                self.times.seconds = time.perf_counter() - started
+
+    def _read(self, number: int, room: Tensor) -> dict[str, Tensor]:
+        self._layers.check()
+        return self._layers.layer(number, room)
+
+    def _predicted(self, inputs: Mapping[str, Tensor], hidden: Tensor, mask: Tensor) -> Tensor | None:
+        """Run what follows the last layer on its states [B, T, d]; returns the base logits [B, K]."""
+
+        def hand_on(number: int, arguments: _Arguments) -> Tensor:
+            return hidden if number + 1 == len(self._stack) else _hidden(arguments)[0]
+
+        output = self._stand_in(hand_on, inputs)
+        return base_logits(output, mask, self._label_head, predicts=self._predicts)
+
+
+class _Noted(Exception):  # noqa: N818 - not an error
+    """All layers' arguments are noted: what follows them need not run."""
+
+
+def _hidden(arguments: _Arguments) -> tuple[Tensor, _Arguments]:
+    """Return a layer's hidden states and its other arguments."""
+    others, named = arguments
+    if others:
+        return others[0], (others[1:], named)
+    return named["hidden_states"], ((), {name: value for name, value in named.items() if name != "hidden_states"})
+
+
+def _forget(layer: nn.Module) -> None:
+    """Let a layer hold nothing of the weights that it ran with; bitsandbytes' 8-bit layers keep them."""
+    for module in layer.modules():
+        state: Any = getattr(module, "state", None)
+        if hasattr(state, "CB"):
+            state.CB = state.SCB = None
+
+
+class EmbeddingRows:
+    """Lets an embedding look its rows up in the file, so that its table is never in memory.
+
+    Parameters
+    ----------
+    embedding : nn.Embedding
+        Without weights; its own code runs on the few rows that a call needs.
+    weights : StoredWeights
+        Where the table is.
+    name : str
+        Its name there.
+    dtype : torch.dtype
+        Of the rows.
+    """
+
+    def __init__(self, embedding: nn.Embedding, weights: StoredWeights, name: str, dtype: torch.dtype) -> None:
+        self._embedding, self._weights, self._name, self._dtype = embedding, weights, name, dtype
+        self._forward = embedding.forward
+        embedding.padding_idx = None  # of gradients alone, and a number in the whole table
+        embedding.forward = self.look_up  # type: ignore[method-assign, assignment]
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Return vectors [..., d] of token numbers [...]."""
+        needed, places = torch.unique(ids, return_inverse=True)
+        empty = self._embedding.weight
+        rows = self._weights.rows(self._name, needed, self._dtype)
+        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        try:
+            return self._forward(places)
+        finally:
+            self._embedding.weight = empty

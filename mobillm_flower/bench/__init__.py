@@ -1,1 +1,0 @@
-"""Measuring: references for a run, memory of a device."""

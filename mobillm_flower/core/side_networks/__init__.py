@@ -1,0 +1,1 @@
+"""Side networks: what the server trains beside a frozen backbone."""

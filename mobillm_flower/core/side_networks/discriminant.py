@@ -1,0 +1,137 @@
+"""A linear discriminant in closed form: the side network for activations that carry much noise.
+
+Gradient steps fit noise as they fit signal. Class means need no steps: noise of known variance averages out of them,
+and what it leaves in their squared norm is subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
+from mobillm_flower.errors import MismatchError, SettingsError
+
+_RIDGE = 1.1  # the vectors' covariance is taken for I/d, raised by a tenth
+
+
+@dataclass
+class ClassSums:
+    """What a discriminant needs of one backbone type's samples.
+
+    Parameters
+    ----------
+    counts : Tensor
+        [K] int64, samples that came with each label.
+    sums : Tensor
+        [K, d] float64, sum of their vectors.
+    label_rates, mixture, variance
+        Of the protection, see `Protection`: ((kept, flipped), (a, b), noise variance of a value).
+    """
+
+    counts: Tensor
+    sums: Tensor
+    label_rates: tuple[float, float] = (1.0, 0.0)
+    mixture: tuple[float, float] = (1.0, 0.0)
+    variance: float = 0.0
+
+    def add(self, labels: Tensor, vectors: Tensor) -> None:
+        """Count samples: labels [B], vectors [B, d]."""
+        self.counts += torch.bincount(labels, minlength=len(self.counts))
+        self.sums.index_add_(0, labels, vectors.double())
+
+
+@SIDE_NETWORKS.register("discriminant")
+class DiscriminantSideNetwork(nn.Module):
+    """Scores of a linear discriminant over one projected unit vector a sample, for each backbone type its own.
+
+    With class shares π_k and means μ_k, μ = Σ π_k μ_k, Δ_k = μ_k − μ and L = d/1.1:
+    s_k = L·(v − μ)ᵀΔ_k − ½·L·(‖Δ_k‖² − d·τ_k) + ln π_k, where τ_k is the variance that noise leaves in each value of
+    the estimate of μ_k. Whitened unit vectors have a covariance of about I/d, so that none is estimated.
+
+    Parameters
+    ----------
+    types : mapping of str to AlignmentSpec
+        Backbone fingerprint to input shape; one vector each.
+    num_blocks, num_outputs : int
+        1, and K.
+    _others
+        What other side networks take; not used.
+
+    Raises
+    ------
+    SettingsError
+        There is more than one vector a sample, or no classes.
+    """
+
+    def __init__(
+        self, *, types: Mapping[str, AlignmentSpec], num_blocks: int, num_outputs: int, **_others: object
+    ) -> None:
+        super().__init__()
+        if num_blocks != 1 or any(spec.num_vectors != 1 for spec in types.values()):
+            raise SettingsError(
+                "side-network.name=discriminant takes one vector a sample; give activations.projection, such as 64"
+            )
+        if num_outputs < 2:
+            raise SettingsError("side-network.name=discriminant predicts classes; choose another for regression")
+        self.num_outputs = num_outputs
+        self.widths = {name: spec.width for name, spec in types.items()}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, num_outputs) for name, width in sorted(self.widths.items())})
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def learning_rate_factor(self, _parameter: str) -> float:
+        """Return 0: nothing is learned by steps."""
+        return 0.0
+
+    def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K] float32, samples in the order of the batches.
+
+        Raises
+        ------
+        MismatchError
+            A type has no head here.
+        """
+        parts = []
+        for batch in batches:
+            if batch.backbone not in self.heads:
+                raise MismatchError(f"backbone {batch.backbone[:12]} has no head in this side network")
+            head = self.heads[batch.backbone]
+            parts.append(head(batch.rows.flatten(1)))
+        return torch.cat(parts)
+
+    def empty_sums(self, backbone: str) -> ClassSums:
+        """Return sums of no samples of a type."""
+        width = self.widths[backbone]
+        classes = self.num_outputs
+        return ClassSums(torch.zeros(classes, dtype=torch.long), torch.zeros(classes, width, dtype=torch.double))
+
+    def fit(self, sums: Mapping[str, ClassSums]) -> None:
+        """Set each type's head from its samples; a type without any predicts as the base model does."""
+        for name, of_type in sums.items():
+            weight, bias = _discriminant(of_type)
+            self.heads[name].load_state_dict({"weight": weight, "bias": bias})
+
+
+def _discriminant(sums: ClassSums) -> tuple[Tensor, Tensor]:
+    """Return W [K, d] and b [K]."""
+    count = int(sums.counts.sum())
+    classes, width = sums.sums.shape
+    if not count:
+        return torch.zeros(classes, width), torch.zeros(classes)
+    (kept, flipped), (own, other) = sums.label_rates, sums.mixture
+    seen = sums.counts.double() / count
+    shares = ((seen - flipped) / (kept - flipped)).clamp_min(0.25 / classes)
+    shares = shares / shares.sum()
+    mixed = sums.sums / count  # E[1(ỹ = k) z], [K, d]
+    mean = mixed.sum(0) / (own + classes * other)
+    means = (mixed - other * mean) / own / shares[:, None]
+    # of a value of each mean: noise, and a unit vector's own spread
+    variance = seen * (sums.variance + 1 / width) / (count * own**2 * shares**2)
+    apart, precision = means - mean, width / _RIDGE
+    weight = precision * apart
+    bias = -weight @ mean - 0.5 * precision * (apart.square().sum(1) - width * variance) + shares.log()
+    return weight.float(), bias.float()

@@ -1,0 +1,168 @@
+"""Adapters between a backbone's own upper layers, which run on the server from cached states of a lower one.
+
+A side network that only reads a frozen backbone cannot make it look for something else. This one can, above the cut: it
+is the backbone's layers ℓ+1 … L with adapters between them (Houlsby et al., 1902.00751), and a device still runs
+forward only, up to layer ℓ.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.side_networks.additive import (
+    ACTIVATIONS,
+    SIDE_NETWORKS,
+    ActivationBatch,
+    Adapter,
+    AlignmentSpec,
+    own_generator,
+)
+from mobillm_flower.errors import MismatchError, SettingsError
+
+NAME = "upper-layers"
+
+
+class Upper(Protocol):
+    """Layers ℓ+1 … L of a frozen backbone."""
+
+    causal: bool
+
+    def __call__(self, hidden: Tensor, mask: Tensor, between: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return what the last layer leaves, [B, T, d_b] float32, of states that layer ℓ leaves.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            [B, T, d_b], padded on the right.
+        mask : Tensor
+            [B, T] of 0/1.
+        between : callable
+            (i, states [B, T, d_b] float32) -> states: what the i-th of these layers left, as the next one reads it.
+        """
+        ...
+
+
+@SIDE_NETWORKS.register(NAME)
+class UpperLayersSideNetwork(nn.Module):
+    """The backbone's layers above a cut with an adapter before the first and after each, for one backbone type.
+
+    h_0 = A_0(a), h_i = A_i(layer_{ℓ+i}(h_{i−1})) with adapters A(h) = h + W_up φ(W_down LN(h)), and s(A) = W_o mean_t
+    LN(h_{L−ℓ}); of a causal backbone the last token in place of the mean. W_up and W_o start at zero. Only adapters,
+    norm and W_o are its parameters: the layers are the backbone's, which server and devices have, and must be given
+    by `attach` before it is called.
+
+    Parameters
+    ----------
+    types : mapping of str to AlignmentSpec
+        One backbone fingerprint; `layers_above` says how many layers there are.
+    num_blocks : int
+        1: the states of one layer.
+    width, bottleneck, num_outputs, activation, seed
+        As in `AdditiveSideNetwork`; the width is the backbone's.
+    **_others
+        The other fields of `SideNetworkConfig`, of no use here.
+
+    Raises
+    ------
+    MismatchError
+        There are several types.
+    SettingsError
+        The activation function is unknown, or the width is another than the backbone's.
+    """
+
+    def __init__(
+        self,
+        *,
+        types: Mapping[str, AlignmentSpec],
+        num_blocks: int,
+        width: int,
+        bottleneck: int,
+        num_outputs: int,
+        activation: str = "gelu",
+        seed: int = 0,
+        **_others: Any,
+    ) -> None:
+        super().__init__()
+        if len(types) != 1 or num_blocks != 1:
+            raise MismatchError(
+                f"side-network.name={NAME} takes one layer of one backbone type, not {num_blocks} of {len(types)}; "
+                "give all devices one backbone, or choose side-network.name=additive"
+            )
+        if activation not in ACTIVATIONS:
+            raise SettingsError(
+                f"side-network.activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        ((self.backbone, spec),) = types.items()
+        if width != spec.width:
+            raise SettingsError(
+                f"side-network.width={width} cannot be used with side-network.name={NAME}, whose layers are "
+                f"{spec.width} wide; leave it out"
+            )
+        self.num_outputs = num_outputs
+        generator = own_generator(seed, "shared")
+        self.adapters = nn.ModuleList(
+            Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(spec.layers_above + 1)
+        )
+        self.output_norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, num_outputs)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        self._upper: _Shared | None = None
+
+    def attach(self, upper: Upper) -> None:
+        """Give it the layers; copies of the network share them."""
+        self._upper = _Shared(upper)
+
+    def learning_rate_factor(self, parameter: str) -> float:  # noqa: ARG002 - the protocol's
+        """Return 1: no parameter has a learning rate of its own."""
+        return 1.0
+
+    def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K], samples in the order of the batches.
+
+        Raises
+        ------
+        MismatchError
+            Activations are of another type or another shape, or no layers were attached.
+        """
+        return torch.cat([self._read(batch) for batch in batches])
+
+    def _read(self, batch: ActivationBatch) -> Tensor:
+        if self._upper is None:
+            raise MismatchError(f"side-network.name={NAME} runs on the backbone's layers, and none were attached to it")
+        width = self.output.in_features
+        if batch.backbone != self.backbone or batch.lengths is None or batch.rows.shape[1:] != (1, width):
+            raise MismatchError(
+                f"activations of backbone {batch.backbone[:12]}, {tuple(batch.rows.shape[1:])} a row, do not fit a "
+                f"side network on the layers of {self.backbone[:12]}, which takes {(1, width)} of each token"
+            )
+        upper, lengths = self._upper.upper, batch.lengths.to(batch.rows.device)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)  # [B, T]
+        rows = batch.rows.new_zeros(*mask.shape, width).masked_scatter(mask.unsqueeze(2), batch.rows)  # [B, T, d_b]
+        hidden = upper(self._adapted(0, rows), mask.long(), lambda i, states: self._adapted(i + 1, states))
+        states = self.output_norm(hidden)
+        if upper.causal:
+            pooled = states[torch.arange(len(states), device=states.device), lengths - 1]
+        else:
+            pooled = (states * mask.unsqueeze(2)).sum(1) / lengths.unsqueeze(1)
+        found: Tensor = self.output(pooled)
+        return found
+
+    def _adapted(self, place: int, states: Tensor) -> Tensor:
+        found: Tensor = self.adapters[place](states)
+        return found
+
+
+class _Shared:
+    """Layers that are not part of the network: not copied with it, not in its state."""
+
+    def __init__(self, upper: Upper) -> None:
+        self.upper = upper
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Shared:
+        return copy.copy(self)

@@ -1,0 +1,1 @@
+"""Measuring a run, a device and methods: references, costs, forecasts, comparisons."""

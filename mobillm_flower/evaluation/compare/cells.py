@@ -1,0 +1,316 @@
+"""One cell of a comparison: a method on a task, partition and seed, run in Flower's simulation.
+
+A cell's folder below the work folder is named by the hash of its settings, so that a benchmark that was interrupted
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mobillm_flower.clients.device import Device
+from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.launch import read_app, run_app
+from mobillm_flower.models.fine_tuned import FineTunedModel, peer_model
+from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.reports import read_run
+from mobillm_flower.tasks import load_central_data, load_local_data, load_splits
+from mobillm_flower.wire.contract import extraction_spec
+
+APP = Path(__file__).parent / "app"
+CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
+"""Rounds after which a peer's model is measured, beside its last and every fifth."""
+SIDE_TUNING = ("pae", "mobillm", "fed", UPPER_LAYERS)
+"""Methods that are named as their presets."""
+CENTRAL_LORA = "central-lora"
+"""LoRA on all rows in one place: no Flower, no device."""
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A data set of the comparison.
+
+    Parameters
+    ----------
+    name : str
+        Its own.
+    folder : str
+        Below the data folder; empty: the package's phone messages.
+    settings : mapping
+        Columns, metric, length.
+    num_train : int
+        Training rows, cut from the train split after shuffling with seed 0.
+    num_validation : int
+        Further rows of the train split, on which settings are chosen.
+    """
+
+    name: str
+    folder: str
+    settings: Mapping[str, str]
+    num_train: int
+    num_validation: int = 500
+
+    def write(self, data: Path | None, work: Path, *, held_out: str) -> Path:
+        """Write the cut data set as parquet, tested on `held_out` ("validation" or "test"), and return its folder."""
+        folder = work / "data" / f"{self.name}-{self.num_train}-{self.num_validation}-{held_out}"
+        if (folder / "test.parquet").exists():
+            return folder
+        words = [f"{key}={value}" for key, value in self.settings.items()]
+        if self.folder:
+            assert data is not None
+            words.append(f"data.source={(data / self.folder).resolve()}")
+        datasets.disable_progress_bars()
+        train, test = load_splits(load_settings(overrides=words).data)
+        train = train.shuffle(seed=0)
+        if held_out == "validation":
+            test = train.select(range(self.num_train, min(len(train), self.num_train + self.num_validation)))
+        folder.mkdir(parents=True, exist_ok=True)
+        train.select(range(min(self.num_train, len(train)))).to_parquet(folder / "train.parquet")
+        test.to_parquet(folder / "test.parquet")
+        return folder
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a method stands after so much work.
+
+    Parameters
+    ----------
+    metric : float
+        On the whole held-out split.
+    rounds, passes : int, float
+        Rounds, and how often a device's samples passed, on average.
+    samples, flops, bytes_up, bytes_down : float
+        Of a device, on average, since the start: samples that passed, floating-point operations, bytes. Evaluation is
+        left out; the last download, of what is predicted with, is in.
+    slowest_samples, slowest_bytes : sequence
+        Of each round, the most samples of a device, and the most bytes (up, down): what a barrier waits for.
+    server_seconds : float
+        The server's training.
+    """
+
+    metric: float
+    rounds: int
+    passes: float
+    samples: float = 0.0
+    flops: float = 0.0
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    slowest_samples: Sequence[float] = ()
+    slowest_bytes: Sequence[Sequence[float]] = ()
+    server_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison.
+
+    Parameters
+    ----------
+    task : BenchTask
+        Its data.
+    method : str
+        A strategy, or `central-lora`.
+    alpha : float or None
+        Of the Dirichlet partition; None: IID.
+    seed : int
+        Of weights, order, dropout and partition.
+    num_devices : int
+        Devices of the fleet.
+    held_out : {"validation", "test"}
+        What is measured on.
+    settings : mapping
+        The method's own.
+    """
+
+    task: BenchTask
+    method: str
+    alpha: float | None
+    seed: int
+    num_devices: int
+    held_out: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        partition = "IID" if self.alpha is None else f"α = {self.alpha:g}"
+        changed = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.task.name}, {self.method}, {partition}, seed {self.seed}, {self.held_out} ({changed})"
+
+    def key(self) -> str:
+        """Return the hash of everything that shapes the cell."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def words(self, data: Path | None, work: Path) -> list[str]:
+        """Return its settings as ``key=value`` words."""
+        peer = {"strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method, "peer.keep-rounds": "true"}
+        words = {
+            **self.task.settings,
+            "data.source": str(self.task.write(data, work, held_out=self.held_out).resolve()),
+            "data.num-devices": str(self.num_devices),
+            "data.partition": "iid" if self.alpha is None else "dirichlet",
+            "data.seed": str(self.seed),
+            "run.seed": str(self.seed),
+            **({} if self.alpha is None else {"data.alpha": str(self.alpha)}),
+            **({"preset": self.method} if self.method in SIDE_TUNING else peer),
+            **self.settings,
+        }
+        return [f"{key}={value}" for key, value in words.items()]
+
+    def run(self, data: Path | None, work: Path) -> list[Point]:
+        """Run it, unless its points are there, and return them."""
+        kept = self.folder(work) / "points.json"
+        if kept.exists():
+            return [Point(**point) for point in json.loads(kept.read_text("utf-8"))["points"]]
+        settings = load_settings(overrides=self.words(data, work))
+        if self.method == CENTRAL_LORA:
+            self.folder(work).mkdir(parents=True, exist_ok=True)
+            points = _central(settings)
+        else:
+            path = self.launch(data, work)
+            points = _side_tuned(path, settings) if self.method in SIDE_TUNING else _peer(path, settings)
+        kept.write_text(json.dumps({"cell": asdict(self), "points": [asdict(point) for point in points]}), "utf-8")
+        self.tidy(work)
+        return points
+
+    def folder(self, work: Path) -> Path:
+        """Return where its run is kept."""
+        return work / "cells" / self.key()
+
+    def launch(self, data: Path | None, work: Path) -> Path:
+        """Run it in Flower's simulation, in an empty folder of its own, and return the folder."""
+        path = self.folder(work)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        run_app(read_app(APP), self.words(data, work), run_path=path, on_event=lambda _event: None)
+        return path
+
+    def tidy(self, work: Path) -> None:
+        """Delete what is large of a run whose points are known."""
+        for bulky in ("rounds", "flower", "devices", "cache.sqlite", "checkpoint"):
+            remove = self.folder(work) / bulky
+            shutil.rmtree(remove) if remove.is_dir() else remove.unlink(missing_ok=True)
+
+
+def _central(settings: Settings) -> list[Point]:
+    """Train LoRA on all rows, a point an epoch."""
+    data = load_central_data(settings)
+    model, peer = peer_model(settings, data.contract), settings.peer
+    points = []
+    for epoch in range(settings.rounds.num_rounds):
+        work = model.fit(data.train, epochs=1, batch_size=peer.batch_size, learning_rate=peer.learning_rate, seed=epoch)
+        points.append(Point(model.evaluate(data.test), epoch + 1, epoch + 1.0, server_seconds=work.seconds))
+    return points
+
+
+def _peer(path: Path, settings: Settings) -> list[Point]:
+    """Return a point a round, each round's kept weights measured on the whole held-out split."""
+    data = load_central_data(settings)
+    model = peer_model(settings, data.contract)
+    run = read_run(path)
+    rounds: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for event in run.all("work"):
+        rounds[event["round"]].append(event)
+    at_the_server = {event["round"]: event["seconds"] for event in run.all("server-work")}
+    points = []
+    samples = flops = up = down = server = 0.0
+    slowest_samples, slowest_bytes = [], []
+    devices, rows = settings.data.num_devices, len(data.train)
+    for number, works in sorted(rounds.items()):
+        samples += sum(work["samples"] for work in works) / devices
+        flops += sum(work["flops"] for work in works) / devices
+        up += sum(work["bytes_up"] for work in works) / devices
+        down += sum(work["bytes_down"] for work in works) / devices
+        server += sum(work.get("server_seconds", 0.0) for work in works) + at_the_server.get(number, 0.0)
+        slowest_samples.append(max(work["samples"] for work in works))
+        slowest_bytes.append([max(work[name] for work in works) for name in ("bytes_up", "bytes_down")])
+        if number not in CHECKED_ROUNDS and number % 5 and number != max(rounds):
+            continue
+        state = torch.load(path / "rounds" / f"{number}.pt")
+        _load(model, state, settings)
+        last = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        points.append(
+            Point(
+                model.evaluate(data.test),
+                number,
+                samples * devices / rows,
+                samples,
+                flops,
+                up,
+                down + last,
+                list(slowest_samples),
+                [*slowest_bytes, [0, last]],
+                server,
+            )
+        )
+    return points
+
+
+def _load(model: FineTunedModel, state: Mapping[str, torch.Tensor], settings: Settings) -> None:
+    if settings.strategy == "fed-kseed":
+        model.replay(dict(enumerate(state["sums"].tolist())), learning_rate=settings.peer.learning_rate)
+    else:
+        model.load_trained(state)
+
+
+def _side_tuned(path: Path, settings: Settings) -> list[Point]:
+    """Return the one point of a run of side-tuning: each sample has passed once, the side network went down once."""
+    data = load_central_data(settings)
+    run = read_run(path)
+    model = SideTunedModel.from_pretrained(path / "side_network")
+    windows = run.all("window")
+    devices = settings.data.num_devices
+    of_devices: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for event in windows:
+        of_devices[event["device"]][0] += event["new"]
+        of_devices[event["device"]][1] += event["bytes"]
+    samples, up = (sum(values) / devices for values in zip(*of_devices.values(), strict=True))
+    down = sum(event["bytes_down"] for event in run.all("device-summary")) / devices  # the side network once
+    times = {event["event"]: event["time"] for event in run.events}
+    point = Point(
+        metric=model.evaluate(data.test),
+        rounds=max(event["round"] for event in windows),
+        passes=samples * devices / len(data.train),
+        samples=samples,
+        flops=forward_flops(settings) / devices,
+        bytes_up=up,
+        bytes_down=down,
+        slowest_samples=[max(count for count, _ in of_devices.values())],
+        slowest_bytes=[[max(size for _, size in of_devices.values()), down]],
+        server_seconds=times["trained"] - times["ingested"],
+    )
+    return [point]
+
+
+def forward_flops(settings: Settings) -> int:
+    """Return the floating-point operations of all devices' windows, counted while the first device's are made.
+
+    Each device makes all its releases in one window, in a folder that is thrown away.
+    """
+    total = 0
+    for number in range(settings.data.num_devices):
+        data = load_local_data(settings, number, settings.data.num_devices)
+        if not len(data.train):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            device = Device(settings, data, DeviceFolder(folder))
+            spec = extraction_spec(device.backbone.info, settings, num_blocks=settings.activations.num_blocks)
+            with FlopCounterMode(display=False) as counter:
+                device.window(spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
+            total += int(counter.get_total_flops())
+    return total

@@ -1,0 +1,197 @@
+"""Side-tuning and its peers on the same tasks, partitions and seeds: settings chosen on validation rows, then curves.
+
+A curve is a run's points: its metric after so much work of a device. The protocols read their figures from curves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mobillm_flower.config import load_settings
+from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING, BenchTask, Cell, Point
+from mobillm_flower.evaluation.compare.costs import DeviceCost, device_costs
+from mobillm_flower.evaluation.references import majority
+from mobillm_flower.tasks import load_central_data
+
+MORE_TRIALS = 3
+"""Trials that a method may have beyond its own, so that the best is not at the edge of what was tried."""
+PARTITION_FREE = (*SIDE_TUNING, "upload-all")
+"""Methods that train in one place on what all devices sent, so that one partition's trials serve for all."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the comparison.
+
+    Parameters
+    ----------
+    name : str
+        A strategy, or `central-lora`.
+    settings : mapping
+        Its own, the same in every trial.
+    trials : sequence of mapping
+        Settings of which one is chosen on validation rows; every method has as many. Several have one setting each, a
+        number, ascending: where the best is the first, half of it is tried too, and where it is the last, twice of it
+        (`MORE_TRIALS`); not twice where trials are shorter than runs, since these favour rates that are too large.
+    trial_settings : mapping
+        What differs in a trial: fewer rounds.
+    of_pairs : mapping
+        What its settings add where samples are pairs of texts.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    trials: Sequence[Mapping[str, str]]
+    trial_settings: Mapping[str, str]
+    of_pairs: Mapping[str, str] = field(default_factory=dict)
+
+    def settings_for(self, task: BenchTask) -> dict[str, str]:
+        """Return its settings on a task."""
+        return {**self.settings, **(self.of_pairs if "data.pair-column" in task.settings else {})}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared, and where it is kept.
+
+    Parameters
+    ----------
+    tasks, methods : sequence
+        `central-lora` must be among the methods.
+    seeds, alphas : sequence
+        Seeds, and the Dirichlet partition's α (None: IID).
+    num_devices : int
+        Devices of the fleet.
+    common : mapping
+        Settings of all runs.
+    turns : int
+        Repetitions of what a device's work costs.
+    data, work : Path
+        Where data sets are; where finished runs are kept.
+    """
+
+    tasks: Sequence[BenchTask]
+    methods: Sequence[Method]
+    seeds: Sequence[int]
+    alphas: Sequence[float | None]
+    num_devices: int
+    common: Mapping[str, str]
+    turns: int
+    data: Path | None
+    work: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what shapes the results, as plain values."""
+        return {
+            "tasks": [asdict(task) for task in self.tasks],
+            "methods": [asdict(method) for method in self.methods],
+            "seeds": list(self.seeds),
+            "alphas": list(self.alphas),
+            "num_devices": self.num_devices,
+            "common": dict(self.common),
+            "turns": self.turns,
+        }
+
+
+@dataclass(frozen=True)
+class TaskCurves:
+    """What came out on one task.
+
+    Parameters
+    ----------
+    trials : mapping
+        By method and partition its trials with their metric on validation rows, and the settings that were chosen; of a
+        method in `PARTITION_FREE` one partition's.
+    central : sequence
+        Curves of LoRA in one place, one a seed.
+    partitions : mapping
+        By partition ("iid", "alpha=0.1") and method, curves, one a seed.
+    costs : mapping
+        What a method's work costs a device.
+    majority : float
+        The test metric of the most frequent label.
+    """
+
+    trials: Mapping[str, Any]
+    central: Sequence[Sequence[Point]]
+    partitions: Mapping[str, Mapping[str, Sequence[Sequence[Point]]]]
+    costs: Mapping[str, DeviceCost]
+    majority: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+def draw_curves(plan: Plan, *, say: Callable[[str], None]) -> dict[str, TaskCurves]:
+    """Run everything that is not yet there; returns the curves by task. `say` gets a line for each run."""
+    return {task.name: _task_curves(task, plan, say) for task in plan.tasks}
+
+
+def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> TaskCurves:
+    def curve(method: Method, alpha: float | None, seed: int, settings: Mapping[str, str], held: str) -> list[Point]:
+        words = {**plan.common, **method.settings_for(task), **settings}
+        cell = Cell(task, method.name, alpha, seed, plan.num_devices, held, words)
+        points = cell.run(plan.data, plan.work)
+        say(f"{cell.title}: best {max(point.metric for point in points):.4f}")
+        return points
+
+    def choose(method: Method, alpha: float | None) -> Mapping[str, str]:
+        """Return the settings of the best trial on validation rows, and remember all trials."""
+
+        def tried(trial: Mapping[str, str]) -> dict[str, Any]:
+            points = curve(method, alpha, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
+            return {"settings": dict(trial), "validation": max(point.metric for point in points)}
+
+        best: Mapping[str, str] = dict(method.trials[0])
+        found = [tried(trial) for trial in method.trials] if len(method.trials) > 1 else []
+        if found:
+            while (beyond := _beyond(found, upwards=not method.trial_settings)) and len(found) < len(
+                method.trials
+            ) + MORE_TRIALS:
+                found.append(tried(beyond))
+            best = _best(found)["settings"]
+        trials.setdefault(method.name, {})[_name(alpha)] = {"settings": best, "trials": found}
+        return best
+
+    trials: dict[str, Any] = {}
+    partitions: dict[str, dict[str, list[list[Point]]]] = {}
+    central: list[list[Point]] = []
+    cells: dict[str, Cell] = {}
+    for method in plan.methods:
+        if method.name == CENTRAL_LORA:
+            chosen = choose(method, None)
+            central = [curve(method, None, seed, chosen, "test") for seed in plan.seeds]
+            continue
+        once = choose(method, plan.alphas[0]) if method.name in PARTITION_FREE else None
+        for alpha in plan.alphas:
+            chosen = once or choose(method, alpha)
+            curves = [curve(method, alpha, seed, chosen, "test") for seed in plan.seeds]
+            partitions.setdefault(_name(alpha), {})[method.name] = curves
+            words = {**plan.common, **method.settings_for(task), **chosen}
+            cells.setdefault(method.name, Cell(task, method.name, None, plan.seeds[0], plan.num_devices, "test", words))
+    say(f"{task.name}: what a device's work costs")
+    costs = device_costs(cells, plan.data, plan.work, turns=plan.turns)
+    any_cell = next(iter(cells.values()))
+    least = majority(load_central_data(load_settings(overrides=any_cell.words(plan.data, plan.work))))
+    return TaskCurves(trials, central, partitions, costs, least)
+
+
+def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return max(found, key=lambda one: one["validation"])
+
+
+def _beyond(found: Sequence[Mapping[str, Any]], *, upwards: bool) -> dict[str, str]:
+    """Return the trial next to the best one where that is the least, or `upwards` the largest; else nothing."""
+    ((name, value),) = _best(found)["settings"].items()
+    values = [float(one["settings"][name]) for one in found]
+    if float(value) == min(values):
+        return {name: f"{float(value) / 2:g}"}
+    return {name: f"{float(value) * 2:g}"} if upwards and float(value) == max(values) else {}
+
+
+def _name(alpha: float | None) -> str:
+    return "iid" if alpha is None else f"alpha={alpha:g}"

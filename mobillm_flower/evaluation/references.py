@@ -1,0 +1,187 @@
+"""What a run's metric is read beside. These need all texts in one place: for simulations and benchmarks only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
+
+from mobillm_flower.backbones import Backbone, BackboneInfo, load_backbone
+from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.placement import CPU
+from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones, saved_contract
+from mobillm_flower.reports import read_run
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
+from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
+from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
+from mobillm_flower.wire.contract import TaskContract
+
+
+def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
+    """Measure a finished run's side network and its references on the whole test split.
+
+    Parameters
+    ----------
+    run_path : Path
+        A completed run of data that this machine can load.
+    train : bool
+        Whether to train the centralized side network too, from the run's cache by the run's schedule.
+
+    Returns
+    -------
+    dict
+        Empty where the devices' samples are not those of `data.source` (a `load_data` of their own). Otherwise `metric`
+        (its name), `num_test`, and the metric of: `tuned`, `base`, `majority`, `logistic_regression`,
+        `centralized`; `identical`: whether the centralized weights equal the run's bit by bit, where the server
+        trained on the CPU. For classes also `labels`, their names, and `confusion`, K×K counts of the tuned model:
+        rows true, columns predicted. Where a fleet has several backbone types, each type's are under `types`, by the
+        first 12 digits of its fingerprint; above stand their means, and the sum of their counts.
+    """
+    settings = load_settings(file=run_path / "settings.yaml")
+    held: dict[str, int] = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
+    settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
+    data = load_central_data(settings)
+    if sum(held.values()) != len(data.train):
+        return {}
+    folder = run_path / "side_network"
+    contract = saved_contract(folder)
+    found: dict[str, Any] = {
+        "metric": contract.metric,
+        "num_test": len(data.test),
+        "num_train": len(data.train),
+    }
+    if not contract.per_token:
+        found["majority"] = majority(data)
+    if contract.labels:
+        found["labels"] = list(contract.labels)
+    if settings.trainer.device != "cpu":
+        settings.trainer.device = "auto"  # what the run was trained on may not be here
+    network = _replayed(run_path, settings) if train else None
+    trained_on = {event.get("trained_on", "cpu") for event in read_run(run_path).all("prepared")}
+    on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
+    evaluations = read_run(run_path).all("evaluation-of-type")
+    untrained = {event["type"] for event in evaluations if not event["trained"]}
+    identical, types = [], {}
+    for info in saved_backbones(folder):
+        backbone = load_backbone(
+            info.name,
+            revision=info.revision,
+            layers=info.depth,
+            precision=info.precision,
+            token_budget=settings.backbone.token_budget,
+            num_labels=contract.num_outputs,
+            label_words=contract.label_words,
+            language_model=contract.per_token,
+            engine=settings.backbone.engine.value,
+        )
+        model = SideTunedModel.from_pretrained(
+            folder,
+            backbone=backbone,
+            public_text=settings.activations.public_text,
+            mixing_key=settings.privacy.mixing_key,
+        )
+        if info.fingerprint[:12] in untrained:
+            model.side_network = None  # as on its devices
+        measured: dict[str, Any] = {"base": _base(model, data.test)}
+        if contract.per_token:
+            measured["tuned"] = model.evaluate(data.test)
+        else:
+            scores = model.scores(data.test)
+            measured["tuned"] = measure(scores, data.test.labels, contract)
+            measured["logistic_regression"] = logistic_regression(backbone, data, contract)
+            if contract.labels:
+                measured["confusion"] = confusion(scores, data.test.labels, contract)
+        if network is not None and model.side_network is not None:
+            measured["centralized"] = model.with_network(network).evaluate(data.test)
+            theirs, ours = network.state_dict(), model.side_network.state_dict()
+            if on_the_cpu:  # no other device repeats its sums bit by bit
+                identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
+        types[info.fingerprint[:12]] = measured
+    found |= _together(list(types.values()))
+    if len(types) > 1:
+        found["types"] = types
+    return found | ({"identical": all(identical)} if identical else {})
+
+
+def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the means of the types' metrics, and the sum of their counts; a metric that one lacks is left out."""
+    found: dict[str, Any] = {}
+    for key in types[0]:
+        values: list[Any] = [measured.get(key) for measured in types]
+        if key == "confusion":
+            found[key] = np.sum(values, axis=0).tolist()
+        else:
+            found[key] = None if None in values else float(np.mean(values))
+    return found
+
+
+def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
+    """Train from a run's cache by its own schedule; None where it began from weights that are not in the cache."""
+    cache = ActivationCache(run_path / "cache.sqlite")
+    try:
+        plan = TrainingPlan.of(cache)
+        if plan is None or not can_replay(cache):
+            return None
+        rule = prediction_rule(plan, send_base=settings.loss.send_base)
+        backbones = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
+        return replay(
+            cache,
+            scores=rule.scores,
+            memory_bytes=settings.cache.memory_mib << 20,
+            frozen=frozen_parts(plan, settings, backbones),
+            device=training_device(settings),
+        )
+    finally:
+        cache.close()
+
+
+def logistic_regression(backbone: Backbone, data: LocalData, contract: TaskContract) -> float:
+    """Return the metric of logistic regression (ridge for regression) on the last layer's mean, default strength."""
+    train, test = (_last_mean(backbone, samples, contract) for samples in (data.train, data.test))
+    if contract.is_regression:
+        predicted = Ridge().fit(train, data.train.labels.numpy()).predict(test)
+        return measure(torch.from_numpy(predicted).float().unsqueeze(1), data.test.labels, contract)
+    fitted = LogisticRegression(max_iter=2000).fit(train, data.train.labels.numpy())
+    scores = torch.full((len(test), contract.num_outputs), -1e9)
+    probabilities = torch.from_numpy(fitted.predict_proba(test)).float()
+    scores[:, torch.from_numpy(np.asarray(fitted.classes_)).long()] = probabilities
+    return measure(scores, data.test.labels, contract)
+
+
+def _last_mean(backbone: Backbone, samples: Samples, contract: TaskContract) -> np.ndarray:
+    texts, pairs = render(samples, contract)
+    tokens = backbone.tokenize(texts, pairs, contract.max_length)
+    found = backbone.extract(tokens, layers=[backbone.info.depth], pivot="mean")
+    return np.asarray(torch.stack(found.activations).flatten(1))
+
+
+def majority(data: LocalData) -> float:
+    """Return the metric of always predicting the training rows' most frequent label, or their mean."""
+    labels = data.train.labels
+    if data.contract.is_regression:
+        scores: Tensor = labels.mean().expand(len(data.test), 1)
+    else:
+        counts = torch.bincount(labels, minlength=data.contract.num_outputs).float()
+        scores = counts.expand(len(data.test), -1)
+    return measure(scores, data.test.labels, data.contract)
+
+
+def confusion(scores: Tensor, labels: Tensor, contract: TaskContract) -> list[list[int]]:
+    """Return K×K counts of scores [B, K] against labels [B]: rows the true class, columns the predicted one."""
+    size = contract.num_outputs
+    cells = labels * size + TASKS[contract.kind].predictions(scores)
+    counts: list[list[int]] = torch.bincount(cells, minlength=size * size).reshape(size, size).tolist()
+    return counts
+
+
+def _base(model: SideTunedModel, test: Samples) -> float | None:
+    """Return the backbone's own metric; None where it has no prediction of its own."""
+    if model.backbone.info.base_prediction == "constant":
+        return None
+    return model.with_network(None).evaluate(test)

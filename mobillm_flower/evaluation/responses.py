@@ -1,0 +1,105 @@
+"""What a trained language model does, beside the one without its side network: responses, and each speaker's texts.
+
+Both need test texts in one place: for simulations and examples only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobillm_flower.config import Partition, Settings, load_settings
+from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.tasks import TASKS, load_central_data, load_splits
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+SPEAKERS = 30
+"""Most values of `data.partition-column` that are measured: those with the most test texts."""
+
+
+def measure_language(run_path: Path) -> dict[str, Any]:
+    """Let a finished run's model respond to test prompts, and measure it on each speaker's test texts.
+
+    Parameters
+    ----------
+    run_path : Path
+        A completed run of language modelling.
+
+    Returns
+    -------
+    dict
+        Where `task.responses` is above 0, `responses`: `num`, the F-measures `base` and `tuned` by `ROUGE`, and with
+        `task.show-responses` the first prompts under `shown`, each with `prompt`, `reference`, `base` and `tuned`. With
+        `data.partition=natural`, `speakers`: `column` and `rows` of (value, test texts, base, tuned) in the run's
+        metric.
+
+    Raises
+    ------
+    UnsupportedError
+        Responses are to be measured without the extra `text`.
+    """
+    settings = load_settings(file=run_path / "settings.yaml")
+    if not getattr(TASKS[settings.task.kind], "per_token", False):
+        return {}
+    private = settings.activations.public_text, settings.privacy.mixing_key
+    model = SideTunedModel.from_pretrained(run_path / "side_network", public_text=private[0], mixing_key=private[1])
+    found = {}
+    if settings.task.responses and settings.data.pair_column:
+        found["responses"] = _responses(model, settings)
+    if settings.data.partition == Partition.natural:
+        found["speakers"] = _speakers(model, settings)
+    return found
+
+
+def rouge(references: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
+    """Return the mean F-measures of `ROUGE`, with stemming, as Google's rouge-score has them.
+
+    Raises
+    ------
+    UnsupportedError
+        rouge-score is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UnsupportedError("ROUGE needs the extra `text`: pip install 'mobillm-flower[text]'") from error
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [scorer.score(true, made) for true, made in zip(references, responses, strict=True)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in ROUGE}
+
+
+def _responses(model: SideTunedModel, settings: Settings) -> dict[str, Any]:
+    test = load_central_data(settings).test
+    assert test.pairs is not None
+    prompts, references = (list(texts[: settings.task.responses]) for texts in (test.texts, test.pairs))
+    made = {name: _generate(one, prompts) for name, one in (("base", model.with_network(None)), ("tuned", model))}
+    found: dict[str, Any] = {"num": len(prompts)}
+    found |= {name: rouge(references, texts) for name, texts in made.items()}
+    if shown := settings.task.show_responses:
+        rows = list(zip(prompts, references, made["base"], made["tuned"], strict=True))[:shown]
+        found["shown"] = [dict(zip(("prompt", "reference", "base", "tuned"), row, strict=True)) for row in rows]
+    return found
+
+
+def _generate(model: SideTunedModel, prompts: Sequence[str]) -> list[str]:
+    longest = max(1, model.contract.max_length // 4)
+    parts = [prompts[start : start + 8] for start in range(0, len(prompts), 8)]
+    return [text for part in parts for text in model.generate(part, max_new_tokens=longest)]
+
+
+def _speakers(model: SideTunedModel, settings: Settings) -> dict[str, Any]:
+    _, test = load_splits(settings.data)
+    column = settings.data.partition_column
+    places: dict[str, list[int]] = {}
+    for i, value in enumerate(test[column][:]):
+        places.setdefault(str(value), []).append(i)
+    most = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:SPEAKERS]
+    base, rows = model.with_network(None), []
+    for name, members in most:
+        samples = TASKS[settings.task.kind].samples(test.select(members), settings, model.contract)
+        rows.append([name, len(members), base.evaluate(samples), model.evaluate(samples)])
+    return {"column": column, "rows": rows}

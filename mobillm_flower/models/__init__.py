@@ -1,0 +1,1 @@
+"""A backbone with what was trained beside or inside it: load, save, predict."""

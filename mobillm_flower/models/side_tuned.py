@@ -1,0 +1,520 @@
+"""A backbone with a side network: predicts, and is saved and loaded in the manner of a PEFT adapter."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
+from mobillm_flower.backbones.attach import Mixer, with_side_output
+from mobillm_flower.backbones.cut import Cut, UpperLayers
+from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.core.language import log_probabilities
+from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.side_networks import discriminant as _  # noqa: F401 - registers itself
+from mobillm_flower.core.side_networks.additive import ActivationBatch, SideNetworkConfig, state_for
+from mobillm_flower.core.side_networks.causal import CausalSideNetwork
+from mobillm_flower.core.side_networks.upper_layers import UpperLayersSideNetwork
+from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
+from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.privacy.mixing import MixingKey
+from mobillm_flower.tasks.activations import read_activations
+from mobillm_flower.tasks.language import prompt_tokens, read_tokens
+from mobillm_flower.tasks.metrics import TOKEN_METRICS
+from mobillm_flower.tasks.task import TASKS, Samples, measure
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+_FORMAT = 1
+_READ = 64  # samples of language modelling whose activations are held at a time
+
+
+@dataclass(frozen=True)
+class PredictionRule:
+    """How s(A) and p_b become scores.
+
+    Parameters
+    ----------
+    loss : {"square", "logit"}
+        p_b + s/c, or log p_b + s. Objective `label` uses "logit" for classes and "square" for numbers. For tokens
+        "square", with the last hidden state in the place of p_b.
+    scale : float
+        c.
+    use_base : bool
+        Whether p_b takes part; False where the server trained without it.
+    """
+
+    loss: str
+    scale: float
+    use_base: bool = True
+
+    def scores(self, side: Tensor, base: Tensor) -> Tensor:
+        """Return scores [B, K] from s(A) [B, K] and p_b [B, K]."""
+        if not self.use_base:
+            base = torch.zeros_like(base) if self.loss == "square" else torch.ones_like(base)
+        return predict_square(side, base, self.scale) if self.loss == "square" else predict_logit(side, base)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `SideTunedModel.predict` returns.
+
+    Parameters
+    ----------
+    labels : list
+        Class names, or numbers for regression.
+    scores : Tensor
+        [B, K] float32.
+    """
+
+    labels: list[Any]
+    scores: Tensor
+
+
+class SideTunedModel:
+    """Backbone plus side network.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The frozen model, of the type the side network was trained for.
+    side_network : nn.Module or None
+        None predicts with the base model alone.
+    spec : ExtractionSpec
+        Sampled layers and pivot.
+    contract : TaskContract
+        The task.
+    rule : PredictionRule
+        How scores are formed.
+    side_config : SideNetworkConfig, optional
+        How the side network was built; needed to save.
+    public_text, remembered_in
+        `file` and `remembered_in` of `public_transform`.
+    mixing : MixingKey, optional
+        The devices' secret rotation, where the run had one.
+
+    Raises
+    ------
+    MismatchError
+        The backbone is of another type than the side network's, or public text or mixing key are others.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        side_network: nn.Module | None,
+        *,
+        spec: ExtractionSpec,
+        contract: TaskContract,
+        rule: PredictionRule,
+        side_config: SideNetworkConfig | None = None,
+        public_text: str = "",
+        remembered_in: Path | None = None,
+        mixing: MixingKey | None = None,
+    ) -> None:
+        if backbone.info.fingerprint != spec.backbone:
+            raise MismatchError(
+                f"the side network was trained for backbone {spec.backbone[:12]}, {backbone.info.name} (with "
+                f"{backbone.info.depth} layers) is {backbone.info.fingerprint[:12]}; load the backbone and number of "
+                "layers that it was trained for"
+            )
+        self.backbone = backbone
+        self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
+        self.side_network = self._ready(side_network)
+        if spec.mixing != (mixing.name if mixing else ""):
+            raise MismatchError(
+                f"the side network was trained with the mixing key {spec.mixing or '(none)'}, this is "
+                f"{mixing.name if mixing else '(none)'}; give the devices' key in privacy.mixing-key"
+            )
+        self._mixing = mixing
+        self._transform = spec.transform(
+            backbone, max_length=contract.max_length, file=public_text, remembered_in=remembered_in
+        )
+
+    def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> Predictions:
+        """Predict labels of texts, or of text pairs.
+
+        Examples
+        --------
+        >>> model = SideTunedModel.from_pretrained("runs/demo/side_network")  # doctest: +SKIP
+        >>> model.predict("wake me at six").labels  # doctest: +SKIP
+        ['alarm']
+
+        Raises
+        ------
+        UnsupportedError
+            The model predicts tokens: see `generate`.
+        """
+        if self.contract.per_token:
+            raise UnsupportedError("a language model has no labels to predict; use generate")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        pairs = [pairs] if isinstance(pairs, str) else pairs
+        samples = Samples(texts, None if pairs is None else list(pairs), torch.zeros(len(texts)))
+        scores = self.scores(samples)
+        numbers = TASKS[self.contract.kind].predictions(scores).tolist()
+        names = self.contract.labels
+        return Predictions([names[n] for n in numbers] if names else numbers, scores)
+
+    def scores(self, samples: Samples) -> Tensor:
+        """Return scores [B, K] float32, from clean activations: nothing is perturbed or quantized on the way."""
+        if not len(samples):
+            return torch.zeros(0, self.contract.num_outputs)
+        extraction = read_activations(self.backbone, samples, self.contract, self.spec, self._transform)
+        base = base_prediction(
+            None if self.spec.constant_base else extraction.base_logits,
+            len(samples),
+            self.contract.num_outputs,
+            label_range=self.contract.label_range,
+        )
+        if self.side_network is None:
+            return base
+        activations = extraction.activations
+        outputs = torch.zeros(len(samples), self.contract.num_outputs)
+        order = sorted(range(len(samples)), key=lambda i: len(activations[i]))  # one row each, or one a token
+        with torch.inference_mode():
+            for start in range(0, len(samples), 256):
+                chosen = order[start : start + 256]
+                outputs[chosen] = self.side_network([self._batch([activations[i] for i in chosen])])
+        return self.rule.scores(self._mixing.outputs(outputs) if self._mixing else outputs, base)
+
+    @cached_property
+    def language_model(self) -> Any:
+        """Transformers' causal model with the side network in it, weights shared: for `generate` and pipelines.
+
+        Examples
+        --------
+        >>> from transformers import pipeline  # doctest: +SKIP
+        >>> write = pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)  # doctest: +SKIP
+        """
+        network = None if self.side_network is None else copy.deepcopy(self.side_network).to(self._head.device)
+
+        def tuned(rows: Tensor) -> Tensor:
+            side = rows.new_zeros(()) if network is None else network([ActivationBatch(self.spec.backbone, rows)])
+            return self.rule.scores(side, rows[:, -1])
+
+        def step(rows: Tensor, before: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+            assert isinstance(network, CausalSideNetwork)
+            side, left = network.step(ActivationBatch(self.spec.backbone, rows), before, seen)
+            return self.rule.scores(side, rows[:, -1]), left
+
+        mixer = None
+        if isinstance(network, CausalSideNetwork):
+            mixer = Mixer(step, prompts=bool(self.contract.prompt))
+        return with_side_output(self.backbone, self.spec.layers, tuned, mixer)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The backbone's tokenizer."""
+        return self.backbone.tokenizer
+
+    @overload
+    def generate(self, texts: str, *, max_new_tokens: int = 64, **options: Any) -> str: ...
+    @overload
+    def generate(self, texts: Sequence[str], *, max_new_tokens: int = 64, **options: Any) -> list[str]: ...
+    def generate(self, texts: str | Sequence[str], *, max_new_tokens: int = 64, **options: Any) -> str | list[str]:
+        """Continue texts, or respond to prompts, by transformers' `generate` with its key-value cache.
+
+        Parameters
+        ----------
+        texts : str or sequence of str
+            What the task's prompt and the tokenizer's chat template are filled with; the beginnings of plain texts.
+            Where the model's positions end before the last new token, the beginning is cut off.
+        max_new_tokens : int
+            Most tokens of a response.
+        options
+            What else `generate` takes: `do_sample`, `num_beams`, `streamer`, …
+
+        Returns
+        -------
+        str or list of str
+            Without the prompt and without special tokens.
+
+        Raises
+        ------
+        UnsupportedError
+            The backbone has no language-model head, or no position is left for a prompt.
+
+        Examples
+        --------
+        >>> model.generate("A: Are you in? B: Yes, come up.")  # doctest: +SKIP
+        >>> from transformers import TextStreamer  # doctest: +SKIP
+        >>> model.generate("…", streamer=TextStreamer(model.tokenizer, skip_prompt=True))  # doctest: +SKIP
+        """
+        model, tokenizer = self.language_model, self.tokenizer
+        prompt = self.contract.prompt or "{text}"
+        wanted = [texts] if isinstance(texts, str) else list(texts)
+        room = self.backbone.positions - max_new_tokens if self.backbone.positions else None
+        if room is not None and room < 1:
+            raise UnsupportedError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a prompt: the model has {self.backbone.positions} "
+                "positions; ask for fewer"
+            )
+        prompts = [prompt_tokens(tokenizer, prompt.format(text=text)) for text in wanted]
+        prompts = [ids[-room:] if room else ids for ids in prompts]
+        length = max(map(len, prompts), default=0)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)  # left-padded
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        options = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "do_sample": False, **options}
+        made = model.generate(input_ids=ids, attention_mask=mask, **options)
+        found: list[str] = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
+        return found[0] if isinstance(texts, str) else found
+
+    def with_network(self, side_network: nn.Module | None) -> SideTunedModel:
+        """Return the same with another side network of its shape, or with none."""
+        other = copy.copy(self)
+        other.__dict__.pop("language_model", None)
+        other.side_network = self._ready(side_network)
+        return other
+
+    def _ready(self, network: nn.Module | None) -> nn.Module | None:
+        """Return a side network that can predict."""
+        if isinstance(network, UpperLayersSideNetwork):
+            network.attach(UpperLayers(Cut(self.backbone, self.spec.layers[-1], setting="activations.layers")))
+        return None if network is None else network.eval()
+
+    def evaluate(self, samples: Samples) -> float:
+        """Return the contract's metric on labelled samples, or on prompts with responses."""
+        if self.contract.per_token:
+            return TOKEN_METRICS[self.contract.metric](self.log_probabilities(samples).numpy())
+        return measure(self.scores(samples), samples.labels, self.contract)
+
+    def log_probabilities(self, samples: Samples) -> Tensor:
+        """Return log p of each token in the loss of all samples, [N] float32 in nats: language modelling.
+
+        The texts are run through the backbone a few at a time.
+        """
+        head = self._head
+        found = [torch.zeros(0)]
+        for start in range(0, len(samples), _READ):
+            part = samples.take(range(start, min(len(samples), start + _READ)))
+            activations, labels = read_tokens(self.backbone, part, self.contract, self.spec)
+            rows = torch.cat(activations).flatten(2)  # [N, M, 1, d_b] -> [N, M, d_b]
+            with torch.inference_mode():
+                inputs = head.inputs(self._tuned(rows, torch.tensor([len(tokens) for tokens in labels])))
+                found.append(log_probabilities(inputs, torch.cat(labels).to(head.device), head).cpu())
+        return torch.cat(found)
+
+    @property
+    def _head(self) -> LanguageHead:
+        if self.backbone.head is None:
+            raise UnsupportedError("the backbone was loaded without its language-model head, or the task has labels")
+        return self.backbone.head
+
+    def _tuned(self, rows: Tensor, sequences: Tensor) -> Tensor:
+        """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b] of texts of so many tokens, [S]."""
+        last = rows[:, -1]
+        if self.side_network is None:
+            return last
+        batch = ActivationBatch(self.spec.backbone, rows, sequences=sequences)
+        return self.rule.scores(self.side_network([batch]), last)
+
+    def _batch(self, activations: Sequence[Tensor]) -> ActivationBatch:
+        rows = self._mixed(torch.cat(list(activations))).flatten(2).float()  # [N, M, P·d]; a projection is float64
+        lengths = torch.tensor([len(a) for a in activations]) if PIVOTS[self.spec.pivot].per_token else None
+        return ActivationBatch(self.spec.backbone, rows, lengths)
+
+    def _mixed(self, rows: Tensor) -> Tensor:
+        return self._mixing.activations(rows) if self._mixing else rows
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write safetensors, config.json and a model card; the backbone's weights are not part of it."""
+        if self.side_network is None or self.side_config is None:
+            raise UnsupportedError("there is no side network to save; train one, or pass side_config")
+        save_side_network(
+            folder,
+            state=state_for(self.side_network.state_dict(), self.spec.backbone),
+            side_config=self.side_config,
+            specs={self.spec.backbone: self.spec},
+            backbones={self.spec.backbone: dataclasses.asdict(self.backbone.info)},
+            contract=self.contract,
+            rule=self.rule,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        backbone: Backbone | str = "",
+        precision: str = "",
+        device: str = "auto",
+        token_budget: int = 4096,
+        public_text: str = "",
+        mixing_key: str | Path = "",
+    ) -> SideTunedModel:
+        """Load a side network and the backbone it belongs to.
+
+        Parameters
+        ----------
+        folder : path
+            From `save_pretrained`, or a run's `side_network`.
+        backbone : Backbone or str
+            A loaded backbone, or where to find one (hub id, folder); by default the one named in the config. In a
+            folder trained for several types it chooses among them; NAME@LAYERS where they differ in depth.
+        precision, device, token_budget
+            As in `load_backbone`; precision defaults to the trained one's.
+        public_text : str
+            The run's `activations.public-text`, where it had one.
+        mixing_key : path
+            The devices' `privacy.mixing-key`, where the run had one.
+
+        Raises
+        ------
+        MismatchError
+            The backbone's fingerprint is none of those the side network was trained for.
+        UnsupportedError
+            The folder holds no side network, or one of a newer format.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        contract = TaskContract.from_json(json.dumps(config["contract"]))
+        specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
+        if not isinstance(backbone, Backbone):
+            named, info = _which(backbone, list(config["backbones"].values()))
+            backbone = load_backbone(
+                named or info["name"],
+                revision=info.get("revision", ""),
+                layers=info["depth"],
+                precision=precision or info["precision"],
+                device=device,
+                token_budget=token_budget,
+                num_labels=contract.num_outputs,
+                label_words=contract.label_words,
+                language_model=contract.per_token,
+            )
+        found = backbone.info.fingerprint
+        if found not in specs:
+            trained_for = ", ".join(f"{known['name']} ({name[:12]})" for name, known in config["backbones"].items())
+            raise MismatchError(
+                f"{folder}: trained for {trained_for}, "
+                f"not for {backbone.info.name} ({found[:12]}, {backbone.info.depth} layers); load one of those"
+            )
+        side_config = SideNetworkConfig.from_dict(config["side_network"]).only(found)
+        network = side_config.build()
+        network.load_state_dict(state_for(load_file(folder / _WEIGHTS), found))
+        rule = PredictionRule(**config["prediction"])
+        return cls(
+            backbone,
+            network,
+            spec=specs[found],
+            contract=contract,
+            rule=rule,
+            side_config=side_config,
+            public_text=public_text,
+            mixing=MixingKey.read(mixing_key) if mixing_key else None,
+        )
+
+
+def saved_contract(folder: str | Path) -> TaskContract:
+    """Return the task of a saved side network, without loading any weights.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    return TaskContract.from_json(json.dumps(_read_config(Path(folder))["contract"]))
+
+
+def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
+    """Return the backbone types of a saved side network, without loading any weights.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    return [BackboneInfo(**info) for info in _read_config(Path(folder))["backbones"].values()]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(f"{folder} holds no readable {_CONFIG} of a side network") from error
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        version = config.get("format") if isinstance(config, dict) else None
+        raise UnsupportedError(f"{folder}: format {version!r}, this version reads {_FORMAT}")
+    return config
+
+
+def _which(named: str, trained: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return a name or folder without its @LAYERS, and which of the trained types it is.
+
+    That is found by its weights' fingerprint, whatever it is called.
+    """
+    if not named:
+        return "", trained[0]
+    name, at, layers = named.rpartition("@")
+    if at and layers.isdecimal():
+        named, others = name, {**trained[0], "depth": int(layers)}
+        trained = [info for info in trained if info["depth"] == int(layers)] or [others]
+    for info in trained:
+        folder = resolve_folder(named, info.get("revision", ""))
+        if fingerprint(folder, info["family"], info["depth"]) == info["fingerprint"]:
+            return named, info
+    return named, trained[0]  # of another type: refused after loading, with both fingerprints
+
+
+def save_side_network(
+    folder: str | Path,
+    *,
+    state: dict[str, Tensor],
+    side_config: SideNetworkConfig,
+    specs: dict[str, ExtractionSpec],
+    backbones: dict[str, dict[str, Any]],
+    contract: TaskContract,
+    rule: PredictionRule,
+) -> None:
+    """Write a side network for one or several backbone types; see `SideTunedModel.save_pretrained`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / _WEIGHTS)
+    config = {
+        "format": _FORMAT,
+        "side_network": side_config.to_dict(),
+        "specs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
+        "backbones": backbones,
+        "contract": dataclasses.asdict(contract),
+        "prediction": dataclasses.asdict(rule),
+    }
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    names = ", ".join(info["name"] for info in backbones.values())
+    count = sum(tensor.numel() for tensor in state.values())
+    outputs = (
+        "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
+    )
+    task = f"{contract.kind}, {outputs}"
+    example = 'generate("a prompt")' if contract.per_token else 'predict("a text").labels'
+    (folder / _CARD).write_text(
+        f"""---
+library_name: mobillm-flower
+tags: [side-tuning, federated-learning]
+---
+
+# Additive side network
+
+Trained by mobillm-flower beside a frozen backbone ({names}); {count:,} parameters, {side_config.num_blocks} blocks,
+width {side_config.width}, bottleneck {side_config.bottleneck}. Task: {task}; metric: {contract.metric}.
+
+    from mobillm_flower import SideTunedModel
+    model = SideTunedModel.from_pretrained("this folder")
+    model.{example}
+
+It works with the backbone it was trained for and no other (checked by fingerprint). It was trained on activations of
+other people's data: what can be learned about that data from this file has not been bounded unless the run's
+settings say so.
+""",
+        "utf-8",
+    )

@@ -1,0 +1,373 @@
+"""Next-token losses in chunks, corrections, windows of tokens, and the head of each family."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mobillm_flower import SideTunedModel, load_settings
+from mobillm_flower.backbones import load_backbone
+from mobillm_flower.backbones.load import load_head
+from mobillm_flower.core import language
+from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+from mobillm_flower.models.side_tuned import PredictionRule
+from mobillm_flower.server.objective import make_loss
+from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
+from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.wire.target_bytes import (
+    TargetBatch,
+    check_token_targets,
+    decode_targets,
+    encode_corrections,
+    encode_token_labels,
+    target_size,
+)
+from tests.support.packets import make_contract, make_packet, make_spec, random_activations
+from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
+
+TOKENS, WIDTH, VOCABULARY = 23, 6, 40
+CONTRACT = make_contract(kind="language-modelling", labels=(), metric="cross-entropy", per_token=True)
+
+
+class LinearHead:
+    """A norm, then W·u."""
+
+    def __init__(self, *, norm: bool = True) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.vocabulary, self.norm = VOCABULARY, norm
+        self.weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+        self.largest_chunk = 0
+
+    def inputs(self, hidden):
+        return functional.layer_norm(hidden, (WIDTH,)) if self.norm else hidden
+
+    def logits(self, inputs):
+        self.largest_chunk = max(self.largest_chunk, len(inputs))
+        return inputs @ self.weight.T
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(language, "LOGIT_BYTES", 5 * 4 * VOCABULARY)
+
+
+def example():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(TOKENS, WIDTH, generator=generator)
+    return inputs, torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+
+
+def test_cross_entropy_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(small_chunks):
+    inputs, labels = example()
+    head = LinearHead()
+    whole, parts = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
+    expected = functional.cross_entropy(head.logits(whole), labels)
+    head.largest_chunk = 0
+    found = language.cross_entropy(parts, labels, head)
+    assert head.largest_chunk == 5
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    (3 * expected).backward()
+    (3 * found).backward()
+    assert torch.allclose(parts.grad, whole.grad, atol=1e-7)
+    assert torch.allclose(language.log_probabilities(inputs, labels, head).mean(), -expected, atol=1e-6)
+
+
+def test_the_divergence_loss_is_the_change_of_the_cross_entropy(small_chunks):
+    base, labels = example()
+    head = LinearHead()
+    corrections, weights = language.correction(base, labels, head)
+    moved = (base + torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    found = language.divergence_loss(moved, base, corrections, weights, head)
+    other = moved.detach().clone().requires_grad_()
+    expected = functional.cross_entropy(head.logits(other), labels)
+    expected.backward()
+    found.backward()
+    change = expected.item() - float(functional.cross_entropy(head.logits(base), labels))
+    assert found.item() == pytest.approx(change, rel=1e-5)
+    assert torch.allclose(moved.grad, other.grad, atol=1e-6)
+
+
+def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded():
+    inputs, labels = example()
+    head = LinearHead()
+    corrections, weights = language.correction(inputs, labels, head)
+    lengths = torch.linalg.vector_norm(corrections, dim=1) / torch.linalg.vector_norm(inputs, dim=1)
+    assert float(lengths.max()) <= language.REACH + 1e-6
+    before, after = (language.log_probabilities(u, labels, head) for u in (inputs, inputs + 0.1 * corrections))
+    assert bool((after > before).all())
+    leaf = inputs.clone().requires_grad_()
+    functional.cross_entropy(head.logits(leaf), labels, reduction="sum").backward()
+    assert torch.allclose(-weights[:, None] * corrections, leaf.grad, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "perplexity"])
+def test_token_metrics(name):
+    found = TOKEN_METRICS[name](torch.tensor([0.5, 0.25]).log().numpy())
+    assert found == pytest.approx({"cross-entropy": 1.0397, "perplexity": 8**0.5}[name], rel=1e-4)
+
+
+# tokens ------------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of numbers."""
+
+    eos_token_id, chat_template = 0, None
+
+    def __call__(self, text, **_options):
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def apply_chat_template(self, messages, *, add_generation_prompt, tokenize):
+        parts = [f"{90 + (m['role'] == 'assistant')} {m['content']}" for m in messages]
+        return " ".join([*parts, *(["91"] if add_generation_prompt else [])])
+
+
+def numbers(start, end):
+    return " ".join(str(i) for i in range(start, end))
+
+
+def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not():
+    (window,) = token_windows(Words(), "1 2 3", "4 5", 16)
+    assert window.ids == [1, 2, 3, 4, 5, 0]
+    assert window.ids[window.first :] == [4, 5, 0]
+    (plain,) = token_windows(Words(), None, "4 5", 16)
+    assert plain.ids[plain.first :] == [5, 0]
+
+
+def test_a_chat_template_is_used():
+    tokenizer = Words()
+    tokenizer.chat_template = "yes"
+    (window,) = token_windows(tokenizer, "1 2", "3", 16)
+    assert window.ids == [90, 1, 2, 91, 3]
+    assert window.ids[window.first :] == [3]
+
+
+@pytest.mark.parametrize("prompt", [None, "200 201 202", numbers(200, 240)])
+def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_window_before_it(prompt):
+    windows = token_windows(Words(), prompt, numbers(100, 150), 16)
+    assert [i for w in windows for i in w.ids[w.first :]] == [*range(100 + (prompt is None), 150), 0]
+    before = len(prompt.split()) if prompt else 0
+    assert all(len(w.ids) <= 16 for w in windows)
+    assert all(w.first >= min(8, before) and w.first >= 1 for w in windows)
+    assert all(w.first >= 8 for w in windows[1:])
+
+
+def test_a_text_without_a_token_to_predict_is_refused():
+    tokenizer = Words()
+    tokenizer.eos_token_id = None
+    with pytest.raises(DataError, match="no token to predict"):
+        token_windows(tokenizer, None, "7", 16)
+
+
+# heads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models")
+    return {name: str(save_tiny(base / name, name)) for name in DECODERS}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_head_gives_the_models_own_logits(folders, name):
+    backbone = load_backbone(folders[name], device="cpu", language_model=True)
+    (sample,) = backbone.tokenize([TEXTS[0]], None, 32)
+    found = backbone.extract([sample], layers=[3], pivot="all").activations[0][:, 0, 0]  # [T, d]
+    expected = backbone.language_model(input_ids=torch.tensor([sample["input_ids"]])).logits[0]
+    server = load_head(folders[name])  # of the layers, the first alone
+    for head in (backbone.head, server):
+        assert head.vocabulary == backbone.info.vocabulary == expected.shape[1]
+        inputs = head.inputs(found)
+        assert inputs.shape == (len(found), backbone.info.head_width)
+        assert torch.allclose(head.logits(inputs), expected, atol=1e-5)
+    leaf = found.clone().requires_grad_()
+    server.logits(server.inputs(leaf)).logsumexp(1).sum().backward()
+    assert float(leaf.grad.abs().sum()) > 0
+
+
+def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(folders):
+    backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
+    settings = load_settings({"backbone.name": folders["opt"], "loss.objective": "label"})
+    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    samples = Samples([TEXTS[0], TEXTS[3]], ["the dog", TEXTS[2]], torch.zeros(2))
+    contract = dataclasses.replace(CONTRACT, max_length=64, prompt="{text} and then")
+    activations, labels = read_tokens(backbone, samples, contract, spec)
+    ids = [backbone.tokenizer(t)["input_ids"] for t in (f"{TEXTS[0]} and then", "the dog")]
+    whole = torch.tensor([[*ids[0], *ids[1]]])
+    logits = backbone.language_model(input_ids=whole).logits[0]
+    expected = logits.log_softmax(1)[len(ids[0]) - 1 : -1].gather(1, torch.tensor(ids[1])[:, None])[:, 0]
+    assert labels[0].tolist() == ids[1]
+    assert activations[0].shape == (len(ids[1]), 2, 1, 16)
+    inputs = backbone.head.inputs(activations[0][:, -1, 0])
+    assert torch.allclose(language.log_probabilities(inputs, labels[0], backbone.head), expected, atol=1e-5)
+
+
+def test_an_encoder_predicts_no_next_token(tmp_path):
+    with pytest.raises(UnsupportedError, match="needs a causal model"):
+        load_backbone(str(save_tiny(tmp_path, "bert")), device="cpu", language_model=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("activations.standardise", True), ("activations.keep", 0.5), ("activations.pivot", "last")],
+)
+def test_what_would_change_the_last_hidden_state_is_refused(folders, setting, value):
+    backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
+    with pytest.raises(SettingsError, match=setting):
+        extraction_spec(backbone.info, load_settings({setting: value}), num_blocks=2)
+
+
+# targets -----------------------------------------------------------------------------------------------------------
+
+LABEL = make_spec(pivot="all", objective="label", vocabulary=VOCABULARY, head_width=WIDTH)
+DIFFERENCE = make_spec(pivot="all", vocabulary=VOCABULARY, head_width=WIDTH, codec="fp16")
+
+
+def samples_of(spec, targets):
+    made = make_packet(len(targets), spec=dataclasses.replace(spec, vocabulary=0), contract=make_contract()).open()
+    activations = random_activations(len(targets), spec, make_contract())
+    assert [s.tokens for s in made.samples] == [len(a) for a in activations]
+    return [dataclasses.replace(s, target=t) for s, t in zip(made.samples, targets, strict=True)]
+
+
+def token_counts(count):
+    return [len(a) for a in random_activations(count, LABEL, make_contract())]
+
+
+def test_tokens_pass_through_a_packet():
+    counts = token_counts(3)
+    labels = [torch.arange(n) + 7 * i for i, n in enumerate(counts)]
+    window = make_packet(spec=LABEL, contract=CONTRACT, samples=samples_of(LABEL, encode_token_labels(labels))).open()
+    found = decode_targets([s.target for s in window.samples], LABEL, CONTRACT, counts)
+    assert torch.equal(found.labels, torch.cat(labels))
+    assert [len(s.target) for s in window.samples] == [target_size(LABEL, CONTRACT, n) for n in counts]
+
+
+def test_corrections_pass_through_a_packet():
+    counts = token_counts(3)
+    steps = [(torch.randn(n, WIDTH), torch.rand(n)) for n in counts]
+    blobs = encode_corrections(steps, DIFFERENCE)
+    window = make_packet(spec=DIFFERENCE, contract=CONTRACT, samples=samples_of(DIFFERENCE, blobs)).open()
+    found = decode_targets([s.target for s in window.samples], DIFFERENCE, CONTRACT, counts)
+    assert torch.allclose(found.differences, torch.cat([s for s, _ in steps]), atol=2e-3)
+    assert torch.equal(found.weights, torch.cat([w for _, w in steps]))
+
+
+@pytest.mark.parametrize(
+    ("targets", "wrong"),
+    [
+        (TargetBatch(None, torch.tensor([3, VOCABULARY]), None), "a token is not below 40"),
+        (TargetBatch(torch.tensor([[float("nan")]]), None, None, torch.ones(1)), "a correction is beyond"),
+        (TargetBatch(torch.ones(1, 1), None, None, torch.tensor([-1.0])), "a curvature is negative"),
+        (TargetBatch(torch.ones(1, 1), None, None, torch.tensor([float("inf")])), "a curvature is beyond"),
+    ],
+)
+def test_impossible_token_targets_are_named(targets, wrong):
+    assert wrong in check_token_targets(targets, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"), [("label", "square"), ("difference", "logit"), ("difference", "square")]
+)
+def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective, name):
+    hidden, labels = example()
+    head = LinearHead()
+    loss = make_loss(CONTRACT, objective=objective, loss=name, scale=1.0, head=head)
+    steps, weights = language.correction(head.inputs(hidden), labels, head)
+    targets = TargetBatch(steps, labels, hidden, weights)
+    side = torch.zeros(TOKENS, WIDTH, requires_grad=True)
+    before = loss(side, targets)
+    before.backward()
+    after = loss(side.detach() - 0.5 * side.grad, targets)
+    assert after.item() < before.item()
+    leaf = torch.zeros(TOKENS, WIDTH, requires_grad=True)
+    language.cross_entropy(head.inputs(hidden + leaf), labels, head).backward()
+    assert torch.allclose(side.grad, leaf.grad, atol=1e-6)  # at s = 0 all three are the same slope
+
+
+def test_language_modelling_needs_a_head():
+    with pytest.raises(SettingsError, match="needs the backbone's head"):
+        make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
+
+
+# generation --------------------------------------------------------------------------------------------------------
+
+
+def tuned_model(folder: str) -> SideTunedModel:
+    """A model with a side network that is not zero."""
+    backbone = load_backbone(folder, device="cpu", language_model=True)
+    settings = load_settings({"backbone.name": folder, "loss.objective": "label"})
+    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    types = {spec.backbone: spec.alignment}
+    config = SideNetworkConfig.of(types, name="additive", num_blocks=2, bottleneck=4, num_outputs=spec.width)
+    network = config.build()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    contract = dataclasses.replace(CONTRACT, max_length=32)
+    return SideTunedModel(
+        backbone, network, spec=spec, contract=contract, rule=PredictionRule("square", 1.0), side_config=config
+    )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders, name):
+    model = tuned_model(folders[name])
+    ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"]])
+    made = model.language_model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    sequence = made.sequences[0].tolist()
+    found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
+    with torch.inference_mode():
+        states = model._tuned(found.flatten(2), torch.tensor([len(found)]))
+        expected = model.backbone.head.logits(model.backbone.head.inputs(states))
+        plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
+    steps = torch.cat(made.logits)  # [8, V]
+    start = ids.shape[1] - 1
+    assert made.past_key_values is not None
+    assert torch.allclose(steps, expected[start : start + 8], atol=1e-4)
+    assert not torch.allclose(steps, plain[start : start + 8], atol=1e-2)  # the backbone itself is as it was
+
+
+def test_generate_answers_one_or_several_prompts_of_different_lengths(folders):
+    model = tuned_model(folders["llama"])
+    alone = [model.generate(text, max_new_tokens=6) for text in TEXTS[:3]]
+    assert model.generate(TEXTS[:3], max_new_tokens=6) == alone
+    assert alone != [model.with_network(None).generate(text, max_new_tokens=6) for text in TEXTS[:3]]
+    words = TEXTS[0].split() * 20
+    long, end = (" ".join(part) for part in (words, words[-60:]))  # of 64 positions
+    assert model.generate(long, max_new_tokens=4) == model.generate(end, max_new_tokens=4)
+    with pytest.raises(UnsupportedError, match="no room for a prompt"):
+        model.generate(long, max_new_tokens=64)
+
+
+def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(folders, capsys):
+    transformers = pytest.importorskip("transformers")
+    model = tuned_model(folders["opt"])
+    text = model.generate(TEXTS[0], max_new_tokens=5, streamer=transformers.TextStreamer(model.tokenizer, True))
+    assert capsys.readouterr().out.split() == text.split()
+    write = transformers.pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)
+    (made,) = write(TEXTS[0], max_new_tokens=5, do_sample=False, return_full_text=False)
+    assert made["generated_text"].split() == text.split()
+
+
+def test_a_saved_language_model_is_loaded_with_its_head(folders, tmp_path):
+    model = tuned_model(folders["gpt2"])
+    model.save_pretrained(tmp_path)
+    again = SideTunedModel.from_pretrained(tmp_path)
+    assert again.generate(TEXTS[2], max_new_tokens=6) == model.generate(TEXTS[2], max_new_tokens=6)
+    with pytest.raises(UnsupportedError, match="use generate"):
+        again.predict(TEXTS[0])

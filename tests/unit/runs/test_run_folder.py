@@ -1,0 +1,121 @@
+"""The run folder's lock, held by one process and gone with it; its log and its checkpoint on a disk that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from mobillm_flower.errors import InUseError
+from mobillm_flower.runs import folder as run_folder
+from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import write_atomically
+
+HOLD = """
+import subprocess, sys, time
+from mobillm_flower.server import RunFolder
+
+lock = RunFolder(sys.argv[1]).hold()
+child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"])
+print(child.pid, flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.holder() is None
+    lock = run.hold()
+    assert RunFolder(tmp_path / "run").holder() == os.getpid()
+    with pytest.raises(InUseError, match=rf"run is in use by process {os.getpid()}; wait until it has ended"):
+        RunFolder(tmp_path / "run").hold()
+    lock.release()
+    assert run.holder() is None
+    with run.hold():
+        assert run.holder() == os.getpid()
+    assert run.holder() is None
+
+
+def test_looking_at_the_lock_makes_no_file(tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.holder() is None
+    assert list(run.path.iterdir()) == []
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+
+
+def test_a_look_does_not_keep_a_run_from_starting(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 30.0)
+    run = RunFolder(tmp_path / "run")
+    run.hold().release()
+    looking = (run.path / "lock").open(encoding="utf-8")
+    assert run_folder._lock(looking, run_folder.fcntl.LOCK_SH)
+    tries = []
+
+    def sleep(seconds: float) -> None:
+        tries.append(seconds)
+        looking.close()
+
+    monkeypatch.setattr(run_folder.time, "sleep", sleep)
+    with run.hold():
+        assert len(tries) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    child = 0
+    try:
+        assert process.stdout is not None
+        lines = {process.stdout.readline().strip(), process.stdout.readline().strip()}
+        child = int((lines - {"up"}).pop())
+        run = RunFolder(tmp_path / "run")
+        assert run.holder() == process.pid
+        with pytest.raises(InUseError, match=f"in use by process {process.pid}"):
+            run.hold()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        os.kill(child, 0)  # still there
+        assert run.holder() is None
+        run.hold().release()
+    finally:
+        process.kill()
+        if child:
+            os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_torn_line_is_cut_before_the_next_event(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    run.event("started")
+    with run.events.open("a") as stream:
+        stream.write('{"time": 12.5, "event": "wind')  # whoever wrote it was killed
+    run.event("finished")
+    assert [json.loads(line)["event"] for line in run.events.read_text().splitlines()] == ["started", "finished"]
+    run.events.write_text('{"time": 12.5')  # a log that ends within its first line
+    run.event("started")
+    assert [json.loads(line)["event"] for line in run.events.read_text().splitlines()] == ["started"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_draft(tmp_path) -> None:
+    file = tmp_path / "checkpoint" / "trainer.pt"
+    write_atomically(file, b"old" * 1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # the system refuses to make files larger
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_atomically(file, b"new" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == b"old" * 1000
+    assert [path.name for path in file.parent.iterdir()] == ["trainer.pt"]

@@ -1,0 +1,159 @@
+"""`mobillm status`: figures from events, and how they are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobillm_flower.runs.events import RunRecord
+from mobillm_flower.reports.status import run_status
+from mobillm_flower.server import RunFolder
+from tests.support.cli import lines, mobillm, parsed, refused
+from tests.support.run_folders import write_run
+
+A, B = "a" * 32, "b" * 32
+PREPARED = {"event": "prepared", "resumed_steps": 0}
+
+
+def window(device: str, new: int, remaining: int) -> dict[str, Any]:
+    return {"event": "window", "device": device, "new": new, "remaining": remaining}
+
+
+def met(device: str, num_train: int) -> dict[str, Any]:
+    return {"event": "device", "device": device, "backbone": "minilm", "num_train": num_train}
+
+
+def record(*timed: tuple[float, dict[str, Any]]) -> RunRecord:
+    return RunRecord(Path("run"), [{"time": time, "run": "7", **event} for time, event in timed])
+
+
+MEETING = ((100, {"event": "started"}), (101, met(A, 100)), (102, met(B, 60)))
+INGESTING = (*MEETING, (110, PREPARED), (120, window(A, 20, 80)), (130, window(B, 30, 30)), (170, window(A, 30, 50)))
+
+
+def test_a_run_that_has_only_begun_is_meeting() -> None:
+    status = run_status(record(*MEETING), now=104)
+    assert (status.phase, status.run_id, status.total, status.held, status.seconds) == ("meeting", "7", 160, 0, 4)
+    assert (status.samples_per_s, status.seconds_left, status.cache_bytes, status.share) == (0.0, None, None, 0.0)
+    assert [device.state for device in status.devices] == ["nothing sent", "nothing sent"]
+
+
+def test_rate_is_over_the_last_minute_and_the_slowest_device_sets_the_time_left() -> None:
+    status = run_status(record(*INGESTING), now=185)
+    assert status.phase_text == "ingesting"
+    assert (status.held, status.windows, status.share) == (80, 3, 0.5)
+    assert status.samples_per_s == 60 / 60  # what came at 130 and 170, not at 120
+    # A: 50 samples in 60 s, 50 left, 15 s of it gone; B: 30 in 20 s, 30 left, long over
+    assert [device.seconds_left for device in status.devices] == [pytest.approx(45), 0.0]
+    assert status.seconds_left == pytest.approx(45)
+    early = run_status(record(*INGESTING[:5]), now=130)
+    assert early.samples_per_s == 20 / 20  # ingestion began 20 s ago
+
+
+def test_strikes_failures_and_devices_that_are_passed_over_are_counted() -> None:
+    status = run_status(
+        record(
+            *INGESTING,
+            (171, {"event": "rejected", "device": A, "rule": "shape"}),
+            (172, {"event": "failure", "device": B, "reason": "error 5"}),
+            (173, {"event": "failure", "device": B, "reason": "error 5"}),
+            (174, {"event": "dropped", "device": B, "reason": "2 failures in a row"}),
+            (175, {"event": "refused", "node": "9", "reason": "another task"}),
+        ),
+        now=180,
+    )
+    assert (status.strikes, status.failures, status.refused) == (1, 2, 1)
+    assert [device.state for device in status.devices] == ["part sent", "dropped: 2 failures in a row"]
+    assert status.devices[1].seconds_left is None
+    again = run_status(record(*INGESTING, (174, {"event": "dropped", "device": B, "reason": "away"}),
+                              (176, {"event": "returned", "device": B})), now=180)  # fmt: skip
+    assert again.devices[1].state == "part sent"
+
+
+def test_what_a_round_says_is_held_counts_and_later_windows_are_added() -> None:
+    round_ = {"event": "round", "num-held": 75, "cache-bytes": 4096}
+    status = run_status(record(*INGESTING, (171, round_), (172, window(B, 10, 20))), now=180)
+    assert (status.held, status.cache_bytes) == (85, 4096)
+    status = run_status(
+        record(*INGESTING, (171, round_), (190, {"event": "forgotten", "device": A, "samples": 50})), now=191
+    )
+    assert (status.held, status.devices[0].held) == (25, 0)
+
+
+TRAINING = (
+    *INGESTING,
+    (200, {"event": "ingested", "samples": 80, "epochs": 5}),
+    (210, {"event": "epoch", "epoch": 1, "step": 10}),
+    (220, {"event": "epoch", "epoch": 2, "step": 20}),
+)
+
+
+def test_training_tells_the_epoch_and_the_time_left() -> None:
+    status = run_status(record(*TRAINING), now=224)
+    assert status.phase_text == "training, epoch 3 of 5"
+    assert status.seconds_left == pytest.approx(3 * 10 - 4)
+    assert status.samples_per_s == pytest.approx(30 / 60)  # up to when the ingestion ended: what came at 170
+    first = run_status(record(*TRAINING[:-2]), now=205)
+    assert (first.phase_text, first.seconds_left) == ("training, epoch 1 of 5", None)
+
+
+def test_a_run_that_goes_on_continues_its_epochs_and_forgets_those_after_its_checkpoint() -> None:
+    again = (
+        (300, {"event": "started", "run": "8"}),
+        (301, met(A, 100)),
+        (305, {"event": "prepared", "resumed_steps": 15, "run": "8"}),
+        (306, {"event": "ingested", "samples": 80, "epochs": 5, "run": "8"}),
+    )
+    status = run_status(record(*TRAINING, *again), now=307)
+    assert (status.run_id, status.phase_text, status.seconds_left) == ("8", "training, epoch 2 of 5", None)
+    status = run_status(record(*TRAINING, *again, (316, {"event": "epoch", "epoch": 2, "step": 20})), now=317)
+    assert (status.phase_text, status.seconds_left) == ("training, epoch 3 of 5", pytest.approx(29))
+    assert (status.held, status.seconds) == (80, 17)
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+def test_a_run_that_is_over_does_not_age(outcome: str) -> None:
+    end = {"event": "finished", "outcome": outcome, **({"reason": "no sample"} if outcome == "failed" else {})}
+    status = run_status(record(*TRAINING, (230, {"event": "trained"}), (240, end)), now=9999)
+    assert (status.phase, status.over, status.seconds, status.seconds_left) == (outcome, True, 140, None)
+    assert status.reason == ("no sample" if outcome == "failed" else "")
+    assert run_status(record(*TRAINING, (230, {"event": "trained"})), now=231).phase_text == "evaluating"
+
+
+def test_the_command_prints_a_line_a_figure_and_a_line_a_device(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", end="uploading")
+    with RunFolder(run).hold():
+        printed = lines("status", run)
+    assert printed[0].split() == ["phase", "ingesting"]
+    (held,) = [line for line in printed if line.startswith("samples held")]
+    assert held.split()[2:] == ["30", "50.0%", "of", "60,", "in", "3", "windows"]
+    assert [line.split()[:4] for line in printed[-3:]] == [[f"{i:08x}", "10", "20", "1"] for i in (1, 2, 3)]
+
+
+def test_json_has_everything_and_says_whether_the_folder_is_in_use(tmp_path: Path) -> None:
+    found = parsed("status", write_run(tmp_path / "run", end="completed"))
+    assert (found["phase"], found["held"], found["total"], found["share"]) == ("completed", 30, 60, 0.5)
+    assert (found["cache_bytes"], found["in_use"], found["seconds_left"]) == (4096, False, None)
+    assert [device["state"] for device in found["devices"]] == ["part sent"] * 3
+    with RunFolder(tmp_path / "run").hold():
+        assert parsed("status", tmp_path / "run")["in_use"] is True
+
+
+def test_watch_ends_with_the_run_and_when_nobody_goes_on_with_it(tmp_path: Path) -> None:
+    done = write_run(tmp_path / "done", end="failed", reason="no device")
+    (line,) = lines("status", done, "--watch")
+    assert line.startswith("failed: 3 devices, 30 of 60 samples")
+    stopped = write_run(tmp_path / "stopped", end="training")
+    line, last = lines("status", stopped, "--watch")
+    assert line.startswith("training, epoch 4; no process here goes on with it: 3 devices")
+    assert "was interrupted" in last
+    result = mobillm("status", stopped, "--watch", "--json")
+    assert [json.loads(text)["phase"] for text in result.stdout.splitlines()] == ["training"]
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
+    assert "holds no readable events.jsonl" in refused("status", tmp_path)
+    assert "is no folder" in refused("status", tmp_path / "none")
