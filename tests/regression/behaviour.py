@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 import mobillm_flower
 from tests.regression.small_runs import RUNS, make_workplace, small_run
-from tests.unit import test_golden_packet
+from tests.unit.wire import test_golden_packet
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("simpy", reason="the extra `bench` with simpy is not installed")
 
+from benchmarks.comparison.commands import app
 from benchmarks.comparison.fleet import bench_fleet, read_curves
 from benchmarks.comparison.fleet_clock import PROFILES, Device, Presence, Recorded, World, make_fleet, simulate
-from mobillm_flower.cli import app
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link, cost_to_target
@@ -198,7 +198,7 @@ def test_files_that_are_something_else_are_refused(curves: Path) -> None:
 
 
 def test_the_command_writes_table_json_and_page(curves: Path, tmp_path: Path) -> None:
-    words = ["bench", "fleet", "--curves", str(curves), "--devices", "20,40", "--seeds", "2", "--gflops", "50"]
+    words = ["fleet", "--curves", str(curves), "--devices", "20,40", "--seeds", "2", "--gflops", "50"]
     files = [tmp_path / "fleet.json", tmp_path / "fleet.html"]
     answer = CliRunner().invoke(app, [*words, "--json", str(files[0]), "--report", str(files[1])])
     assert answer.exit_code == 0, answer.output

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.comparison.commands import app
 from benchmarks.comparison.quality_under_budget import quality_under_budget
 from benchmarks.overhead.network import _table
-from mobillm_flower.cli import app
 from mobillm_flower.config import load_settings
 from mobillm_flower.evaluation.compare.cells import BenchTask, Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import BOTH, Link, cost_to_target, reached, wall_seconds
@@ -201,6 +201,6 @@ def test_transmission_is_hidden_behind_computing_only_where_it_is_shorter() -> N
     ],
 )
 def test_bad_words_are_refused(words: list[str], message: str) -> None:
-    answer = CliRunner().invoke(app, ["bench", *words])
+    answer = CliRunner().invoke(app, [*words])
     assert answer.exit_code == 2
     assert message in " ".join(answer.output.replace("│", " ").split())
