@@ -5,14 +5,15 @@ STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
 EXTRAS := simulation,demo,bench,text,onnx,dev
 
-.PHONY: demo test test-slow check docs bench examples clean help
+.PHONY: demo test test-slow check docs pages bench examples clean help
 
 help:
 	@echo "make demo   set up, run the quickstart (twenty devices, one a person), print the results table"
 	@echo "make test   set up, run the tests but the slow ones (whole runs on a SuperLink: make test-slow)"
 	@echo "make check  ruff, mypy, import rules, wheel contents"
 	@echo "make docs   set up, build the documentation into site/"
-	@echo "make bench  set up, measure device, codecs, cache, trainer and fleet-scale into benchmarks/results/"
+	@echo "make pages  write the generated pages of docs/ again, from the settings and from benchmarks/results/"
+	@echo "make bench  set up, measure device, codecs, cache, trainer, neighbours and fleet-scale into benchmarks/results/"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,8 +47,16 @@ $(DOCS_STAMP): $(STAMP)
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+pages: $(STAMP)
+	@set -e; for name in settings benchmarks; do \
+		$(BIN)/python docs/generate_$$name.py > docs/reference/$$name.new; mv docs/reference/$$name.new docs/reference/$$name.md; done
+	$(BIN)/python docs/generate_comparison.py
+	$(BIN)/python docs/generate_language.py
+	$(BIN)/python docs/generate_privacy_tables.py
+	$(BIN)/python docs/generate_families.py
+
 bench: $(STAMP)
-	@set -e; for name in device codecs cache trainer fleet-scale; do echo "== $$name"; \
+	@set -e; for name in device codecs cache trainer neighbours fleet-scale; do echo "== $$name"; \
 		$(BIN)/python -m benchmarks $$name --json benchmarks/results/bench_$$(echo $$name | tr - _).json; done
 
 examples: $(STAMP)

@@ -10,7 +10,7 @@ from typing import Any
 from blocks import table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-NAMES = ("device", "codecs", "cache", "trainer", "fleet_scale", "limit")
+NAMES = ("device", "codecs", "cache", "trainer", "neighbours", "fleet_scale", "limit")
 
 INTRODUCTION = """\
 # Benchmarks
@@ -22,7 +22,7 @@ do not edit it by hand:
     python -m benchmarks limit --json benchmarks/results/bench_limit.json
     python docs/generate_benchmarks.py > docs/reference/benchmarks.md
 
-`python -m benchmarks device|codecs|cache|trainer|fleet-scale|limit --json FILE` measures one of them
+`python -m benchmarks device|codecs|cache|trainer|neighbours|fleet-scale|limit --json FILE` measures one of them
 ([options](benchmark-commands.md#python-m-benchmarks-device)). No absolute time is a result: a shared machine is never
 as fast twice. But for `fleet-scale`, the two sides are measured in turns (A B A B …) in one process, memory in fresh
 processes, ten turns or more. A *ratio* is the median of ours over the median of the other side; its *spread* is the
@@ -73,6 +73,14 @@ fused AdamW, dropout, clipping, running average); an epoch a turn.
   the same network, dropout, loss, clipping, optimizer and average. `identical` says that both ended with the same
   weights, bit by bit, after all turns: the mathematics is the same.
 - `step_ratio_mean`: the same with pivot `mean`, whose network has no alignment to train: the smallest step there is.
+""",
+    "neighbours": """\
+An epoch of training on one thread, 4,096 random samples, 6 blocks of width 384, pivot `mean`, with a busy process on
+every core and without, in turns.
+
+- `busy_ratio`: wall seconds of an epoch beside the busy processes over those on the quiet machine. On two cores, two
+  busy processes leave two thirds of a core to a single thread, so that 1.5 is what a fair scheduler gives; the
+  processor's seconds (`_cpu`) say how much of the rest is the work's own.
 """,
     "fleet_scale": """\
 Fleets of synthetic devices of three backbone types, each in a fresh process: descriptions, requests, packets and their

@@ -50,7 +50,14 @@ def bench_neighbours(
     shape = {"blocks": blocks, "width": width, "classes": num_classes}
     report = Report(
         "neighbours",
-        {"samples": num_samples, "shape": shape, "threads": num_threads, "spin_count": spin, "neighbours": cores},
+        {
+            "samples": num_samples,
+            "shape": shape,
+            "threads": num_threads,
+            "pairs": pairs,
+            "spin_count": spin,
+            "neighbours": cores,
+        },
     )
     spec = synthetic_spec("neighbours", pivot="mean", blocks=blocks, width=width)
     plan = training_plan(spec, num_classes, num_samples, epochs=2 * pairs + 2, num_threads=num_threads)
