@@ -18,7 +18,7 @@ from mobillm_flower.evaluation.compare.cells import BenchTask, Cell
 from mobillm_flower.evaluation.device_cost import tokens
 from mobillm_flower.evaluation.turns import Report, Table
 from mobillm_flower.tasks import load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 Variants = Mapping[str, Mapping[str, str]]
 

@@ -15,7 +15,8 @@ from mobillm_flower.config import Settings, load_settings, to_yaml
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, tokens
 from mobillm_flower.evaluation.turns import Bar, Comparison, Report, compare_seconds, take_turns, timed, torch_threads
 from mobillm_flower.tasks import load_local_data
-from mobillm_flower.wire.contract import ExtractionSpec, extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.wire.contract import ExtractionSpec
 
 FORWARD_BAR, MEMORY_BAR = 1.05, 1.10
 Say = Callable[[str], None]

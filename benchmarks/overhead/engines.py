@@ -21,7 +21,7 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import LocalData, load_central_data, load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 ENGINES: Mapping[str, Mapping[str, Any]] = {
     "torch fp32": {},

@@ -22,7 +22,8 @@ from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.side_networks.additive import SideNetworkConfig
 from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed
 from mobillm_flower.models.side_tuned import PredictionRule
-from mobillm_flower.wire.contract import TaskContract, extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.wire.contract import TaskContract
 
 PROMPT, NEW, BAR = 32, 24, 1.10
 

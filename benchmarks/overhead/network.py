@@ -19,7 +19,7 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.device_cost import tokens, work_seconds
 from mobillm_flower.evaluation.turns import Report, Table
 from mobillm_flower.tasks import load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 UPLOADS: Mapping[str, Mapping[str, str]] = {
     "pivot, nf4": {"activations.codec": "nf4"},

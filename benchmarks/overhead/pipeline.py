@@ -12,7 +12,7 @@ from mobillm_flower.config import load_settings
 from mobillm_flower.evaluation.turns import Bar, Comparison, Report, take_turns
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import load_central_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 PRECISIONS = ("fp32", "bf16")
 BAR = 1.05

@@ -41,6 +41,7 @@ from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import METRICS, LocalData, load_central_data, load_local_data, render
+from mobillm_flower.tasks.extraction import release_guarantee
 
 TASKS = {
     "sst2": {"data.source": "sst2_sentences", "data.text-column": "sentence"},
@@ -225,7 +226,7 @@ class Measured:
                 secret.write_bytes(hashlib.sha256(f"benchmark {seed} {i}".encode()).digest())
                 secret.chmod(0o600)
             with make_uploads(settings, fleet, self.backbone, folder) as (uploads, cache):
-                promised = uploads.spec.guarantee(self.contract, delta=settings.privacy.delta)
+                promised = release_guarantee(uploads.spec, self.contract, delta=settings.privacy.delta)
                 row["epsilon"], row["delta"] = promised.epsilon, promised.delta
                 row["bytes_a_sample"] = uploads.bytes_a_sample
                 if cell.is_stepped:

@@ -22,7 +22,8 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.tasks import LocalData, Samples, read_activations
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import TargetBatch
 from mobillm_flower.wire.window import open_window, pack_window
 
@@ -241,7 +242,7 @@ def clean_rows(
 
     The attacker computes it for any text: backbone, standardisation, projection and clip norm are public.
     """
-    transform = spec.transform(backbone, max_length=contract.max_length, file=settings.activations.public_text)
+    transform = fitted_transform(spec, backbone, max_length=contract.max_length, file=settings.activations.public_text)
     found = read_activations(backbone, samples, contract, spec, transform)
     rows = [clip_joint(a.float(), spec.clip_norm) if spec.clip_norm else a.float() for a in found.activations]
     return torch.stack([row.flatten(2).mean(0) for row in rows])  # [T, M, P, d] -> [M, P·d]

@@ -27,8 +27,9 @@ from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder, Release
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
 from mobillm_flower.tasks import LocalData, Samples, read_activations, read_tokens
+from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform, release_guarantee
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
 from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets, encode_token_labels
 from mobillm_flower.wire.window import SampleBytes
@@ -170,7 +171,7 @@ class Device:
 
     def guarantee(self, spec: ExtractionSpec) -> Guarantee:
         """Return what one release guarantees."""
-        return spec.guarantee(self.data.contract, delta=self.settings.privacy.delta)
+        return release_guarantee(spec, self.data.contract, delta=self.settings.privacy.delta)
 
     def shaping(self, spec: ExtractionSpec) -> str:
         """Return, canonically, everything beside the sample that shapes a release.
@@ -305,7 +306,8 @@ class Device:
     ) -> tuple[list[Tensor], list[bytes], float]:
         """Return protected activations and encoded targets of labels or numbers, and the forward pass's seconds."""
         contract = self.data.contract
-        transform = spec.transform(
+        transform = fitted_transform(
+            spec,
             self.backbone,
             max_length=contract.max_length,
             file=self.settings.activations.public_text,

@@ -28,7 +28,7 @@ from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
 from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import LocalData, load_local_data, render
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 # The allocator gives freed blocks of 128 KiB and more back at once: the figure is what a side needs, and not what
 # the allocator happens to keep, which differs by a fifth from one process to the next.

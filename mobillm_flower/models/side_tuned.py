@@ -29,6 +29,7 @@ from mobillm_flower.core.targets import base_prediction, predict_logit, predict_
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.activations import read_activations
+from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.language import prompt_tokens, read_tokens
 from mobillm_flower.tasks.metrics import TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, measure
@@ -137,8 +138,8 @@ class SideTunedModel:
                 f"{mixing.name if mixing else '(none)'}; give the devices' key in privacy.mixing-key"
             )
         self._mixing = mixing
-        self._transform = spec.transform(
-            backbone, max_length=contract.max_length, file=public_text, remembered_in=remembered_in
+        self._transform = fitted_transform(
+            spec, backbone, max_length=contract.max_length, file=public_text, remembered_in=remembered_in
         )
 
     def predict(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> Predictions:

@@ -49,6 +49,7 @@ from mobillm_flower.strategies.run_plan import (
     training_device,
 )
 from mobillm_flower.strategies.stopping import Stopping
+from mobillm_flower.tasks.extraction import release_guarantee
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
     EvaluationRequest,
@@ -486,7 +487,7 @@ class SideTuningStrategy(Strategy):
             pivots={name[:12]: spec.pivot for name, spec in plan.specs.items()},
             scale=plan.scale,
             guarantee=dataclasses.asdict(
-                next(iter(plan.specs.values())).guarantee(plan.contract, delta=self.settings.privacy.delta)
+                release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=self.settings.privacy.delta)
             ),
         )
 

@@ -17,8 +17,8 @@ from mobillm_flower.server.plan import last_round, note_backbones, note_round
 from mobillm_flower.strategies.base import STRATEGIES
 from mobillm_flower.strategies.fleet import DeviceState
 from mobillm_flower.strategies.pae import PaeMobiLLM
+from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.contract import extraction_spec
 
 
 @STRATEGIES.register("fed")

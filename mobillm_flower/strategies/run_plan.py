@@ -19,7 +19,8 @@ from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 
 def make_plan(

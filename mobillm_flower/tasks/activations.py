@@ -31,7 +31,7 @@ def read_activations(
     contract, spec
         The task, and what is kept.
     transform : callable, optional
-        From `ExtractionSpec.transform`.
+        From `fitted_transform`.
 
     Raises
     ------

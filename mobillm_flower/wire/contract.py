@@ -5,25 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
-from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.describe import BackboneInfo
-from mobillm_flower.backbones.public import public_transform, text_hash
-from mobillm_flower.config import EngineName, Settings
-from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.layers import cut_layer, sample_layers
-from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks import upper_layers as upper
 from mobillm_flower.core.side_networks.additive import AlignmentSpec
-from mobillm_flower.errors import MismatchError, SettingsError
-from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
+from mobillm_flower.errors import MismatchError
 from mobillm_flower.privacy.protect import Protection
 
 
@@ -239,39 +225,6 @@ class ExtractionSpec(_Agreed):
         blocks, vectors, _ = self.row_shape
         return blocks * vectors
 
-    def transform(
-        self, backbone: Backbone, *, max_length: int, file: str = "", remembered_in: Path | None = None
-    ) -> Callable[[Tensor], Tensor] | None:
-        """Return what is applied to activations before anything private is done to them, or None.
-
-        Parameters
-        ----------
-        backbone, max_length, file, remembered_in
-            See `public_transform`.
-
-        Raises
-        ------
-        MismatchError
-            The public text is another than what was agreed on.
-        """
-        fitted_on = self.projection.split()[-1] if self.projection else self.standardise
-        if not fitted_on:
-            return None
-        if text_hash(file) != fitted_on:
-            raise MismatchError(
-                f"shift, scale or projection were fitted on the public text {fitted_on}, activations.public-text="
-                f"{file!r} is {text_hash(file)}; give the same file on the server, on devices and for predictions"
-            )
-        return public_transform(
-            backbone,
-            layers=self.layers,
-            pivot=self.pivot,
-            max_length=max_length,
-            dimensions=self.row_shape[2] if self.projection else 0,
-            file=file,
-            remembered_in=remembered_in,
-        )
-
     def protection(self, contract: TaskContract) -> Protection:
         """Return what is done to activations and labels before they are sent."""
         return Protection(
@@ -282,30 +235,6 @@ class ExtractionSpec(_Agreed):
             sigma=self.sigma,
         )
 
-    def guarantee(self, contract: TaskContract, *, delta: float) -> Guarantee:
-        """Return what one release of one sample guarantees, or why no ε can be named.
-
-        Parameters
-        ----------
-        contract : TaskContract
-            The task.
-        delta : float
-            δ of the Gaussian mechanism.
-        """
-        found = guarantee(
-            joint_epsilon=self.joint_epsilon,
-            activation_sigma=self.sigma,
-            clip_norm=self.clip_norm,
-            delta=delta,
-            label_epsilon=self.label_epsilon,
-            labels_sent=True,
-            base_is_constant=self.constant_base or (self.objective == "label" and not self.send_base),
-            classes=len(contract.labels),
-        )
-        if found.epsilon is not None and PIVOTS[self.pivot].per_token:
-            return dataclasses.replace(found, epsilon=None, reason="the number of tokens of each text is plain")
-        return found
-
     @property
     def labels_protected(self) -> bool:
         """Whether the server can read no label, or one that may not be the sample's own."""
@@ -314,142 +243,3 @@ class ExtractionSpec(_Agreed):
     @classmethod
     def _title(cls) -> str:
         return "what is uploaded"
-
-
-def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: int) -> ExtractionSpec:
-    """Return what a device with this backbone uploads under these settings.
-
-    Server and device both derive it, and compare.
-
-    Parameters
-    ----------
-    backbone : BackboneInfo
-        The device's.
-    settings : Settings
-        The server's or the device's own.
-    num_blocks : int
-        M of the run, fixed when it starts.
-
-    Raises
-    ------
-    SettingsError
-        A name is not registered, or the layers do not fit the backbone.
-    """
-    wanted = settings.activations
-    every_token = settings.side_network.name == upper.NAME
-    name = wanted.pivot if wanted.pivot != "auto" else "all" if every_token else backbone.default_pivot
-    CODECS[wanted.codec]
-    standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
-    text = text_hash(wanted.public_text)
-    if wanted.projection and PIVOTS[name].per_token:
-        raise SettingsError(
-            f"activations.projection={wanted.projection} makes one vector of a sample, activations.pivot={name} gives "
-            "one a token; choose another pivot, such as mean"
-        )
-    if backbone.vocabulary:
-        _check_tokens(settings, name)
-    if wanted.bi_encoder:
-        _check_pairs(settings, name, standardise=standardise)
-    if every_token:
-        _check_upper(settings, backbone, name)
-        layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
-    else:
-        layers = sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers)
-    private = settings.privacy
-    clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
-    if private.activation_epsilon:
-        clip_norm = 1.0 if wanted.projection else clip_norm  # a projection's vectors have norm 1
-        exact = gaussian_sigma(private.activation_epsilon, private.delta, 2 * clip_norm)
-        sigma = math.ceil(exact * 1e4) / 1e4  # so that machines that round differently agree
-    return ExtractionSpec(
-        backbone=backbone.fingerprint,
-        width=backbone.width,
-        num_vectors=PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1),
-        layers=layers,
-        pivot=name,
-        codec=wanted.codec,
-        standardise=text if standardise else "",
-        clip_norm=clip_norm,
-        sigma=sigma,
-        keep=float(wanted.keep),
-        objective=settings.loss.objective.value,
-        send_base=settings.loss.send_base and settings.loss.objective.value == "label" and not backbone.vocabulary,
-        projection=f"{wanted.projection} of {text}" if wanted.projection else "",
-        joint_epsilon=float(private.joint_epsilon),
-        label_epsilon=float(private.label_epsilon),
-        mixing=private.mixing,
-        constant_base=bool(
-            private.joint_epsilon or private.activation_epsilon or private.label_epsilon or wanted.bi_encoder
-        ),
-        bi_encoder=wanted.bi_encoder,
-        vocabulary=backbone.vocabulary,
-        head_width=backbone.head_width,
-        layers_above=backbone.depth - layers[-1],
-    )
-
-
-def _check_upper(settings: Settings, backbone: BackboneInfo, pivot: str) -> None:
-    """Refuse what layers cannot go on from: they need each token's states as the layer below leaves them."""
-    acts, private = settings.activations, settings.privacy
-    refused = {
-        f"activations.pivot={pivot} makes a few vectors of a text: choose all": not PIVOTS[pivot].per_token,
-        f"activations.num-blocks={acts.num_blocks} asks for several layers": acts.num_blocks > 1,
-        "task.kind=language-modelling has no labels": bool(backbone.vocabulary),
-        "backbone.engine=onnx has them elsewhere: choose torch": settings.backbone.engine is EngineName.onnx,
-        "activations.standardise, clip-norm and noise-sigma change them": bool(
-            acts.standardise or acts.clip_norm or acts.noise_sigma
-        ),
-        f"activations.projection={acts.projection} changes them": bool(acts.projection),
-        "privacy.joint-epsilon and privacy.activation-epsilon change them": bool(
-            private.joint_epsilon or private.activation_epsilon
-        ),
-        f"privacy.mixing={private.mixing} changes them": bool(private.mixing),
-    }
-    for reason, holds in refused.items():
-        if holds:
-            raise SettingsError(
-                f"side-network.name={upper.NAME} runs the backbone's upper layers from the states of a lower one, but "
-                f"{reason}"
-            )
-
-
-def _check_pairs(settings: Settings, pivot: str, *, standardise: bool) -> None:
-    """Refuse what a comparison of two texts that ran by themselves cannot be combined with."""
-    acts = settings.activations
-    refused = {
-        "data.pair-column is empty": not settings.data.pair_column,
-        f"activations.pivot={pivot} keeps every token, and two texts have not as many": PIVOTS[pivot].per_token,
-        f"task.prompt={settings.task.prompt!r} makes one text of both": bool(settings.task.prompt),
-        "activations.standardise, clip-norm and noise-sigma fit public texts, not pairs": standardise,
-        f"activations.projection={acts.projection} fits public texts, not pairs": bool(acts.projection),
-    }
-    for reason, holds in refused.items():
-        if holds:
-            raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
-
-
-def _check_tokens(settings: Settings, pivot: str) -> None:
-    """Refuse what language modelling cannot be combined with: the server needs each token's last hidden state."""
-    acts, private = settings.activations, settings.privacy
-    if not PIVOTS[pivot].per_token:
-        raise SettingsError(
-            f"activations.pivot={pivot} makes a few vectors of a text; language modelling takes every token in the "
-            "loss: choose activations.pivot=all or auto"
-        )
-    changed = {
-        "activations.standardise": acts.standardise,
-        "activations.clip-norm": acts.clip_norm,
-        "activations.noise-sigma": acts.noise_sigma,
-        "activations.projection": acts.projection,
-        "activations.keep": acts.keep < 1 and acts.keep,
-        "privacy.joint-epsilon": private.joint_epsilon,
-        "privacy.activation-epsilon": private.activation_epsilon,
-        "privacy.label-epsilon": private.label_epsilon,
-        "privacy.mixing": private.mixing,
-    }
-    for key, value in changed.items():
-        if value:
-            raise SettingsError(
-                f"{key}={value!r} cannot be used with language modelling: the server adds the side network's output to "
-                "the last hidden state as the model has it, which this would change; leave it out"
-            )

@@ -27,7 +27,7 @@ from mobillm_flower.reports.html import write_report
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import Frozen, replay
 from mobillm_flower.tasks import load_central_data, load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
 from tests.support.pages import ROOT

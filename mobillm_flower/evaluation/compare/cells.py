@@ -29,7 +29,7 @@ from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data, load_splits
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 
 APP = Path(__file__).parent / "app"
 CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)

@@ -17,7 +17,7 @@ from mobillm_flower.core.pivots import PIVOTS, pivot
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.runs import tiny_config, tiny_run
 from tests.support.tiny_models import CONFIGS, TEXTS, save_tiny
 

@@ -15,7 +15,7 @@ from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks import Samples, read_tokens
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.packets import make_contract
 from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
 

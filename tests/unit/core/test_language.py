@@ -17,7 +17,7 @@ from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.server.objective import make_loss
 from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.target_bytes import (
     TargetBatch,
     check_token_targets,

@@ -21,7 +21,7 @@ from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks import load_local_data
-from mobillm_flower.wire.contract import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.packets import make_contract
 from tests.support.runs import NUM_DEVICES, NUM_SAMPLES, run, tiny_config
 from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
