@@ -15,7 +15,7 @@ from mobillm_flower.clients.side_tuning import LoadData, device_data, device_fol
 from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.peer_messages import pack_holdings, pack_numbers
+from mobillm_flower.wire.baseline_messages import pack_holdings, pack_numbers
 
 _OPEN_DEVICES = 64
 

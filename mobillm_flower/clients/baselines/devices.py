@@ -19,7 +19,7 @@ from mobillm_flower.core.zeroth_order import move, projected_gradient
 from mobillm_flower.models.fine_tuned import FineTunedModel, Work, peer_model
 from mobillm_flower.tasks import LocalData
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.peer_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
+from mobillm_flower.wire.baseline_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
 
 
 class PeerDevice(ABC):

@@ -18,7 +18,7 @@ from mobillm_flower.errors import MismatchError
 from mobillm_flower.models.fine_tuned import Work
 from mobillm_flower.models.split import Half, SplitModel, gradient_norms, token_rows
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.peer_messages import (
+from mobillm_flower.wire.baseline_messages import (
     open_arrays,
     open_config,
     open_tensor,

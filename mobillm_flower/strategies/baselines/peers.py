@@ -20,8 +20,8 @@ from mobillm_flower.server import RunFolder
 from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
 from mobillm_flower.tasks import Samples
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.baseline_messages import open_array, open_holdings, open_numbers, pack_arrays
 from mobillm_flower.wire.contract import TaskContract
-from mobillm_flower.wire.peer_messages import open_array, open_holdings, open_numbers, pack_arrays
 from mobillm_flower.wire.window import record_bytes
 
 

@@ -18,7 +18,7 @@ from mobillm_flower.strategies.base import STRATEGIES
 from mobillm_flower.strategies.baselines.peers import PeerStrategy
 from mobillm_flower.strategies.exchange import Clock, Exchange
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.peer_messages import (
+from mobillm_flower.wire.baseline_messages import (
     open_arrays,
     open_config,
     open_numbers,
