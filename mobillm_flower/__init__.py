@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mobillm_flower.backbones import BACKBONE_SOURCES, load_backbone
     from mobillm_flower.clients import SideTuningClient
-    from mobillm_flower.clients.baselines import PeerClient
+    from mobillm_flower.clients.baselines import BaselineClient
     from mobillm_flower.config import Settings, load_settings
     from mobillm_flower.core.codecs import CODECS
     from mobillm_flower.core.pivots import PIVOTS, pivot
@@ -60,7 +60,7 @@ _HOME = {
     "FedMobiLLM": "strategies",
     "MobiLLM": "strategies",
     "PaeMobiLLM": "strategies",
-    "PeerClient": "clients.baselines",
+    "BaselineClient": "clients.baselines",
     "Settings": "config",
     "SideTunedModel": "models.side_tuned",
     "SideTuningClient": "clients",
@@ -82,13 +82,13 @@ __all__ = [
     "STRATEGIES",
     "TASKS",
     "TOKEN_METRICS",
+    "BaselineClient",
     "FedBitFit",
     "FedKSeed",
     "FedLoRA",
     "FedMobiLLM",
     "MobiLLM",
     "PaeMobiLLM",
-    "PeerClient",
     "Settings",
     "SideTunedModel",
     "SideTuningClient",

@@ -24,7 +24,7 @@ from mobillm_flower.evaluation.compare.cost_to_target import Link, wall_seconds
 from mobillm_flower.evaluation.compare.costs import DeviceCost, device_costs
 from mobillm_flower.evaluation.compare.curves import Method
 from mobillm_flower.evaluation.turns import Plot, Report, Table
-from mobillm_flower.models.fine_tuned import peer_model
+from mobillm_flower.models.fine_tuned import baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.tasks import load_central_data, load_local_data
 
@@ -262,7 +262,7 @@ def _refusal(fleets: Fleets) -> str:
         cell = fleets.cell(method, fleets.seeds[0], {})
         words = replace(cell, settings={**cell.settings, **_backbone(choice)}).words(fleets.data, fleets.work)
         settings = load_settings(overrides=words)
-        model = peer_model(settings, load_central_data(settings).contract)
+        model = baseline_model(settings, load_central_data(settings).contract)
         if state:
             try:
                 model.load_trained(state)

@@ -25,7 +25,7 @@ from mobillm_flower.backbones.describe import is_causal
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.turns import Report
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.models.fine_tuned import peer_model
+from mobillm_flower.models.fine_tuned import baseline_model
 from mobillm_flower.tasks import load_central_data
 
 APP = Path(__file__).parent
@@ -143,7 +143,7 @@ def lora(words: list[str]) -> float:
     """Train LoRA (r = 8 on query and value) and a linear head on the run's rows in one place; return the metric."""
     settings = read_app(APP).settings([*LORA, *words])
     data, peer = load_central_data(settings), settings.peer
-    model = peer_model(settings, data.contract)
+    model = baseline_model(settings, data.contract)
     model.fit(
         data.train,
         epochs=peer.local_epochs,

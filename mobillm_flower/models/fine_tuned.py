@@ -1,4 +1,4 @@
-"""A backbone that is trained: what the peers' devices do, and what a forward-only device cannot.
+"""A backbone that is trained: what the baselines' devices do, and a forward-only device cannot.
 
 LoRA (arXiv 2106.09685), BitFit (2106.10199) or all layers, under a linear head.
 """
@@ -89,8 +89,8 @@ class FineTunedModel(nn.Module):
         super().__init__()
         if backbone.info.base_prediction == "classifier":
             raise UnsupportedError(
-                f"{backbone.info.name} has a classification head of its own, which the peers do not train; give a bare "
-                "backbone"
+                f"{backbone.info.name} has a classification head of its own, which the baselines do not train; give "
+                "a bare backbone"
             )
         self.backbone, self.contract = backbone, contract
         self.model = _made_trainable(backbone, method, rank, seed)
@@ -233,29 +233,30 @@ class FineTunedModel(nn.Module):
         return CountedFlops(self._flops, shape)
 
 
-_PEER_METHODS = {
+_BASELINE_METHODS = {
     "fed-lora": "lora",
     "fed-bitfit": "bitfit",
     "fed-kseed": "full",
     "upload-all": "lora",
     "split-fed": "lora",
 }
-_PEER_MODELS: dict[str, FineTunedModel] = {}
+_BASELINE_MODELS: dict[str, FineTunedModel] = {}
 
 
-def peer_model(settings: Settings, contract: TaskContract) -> FineTunedModel:
-    """Return the model that a peer's strategy trains, made once per process; server and devices begin with the same.
+def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel:
+    """Return the model that a baseline trains, made once per process; server and devices begin with the same.
 
     Raises
     ------
     SettingsError
-        The strategy is no peer that trains this model.
+        The strategy is no baseline that trains this model.
     """
-    if settings.strategy not in _PEER_METHODS:
-        raise SettingsError(f"strategy={settings.strategy!r} is no peer; give one of {', '.join(_PEER_METHODS)}")
+    if settings.strategy not in _BASELINE_METHODS:
+        known = ", ".join(_BASELINE_METHODS)
+        raise SettingsError(f"strategy={settings.strategy!r} is no baseline; give one of {known}")
     named, rank = settings.backbone, settings.peer.rank
     key = repr((named, rank, settings.run.seed, settings.strategy, contract))
-    if key not in _PEER_MODELS:
+    if key not in _BASELINE_MODELS:
         backbone = load_backbone(
             named.name,
             revision=named.revision,
@@ -266,10 +267,10 @@ def peer_model(settings: Settings, contract: TaskContract) -> FineTunedModel:
             num_labels=contract.num_outputs,
             label_words=contract.label_words,
         )
-        method = _PEER_METHODS[settings.strategy]
-        _PEER_MODELS.clear()  # one at a time: a device has memory for one
-        _PEER_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
-    return _PEER_MODELS[key]
+        method = _BASELINE_METHODS[settings.strategy]
+        _BASELINE_MODELS.clear()  # one at a time: a device has memory for one
+        _BASELINE_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
+    return _BASELINE_MODELS[key]
 
 
 class CountedFlops:

@@ -1,4 +1,4 @@
-"""What the peers send, in the records that Flower's own FedAvg expects: `arrays`, `metrics`, `config`."""
+"""What the baselines send, in the records that Flower's own FedAvg expects: `arrays`, `metrics`, `config`."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ def open_numbers(content: RecordDict) -> dict[str, float]:
 
 
 def pack_holdings(contract: TaskContract, *, num_train: int, num_test: int) -> RecordDict:
-    """Make a peer's answer to `query.describe`."""
+    """Make the answer of a baseline's device to `query.describe`."""
     record = ConfigRecord({keys.CONTRACT: contract.to_json(), keys.NUM_TRAIN: num_train, keys.NUM_TEST: num_test})
     return RecordDict({keys.DEVICE: record})
 
 
 def open_holdings(content: RecordDict) -> tuple[TaskContract, int, int]:
-    """Return a peer's task contract and its numbers of training and test samples.
+    """Return a device's task contract and its numbers of training and test samples.
 
     Raises
     ------
     MismatchError
-        The answer is none of a peer's.
+        The answer is not that of a baseline's device.
     """
     record = content.get(keys.DEVICE)
     if not isinstance(record, ConfigRecord) or keys.BACKBONE in record:
-        raise MismatchError("a device does not answer as a peer's does; give it the ClientApp of PeerClient")
+        raise MismatchError("a device does not answer as a baseline's does; give it the ClientApp of BaselineClient")
     numbers = (record.get(keys.NUM_TRAIN), record.get(keys.NUM_TEST))
     return TaskContract.from_json(str(record.get(keys.CONTRACT))), int(str(numbers[0])), int(str(numbers[1]))
 

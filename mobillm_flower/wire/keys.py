@@ -54,7 +54,7 @@ NUM_TRAIN: Final = "num-train"
 NUM_TEST: Final = "num-test"
 CHOSEN: Final = "chosen"
 
-# peers: Flower's own strategies name their records so
+# baselines: Flower's own strategies name their records so
 ARRAYS: Final = "arrays"
 CONFIG: Final = "config"
 SERVER_ROUND: Final = "server-round"

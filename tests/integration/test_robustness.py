@@ -47,7 +47,7 @@ def test_the_app_and_the_protocol_speak_of_the_same_variable() -> None:
     assert client_app.VANISH == _VANISH
 
 
-def test_a_peers_device_that_vanishes_is_missed_to_the_end(tmp_path, monkeypatch) -> None:
+def test_a_baselines_device_that_vanishes_is_missed_to_the_end(tmp_path, monkeypatch) -> None:
     events = events_of(tmp_path, monkeypatch, "fed-lora", {"1": 1}, **{"rounds.num-rounds": 3})
     works = [(event["round"], event["node"]) for event in events if event["event"] == "work"]
     assert sorted(works) == [(1, "100"), (1, "101"), (2, "100"), (3, "100")]

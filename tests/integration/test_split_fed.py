@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from mobillm_flower import PeerClient, load_backbone, load_settings, make_strategy
+from mobillm_flower import BaselineClient, load_backbone, load_settings, make_strategy
 from mobillm_flower.clients.baselines import SplitDevice
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.fine_tuned import FineTunedModel
@@ -50,7 +50,7 @@ def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes) -> d
 def run(config: dict, **options):
     devices = config["data.num-devices"]
     nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
-    grid = LocalGrid(PeerClient().app, nodes, config, **options)
+    grid = LocalGrid(BaselineClient().app, nodes, config, **options)
     result = make_strategy(load_settings(config)).start(grid, ArrayRecord())
     events = [json.loads(line) for line in (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()]
     return result.arrays.to_torch_state_dict(), events, grid

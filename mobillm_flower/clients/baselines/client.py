@@ -1,4 +1,4 @@
-"""The ClientApp of the peers: a device that trains by itself, or sends what it holds."""
+"""The ClientApp of the baselines: a device that trains by itself, or sends the data that it holds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from mobillm_flower.clients.baselines.devices import PEER_DEVICES, PeerDevice
+from mobillm_flower.clients.baselines.devices import BASELINE_DEVICES, BaselineDevice
 from mobillm_flower.clients.side_tuning import LoadData, device_data, device_folder, device_settings
 from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import pack_holdings, pack_numbers
 
+_Handle = Callable[[BaselineDevice, RecordDict], RecordDict]
 _OPEN_DEVICES = 64
 
 
-class PeerClient:
-    """Makes the ClientApp of a peer's device; which peer, `strategy` says, the same as at the server.
+class BaselineClient:
+    """Makes the ClientApp of a baseline's device; the setting `strategy` names the baseline, as at the server.
 
     It answers `query.describe` with the task contract and its number of samples, `train` and `evaluate` with arrays and
     metrics as Flower's own FedAvg expects them.
@@ -33,18 +34,18 @@ class PeerClient:
 
     Examples
     --------
-    >>> app = PeerClient().app
+    >>> app = BaselineClient().app
     """
 
     def __init__(self, load_data: LoadData | None = None) -> None:
         self._load_data = load_data
-        self._devices: OrderedDict[tuple[int, str], PeerDevice] = OrderedDict()
+        self._devices: OrderedDict[tuple[int, str], BaselineDevice] = OrderedDict()
         self.app = ClientApp()
         self.app.train()(self._answer(lambda device, content: device.train(content)))
         self.app.evaluate()(self._answer(_evaluate))
         self.app.query("describe")(self._answer(_describe))
 
-    def _answer(self, handle: Callable[[PeerDevice, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+    def _answer(self, handle: _Handle) -> Callable[[Message, Context], Message]:
         def answer(message: Message, context: Context) -> Message:
             try:
                 return Message(handle(self._device(context), message.content), reply_to=message)
@@ -57,24 +58,24 @@ class PeerClient:
 
         return answer
 
-    def _device(self, context: Context) -> PeerDevice:
+    def _device(self, context: Context) -> BaselineDevice:
         settings = device_settings(context)
         key = (context.node_id, to_yaml(settings))
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
-            self._devices[key] = PEER_DEVICES[settings.strategy](settings, data, device_folder(settings, context))
+            self._devices[key] = BASELINE_DEVICES[settings.strategy](settings, data, device_folder(settings, context))
             if len(self._devices) > _OPEN_DEVICES:
                 self._devices.popitem(last=False)
         self._devices.move_to_end(key)
         return self._devices[key]
 
 
-def _describe(device: PeerDevice, _content: RecordDict) -> RecordDict:
+def _describe(device: BaselineDevice, _content: RecordDict) -> RecordDict:
     data = device.data
     return pack_holdings(data.contract, num_train=len(data.train), num_test=len(data.test))
 
 
-def _evaluate(device: PeerDevice, content: RecordDict) -> RecordDict:
+def _evaluate(device: BaselineDevice, content: RecordDict) -> RecordDict:
     test = device.data.test
     metrics: dict[str, int | float] = {keys.NUM_EXAMPLES: len(test)}
     if len(test):

@@ -1,4 +1,4 @@
-"""What the devices of the peers do with a message, by the name of the strategy."""
+"""What the devices of the baselines do with a message, by the name of the strategy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flwr.app import ArrayRecord, RecordDict
 from mobillm_flower.config import Settings
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.zeroth_order import move, projected_gradient
-from mobillm_flower.models.fine_tuned import FineTunedModel, Work, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, Work, baseline_model
 from mobillm_flower.tasks import LocalData
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
 
 
-class PeerDevice(ABC):
-    """One device of a peer.
+class BaselineDevice(ABC):
+    """One device of a baseline.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class PeerDevice(ABC):
     @property
     def model(self) -> FineTunedModel:
         """The model, loaded once per process and shared by its devices: each message brings the weights."""
-        return peer_model(self.settings, self.data.contract)
+        return baseline_model(self.settings, self.data.contract)
 
     def load(self, content: RecordDict) -> None:
         """Set the model's weights from a message."""
@@ -57,13 +57,13 @@ class PeerDevice(ABC):
         return int(np.random.SeedSequence([self.settings.run.seed, server_round(content), mine]).generate_state(1)[0])
 
 
-PEER_DEVICES: Registry[type[PeerDevice]] = Registry("peer's device")
+BASELINE_DEVICES: Registry[type[BaselineDevice]] = Registry("baseline's device")
 """Devices by the name that `strategy` gives."""
 
 
-@PEER_DEVICES.register("fed-lora")
-@PEER_DEVICES.register("fed-bitfit")
-class AveragingDevice(PeerDevice):
+@BASELINE_DEVICES.register("fed-lora")
+@BASELINE_DEVICES.register("fed-bitfit")
+class AveragingDevice(BaselineDevice):
     """Trains the model it is sent for `peer.local-epochs`, and sends the trained parameters back (FedAvg)."""
 
     def train(self, content: RecordDict) -> RecordDict:
@@ -80,8 +80,8 @@ class AveragingDevice(PeerDevice):
         return _reply(ArrayRecord(self.model.trained_state()), work, len(self.data.train))
 
 
-@PEER_DEVICES.register("fed-kseed")
-class SeedDevice(PeerDevice):
+@BASELINE_DEVICES.register("fed-kseed")
+class SeedDevice(BaselineDevice):
     """Forward-only: steps along directions that seeds draw; seeds and scalars go up (FedKSeed, 2312.06353)."""
 
     def load(self, content: RecordDict) -> None:
@@ -117,8 +117,8 @@ class SeedDevice(PeerDevice):
         return _reply(pack_arrays(arrays), Work(flops, time.perf_counter() - started, count), len(self.data.train))
 
 
-@PEER_DEVICES.register("upload-all")
-class UploadingDevice(PeerDevice):
+@BASELINE_DEVICES.register("upload-all")
+class UploadingDevice(BaselineDevice):
     """Sends its texts and labels as they are: the ceiling that privacy forbids."""
 
     def train(self, _content: RecordDict) -> RecordDict:

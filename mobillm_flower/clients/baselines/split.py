@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from mobillm_flower.clients.baselines.devices import PEER_DEVICES, PeerDevice
+from mobillm_flower.clients.baselines.devices import BASELINE_DEVICES, BaselineDevice
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.models.fine_tuned import Work
 from mobillm_flower.models.split import Half, SplitModel, gradient_norms, token_rows
@@ -29,8 +29,8 @@ from mobillm_flower.wire.baseline_messages import (
 )
 
 
-@PEER_DEVICES.register("split-fed")
-class SplitDevice(PeerDevice):
+@BASELINE_DEVICES.register("split-fed")
+class SplitDevice(BaselineDevice):
     """Runs the layers up to `peer.cut` forward, sends hidden states and labels, and learns from their gradients.
 
     Between two messages its part of the model and AdamW's state lie in its folder, and nothing else: the forward pass

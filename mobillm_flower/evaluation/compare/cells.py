@@ -24,7 +24,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.models.fine_tuned import FineTunedModel, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run
@@ -210,7 +210,7 @@ class Cell:
 def _central(settings: Settings) -> list[Point]:
     """Train LoRA on all rows, a point an epoch."""
     data = load_central_data(settings)
-    model, peer = peer_model(settings, data.contract), settings.peer
+    model, peer = baseline_model(settings, data.contract), settings.peer
     points = []
     for epoch in range(settings.rounds.num_rounds):
         work = model.fit(data.train, epochs=1, batch_size=peer.batch_size, learning_rate=peer.learning_rate, seed=epoch)
@@ -221,7 +221,7 @@ def _central(settings: Settings) -> list[Point]:
 def _peer(path: Path, settings: Settings) -> list[Point]:
     """Return a point a round, each round's kept weights measured on the whole held-out split."""
     data = load_central_data(settings)
-    model = peer_model(settings, data.contract)
+    model = baseline_model(settings, data.contract)
     run = read_run(path)
     rounds: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for event in run.all("work"):

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.errors import MobiLLMError, RunFailed, SettingsError
-from mobillm_flower.models.fine_tuned import FineTunedModel, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.server import RunFolder
 from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
 from mobillm_flower.tasks import Samples
@@ -55,7 +55,7 @@ class PeerStrategy(FedAvg):
     @property
     def model(self) -> FineTunedModel:
         """The model as the devices have it."""
-        return peer_model(self.settings, self.contract)
+        return baseline_model(self.settings, self.contract)
 
     def initial(self) -> ArrayRecord:
         """Return what the devices begin with."""

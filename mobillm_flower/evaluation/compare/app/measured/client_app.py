@@ -1,4 +1,4 @@
-"""The device of the strategy that is measured: forward only, or a peer's that trains; it may vanish on the way."""
+"""The device of the strategy that is measured: forward only, or a baseline's that trains; it may vanish on the way."""
 
 import json
 import os
@@ -6,14 +6,14 @@ import os
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from mobillm_flower import PeerClient, SideTuningClient, load_settings
-from mobillm_flower.clients.baselines import PEER_DEVICES
+from mobillm_flower import BaselineClient, SideTuningClient, load_settings
+from mobillm_flower.clients.baselines import BASELINE_DEVICES
 
 VANISH = "MOBILLM_BENCH_VANISH"
 """JSON: by partition-id, after how many answers to messages of training a device answers nothing any more."""
 
 _COUNTED = "answers"
-side_tuning, peer = SideTuningClient().app, PeerClient().app
+side_tuning, baseline = SideTuningClient().app, BaselineClient().app
 app = ClientApp()
 
 
@@ -24,7 +24,7 @@ def answer(message: Message, context: Context) -> Message:
     if most is not None and given >= most and not kind.startswith("query"):
         raise RuntimeError("the device has vanished")
     strategy = load_settings(context.run_config).strategy
-    reply = (peer if strategy in PEER_DEVICES else side_tuning)(message, context)
+    reply = (baseline if strategy in BASELINE_DEVICES else side_tuning)(message, context)
     if kind.startswith("train"):
         context.state[_COUNTED] = ConfigRecord({_COUNTED: given + 1})
     return reply

@@ -1,4 +1,4 @@
-"""The peers with the real ClientApp and Flower's own FedAvg, on a tiny model."""
+"""The baselines with the real ClientApp and Flower's own FedAvg, on a tiny model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from mobillm_flower import SideTuningClient, load_backbone, load_settings, make_strategy
-from mobillm_flower.clients.baselines import PEER_DEVICES, PeerClient
+from mobillm_flower.clients.baselines import BASELINE_DEVICES, BaselineClient
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
-from mobillm_flower.models.fine_tuned import FineTunedModel, peer_model
+from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.tasks import load_local_data
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
@@ -45,15 +45,16 @@ def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **ch
 
 def run(config: dict):
     devices = config["data.num-devices"]
-    grid = LocalGrid(PeerClient().app, [{"partition-id": i, "num-partitions": devices} for i in range(devices)], config)
+    nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
+    grid = LocalGrid(BaselineClient().app, nodes, config)
     strategy = make_strategy(load_settings(config))
     result = strategy.start(grid, ArrayRecord())
     events = [json.loads(line) for line in (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()]
     return strategy, result, events
 
 
-@pytest.mark.parametrize("name", list(PEER_DEVICES))
-def test_a_peer_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
+@pytest.mark.parametrize("name", list(BASELINE_DEVICES))
+def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
     config = config_of(
         name, backbone, tmp_path, devices=2, **({"rounds.num-rounds": 1} if name == "upload-all" else {})
     )
@@ -84,7 +85,7 @@ def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbo
     model = load_backbone(str(backbone), precision=precision)
     alone = FineTunedModel(model, data.contract, method=name.removeprefix("fed-"))
     first_round = RecordDict({"config": ConfigRecord({"server-round": 1})})
-    seed = PEER_DEVICES[name](settings, data, tmp_path).seed(first_round)
+    seed = BASELINE_DEVICES[name](settings, data, tmp_path).seed(first_round)
     alone.fit(data.train, epochs=1, batch_size=16, learning_rate=1e-3, seed=seed)
     found = result.arrays.to_torch_state_dict()
     assert found["head.weight"].abs().sum() > 0
@@ -97,7 +98,7 @@ def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbo
 def test_a_server_makes_the_model_of_the_devices_from_seeds_and_scalars(tmp_path, backbone):
     config = config_of("fed-kseed", backbone, tmp_path, devices=1, rounds__num_rounds=1, peer__learning_rate=1e-2)
     strategy, result, _ = run(config)
-    on_the_device = peer_model(load_settings(config), strategy.contract).trained_state()  # after the last evaluation
+    on_the_device = baseline_model(load_settings(config), strategy.contract).trained_state()  # last evaluated
     sums = result.arrays["sums"].numpy()
     assert np.count_nonzero(sums) > 0
     at_the_server = strategy.model
@@ -130,7 +131,7 @@ def test_zeroth_order_steps_lower_the_loss(tmp_path, backbone):
     assert strategy.model.batch_loss(inputs, labels) < before
 
 
-def test_a_peer_without_rounds_is_refused(tmp_path, backbone):
+def test_a_baseline_without_rounds_is_refused(tmp_path, backbone):
     with pytest.raises(SettingsError, match=r"rounds\.num-rounds rounds; give it"):
         make_strategy(load_settings(config_of("fed-lora", backbone, tmp_path, devices=1, rounds__num_rounds=0)))
 
@@ -138,5 +139,5 @@ def test_a_peer_without_rounds_is_refused(tmp_path, backbone):
 def test_devices_of_side_tuning_are_refused_by_name(tmp_path, backbone):
     config = config_of("fed-lora", backbone, tmp_path, devices=1)
     grid = LocalGrid(SideTuningClient().app, [{"partition-id": 0, "num-partitions": 1}], config)
-    with pytest.raises((MismatchError, RunFailed), match="PeerClient"):
+    with pytest.raises((MismatchError, RunFailed), match="BaselineClient"):
         make_strategy(load_settings(config)).start(grid, ArrayRecord())
