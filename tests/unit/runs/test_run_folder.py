@@ -14,8 +14,8 @@ import pytest
 
 from mobillm_flower.errors import InUseError
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.server import RunFolder
 from mobillm_flower.runs.folder import write_atomically
+from mobillm_flower.server import RunFolder
 
 HOLD = """
 import subprocess, sys, time
