@@ -12,7 +12,7 @@ from mobillm_flower.config.describe import describe_settings, part_summaries, va
 INTRODUCTION = """\
 # Settings
 
-Generated from `mobillm_flower/config/parts.py`; do not edit it by hand:
+Generated from `mobillm_flower/config/parts/`; do not edit it by hand:
 
     python docs/generate_settings.py > docs/reference/settings.md
 

@@ -1,0 +1,92 @@
+"""What leaves the device, and how it is protected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mobillm_flower.config.parts.ranges import number, one_of
+
+
+@dataclass
+class ActivationSettings:
+    """What of the forward pass leaves the device.
+
+    Parameters
+    ----------
+    num_blocks : int
+        M, the layers that are sampled; 0: one a layer of the shallowest backbone.
+    sampling : str
+        uniform or top-heavy (finer near the output).
+    layers : list of int
+        Layers to sample, counted from 1, ending with the last; overrides `sampling`. With side network upper-layers the
+        one layer that it goes on from, by default a third of the depth.
+    pivot : str
+        last, first, mean, first+mean, all, or a registered one; auto: the backbone's own, for language modelling all,
+        which there means every token in the loss.
+    bi_encoder : bool
+        Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
+        reads both as one.
+    standardise : bool
+        Public shift and scale per layer; forced on by `clip_norm` and `noise_sigma`.
+    clip_norm : float
+        C, the largest L2 norm of a sample's standardised activations, all layers together; 0: off.
+    noise_sigma : float
+        σ of the normal noise that is added to each value; 0: off.
+    keep : float
+        Share of each pivot vector that is kept, by magnitude.
+    projection : int
+        d: make one unit vector of d values of all vectors of a sample, along the directions in which public text varies
+        most; 0: off.
+    public_text : str
+        File of public sentences, one a line, that shift, scale and projection are fitted on, the same on every device;
+        empty: those of the package.
+    codec : str
+        Number format of uploaded values: nf4, fp4, int8, fp8, fp16, fp32, or a registered one.
+    """
+
+    num_blocks: int = number(0, at_least=0)
+    sampling: str = one_of("uniform", "uniform", "top-heavy")
+    layers: list[int] = field(default_factory=list)
+    pivot: str = "auto"
+    bi_encoder: bool = False
+    standardise: bool = False
+    clip_norm: float = number(0.0, at_least=0)
+    noise_sigma: float = number(0.0, at_least=0)
+    projection: int = number(0, at_least=0)
+    public_text: str = ""
+    keep: float = field(default=1.0, metadata={"above 0 and at most 1": lambda value: 0 < value <= 1})
+    codec: str = "nf4"
+
+
+@dataclass
+class PrivacySettings:
+    """What a device agrees to.
+
+    Parameters
+    ----------
+    max_releases : int
+        Most releases of one sample; 0: counted, not bounded.
+    joint_epsilon : float
+        ε of one sample, its projected vector and its label together (`LabelledCap`, δ = 0); 0: off.
+    activation_epsilon : float
+        ε of the Gaussian mechanism on a sample's projected or clipped activations alone; 0: off.
+    delta : float
+        δ of the Gaussian mechanism.
+    label_epsilon : float
+        ε of randomized response on a sample's label alone; 0: off.
+    mixing : str
+        Name of the fleet's secret rotation (`mobillm mixing-key` prints it); empty: none. Obfuscation, no guarantee.
+    mixing_key : str
+        On a device: the file with that key. It stays there.
+    budget : float
+        Most ε that all releases of one sample may add up to, whatever run asks; 0: what one release takes.
+    """
+
+    max_releases: int = number(0, at_least=0)
+    joint_epsilon: float = number(0.0, at_least=0)
+    activation_epsilon: float = number(0.0, at_least=0)
+    delta: float = number(1e-5, above=0, below=1)
+    label_epsilon: float = number(0.0, at_least=0)
+    mixing: str = ""
+    mixing_key: str = ""
+    budget: float = number(0.0, at_least=0)
