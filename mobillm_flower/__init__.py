@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mobillm_flower.config import Settings, load_settings
     from mobillm_flower.core.codecs import CODECS
     from mobillm_flower.core.pivots import PIVOTS, pivot
-    from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS
+    from mobillm_flower.core.side_networks import SIDE_NETWORKS
     from mobillm_flower.models.side_tuned import SideTunedModel
     from mobillm_flower.strategies import (
         STRATEGIES,
@@ -50,7 +50,7 @@ _HOME = {
     "CODECS": "core.codecs",
     "METRICS": "tasks",
     "PIVOTS": "core.pivots",
-    "SIDE_NETWORKS": "core.side_networks.additive",
+    "SIDE_NETWORKS": "core.side_networks",
     "STRATEGIES": "strategies",
     "TASKS": "tasks",
     "TOKEN_METRICS": "tasks",

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks.overhead.synthetic import synthetic_plan, synthetic_spec
-from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.config import ArrivalSettings, RoundSettings, TrainerSettings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square

@@ -19,9 +19,9 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed
-from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import TaskContract
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core import language
-from mobillm_flower.core.side_networks.additive import ActivationBatch, AlignmentSpec, SideNetworkConfig
+from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
 from mobillm_flower.evaluation.turns import Bar, Report, status_bytes, take_turns
 
 SHAPE = {"vocabulary": 150_000, "width": 2048, "tokens": 16 * 256, "blocks": 4, "bottleneck": 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from benchmarks.overhead.synthetic import synthetic_plan, synthetic_spec
 from mobillm_flower.config import TrainerSettings
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE, ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
+from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square, square_loss
 from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed, torch_threads

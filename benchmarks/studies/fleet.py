@@ -30,11 +30,13 @@ import numpy as np
 import torch
 
 from mobillm_flower import __version__, load_settings
-from mobillm_flower.backbones import BackboneInfo, load_backbone
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.backbones import load_backbone
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.models.side_tuned import PredictionRule, SideTunedModel, saved_backbones
+from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, planned_steps
 from mobillm_flower.tasks import load_central_data, render

@@ -36,7 +36,7 @@ from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_row
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.config import Settings
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule

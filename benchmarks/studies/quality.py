@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from mobillm_flower import __version__, load_settings
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.targets import automatic_scale, base_prediction
 from mobillm_flower.evaluation.references import logistic_regression
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.models.side_tuned import PredictionRule, SideTunedModel
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.tasks import METRICS, load_central_data, render

@@ -19,8 +19,9 @@ from mobillm_flower.audit.finding import Measured, of_scores
 from mobillm_flower.audit.text_attacks import Embed, attack_texts, clean_features
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, joined, make_uploads
 from mobillm_flower.config import Settings
-from mobillm_flower.core.side_networks.additive import ActivationBatch
-from mobillm_flower.models.side_tuned import PredictionRule, SideTunedModel
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import ActivationBatch
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.mixing import mixing_key
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule

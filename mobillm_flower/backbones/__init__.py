@@ -1,7 +1,7 @@
 """Frozen language models on the device: load, describe, run forward-only."""
 
 from mobillm_flower.backbones.backbone import Backbone, Extraction
-from mobillm_flower.backbones.describe import BackboneInfo, fingerprint
+from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.load import BACKBONE_SOURCES, load_backbone, resolve_folder
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.memory_plan import plan_memory
@@ -11,7 +11,6 @@ from mobillm_flower.backbones.skeleton import load_tokenizer, skeleton
 __all__ = [
     "BACKBONE_SOURCES",
     "Backbone",
-    "BackboneInfo",
     "Extraction",
     "MemoryPlan",
     "fingerprint",

@@ -25,19 +25,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.describe import (
-    BackboneInfo,
-    decoder_start,
-    depth_field,
-    fingerprint,
-    is_causal,
-    layer_stack,
-)
+from mobillm_flower.backbones.describe import decoder_start, depth_field, fingerprint, is_causal, layer_stack
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.streaming.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.streaming.streamed import LayerWeights, StoredLayers, StreamedEngine
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
 

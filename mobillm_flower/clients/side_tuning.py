@@ -15,8 +15,9 @@ from flwr.clientapp import ClientApp
 from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.errors import DataError, MobiLLMError
-from mobillm_flower.models.side_tuned import PredictionRule, SideTunedModel
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import LocalData, load_local_data, read_rows
 from mobillm_flower.wire import keys

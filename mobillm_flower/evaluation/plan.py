@@ -24,7 +24,7 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import LOGIT_BYTES
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.models.fine_tuned import with_lora

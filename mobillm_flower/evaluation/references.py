@@ -11,8 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from mobillm_flower.backbones import Backbone, BackboneInfo, load_backbone
+from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones, saved_contract
 from mobillm_flower.reports import read_run

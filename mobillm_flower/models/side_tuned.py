@@ -15,17 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mobillm_flower.backbones import Backbone, BackboneInfo, fingerprint, load_backbone, resolve_folder
+from mobillm_flower.backbones import Backbone, fingerprint, load_backbone, resolve_folder
 from mobillm_flower.backbones.attach import Mixer, with_side_output
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks import discriminant as _  # noqa: F401 - registers itself
-from mobillm_flower.core.side_networks.additive import ActivationBatch, SideNetworkConfig, state_for
-from mobillm_flower.core.side_networks.causal import CausalSideNetwork
-from mobillm_flower.core.side_networks.upper_layers import UpperLayersSideNetwork
-from mobillm_flower.core.targets import base_prediction, predict_logit, predict_square
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import (
+    ActivationBatch,
+    CausalSideNetwork,
+    SideNetworkConfig,
+    UpperLayersSideNetwork,
+    state_for,
+)
+from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.activations import read_activations
@@ -38,32 +43,6 @@ from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _FORMAT = 1
 _READ = 64  # samples of language modelling whose activations are held at a time
-
-
-@dataclass(frozen=True)
-class PredictionRule:
-    """How s(A) and p_b become scores.
-
-    Parameters
-    ----------
-    loss : {"square", "logit"}
-        p_b + s/c, or log p_b + s. Objective `label` uses "logit" for classes and "square" for numbers. For tokens
-        "square", with the last hidden state in the place of p_b.
-    scale : float
-        c.
-    use_base : bool
-        Whether p_b takes part; False where the server trained without it.
-    """
-
-    loss: str
-    scale: float
-    use_base: bool = True
-
-    def scores(self, side: Tensor, base: Tensor) -> Tensor:
-        """Return scores [B, K] from s(A) [B, K] and p_b [B, K]."""
-        if not self.use_base:
-            base = torch.zeros_like(base) if self.loss == "square" else torch.ones_like(base)
-        return predict_square(side, base, self.scale) if self.loss == "square" else predict_logit(side, base)
 
 
 @dataclass(frozen=True)

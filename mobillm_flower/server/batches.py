@@ -12,7 +12,7 @@ from torch import Tensor
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.rows import RowRef, Rows

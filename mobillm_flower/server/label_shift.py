@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.objective import recovered_truth
 from mobillm_flower.server.rows import Rows

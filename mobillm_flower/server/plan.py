@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.language import Head
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.side_networks.upper_layers import Upper, UpperLayersSideNetwork
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server.batches import BatchLoader

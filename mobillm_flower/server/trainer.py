@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.discriminant import ClassSums, DiscriminantSideNetwork
 from mobillm_flower.errors import CacheError
 from mobillm_flower.runs.folder import write_atomically

@@ -21,12 +21,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.registry import Registry
-from mobillm_flower.core.side_networks.additive import state_for
+from mobillm_flower.core.side_networks import state_for
 from mobillm_flower.errors import CacheFull, MismatchError, MobiLLMError, PacketRejected, RunFailed
-from mobillm_flower.models.side_tuned import PredictionRule, save_side_network
+from mobillm_flower.models.side_tuned import save_side_network
 from mobillm_flower.server import ActivationCache, RunFolder
 from mobillm_flower.server.diagnosis import diagnose
 from mobillm_flower.server.plan import (

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.server.plan import last_round, note_backbones, note_round

@@ -9,7 +9,7 @@ from logging import WARNING, getLogger
 
 from flwr.app import Message, RecordDict
 
-from mobillm_flower.backbones.describe import BackboneInfo
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal

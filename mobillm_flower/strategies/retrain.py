@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from mobillm_flower.backbones import BackboneInfo
 from mobillm_flower.config import Settings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import save_side_network
 from mobillm_flower.server import ActivationCache, RunFolder

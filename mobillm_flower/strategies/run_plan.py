@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mobillm_flower.backbones import BackboneInfo, fingerprint, resolve_folder
+from mobillm_flower.backbones import fingerprint, resolve_folder
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.load import choose_device, load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.errors import MismatchError, UnsupportedError
-from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.tasks.extraction import extraction_spec

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.backbones.public import public_transform, text_hash
 from mobillm_flower.config import EngineName, Settings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mobillm_flower.core.side_networks.additive import AlignmentSpec
+from mobillm_flower.core.side_networks import AlignmentSpec
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.privacy.protect import Protection
 

@@ -12,8 +12,8 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from mobillm_flower.backbones.describe import BackboneInfo
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -185,7 +185,7 @@ class EvaluationRequest:
     side_config : SideNetworkConfig
         How to build it, this device's backbone type only.
     prediction : dict
-        How s(A) and p_b become a prediction, see `mobillm_flower.models.side_tuned.PredictionRule`.
+        How s(A) and p_b become a prediction, see `mobillm_flower.core.prediction.PredictionRule`.
     state : mapping of str to Tensor
         Its weights.
     held : frozenset of bytes

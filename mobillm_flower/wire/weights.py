@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MismatchError
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from mobillm_flower import SideTunedModel
-from mobillm_flower.core.side_networks.additive import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch
 
 INPUTS = ("rows", "lengths", "sequences")
 

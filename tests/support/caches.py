@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.side_networks.additive import AlignmentSpec, SideNetworkConfig
+from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.server import ActivationCache, TrainerOptions

@@ -8,10 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.backbones.describe import BackboneInfo
 from mobillm_flower.config import load_settings, to_yaml
-from mobillm_flower.core.side_networks.additive import AlignmentSpec, SideNetworkConfig
-from mobillm_flower.models.side_tuned import PredictionRule, save_side_network
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
+from mobillm_flower.models.side_tuned import save_side_network
 from mobillm_flower.server import RunFolder
 from tests.support.caches import BACKBONE, BLOCKS, WIDTH, make_spec
 from tests.support.packets import make_contract

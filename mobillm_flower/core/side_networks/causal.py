@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS, ActivationBatch, AdditiveSideNetwork
+from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch
 
 
 @SIDE_NETWORKS.register("causal")

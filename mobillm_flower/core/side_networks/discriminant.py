@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
 from mobillm_flower.errors import MismatchError, SettingsError
 
 _RIDGE = 1.1  # the vectors' covariance is taken for I/d, raised by a tenth

@@ -14,14 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.additive import (
-    ACTIVATIONS,
-    SIDE_NETWORKS,
-    ActivationBatch,
-    Adapter,
-    AlignmentSpec,
-    own_generator,
-)
+from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
 from mobillm_flower.errors import MismatchError, SettingsError
 
 NAME = "upper-layers"

@@ -12,9 +12,9 @@ from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
-from mobillm_flower.core.side_networks.additive import SideNetworkConfig
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
-from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.server.objective import make_loss
 from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
 from mobillm_flower.tasks.extraction import extraction_spec

@@ -5,7 +5,7 @@ import pytest
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.registry import Registry
-from mobillm_flower.core.side_networks.additive import SIDE_NETWORKS
+from mobillm_flower.core.side_networks import SIDE_NETWORKS
 from mobillm_flower.errors import SettingsError
 
 

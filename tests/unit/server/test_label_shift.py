@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from mobillm_flower.core.side_networks.additive import (
-    FLEET_ALIGNMENT_RATE,
+from mobillm_flower.core.side_networks import (
     ActivationBatch,
     AlignmentSpec,
     SideNetworkConfig,
 )
+from mobillm_flower.core.side_networks.additive import FLEET_ALIGNMENT_RATE
 from mobillm_flower.core.targets import predict_logit
 from mobillm_flower.server import ActivationCache, BatchLoader, make_loss
 from mobillm_flower.server.label_shift import LabelShift

@@ -8,7 +8,6 @@ import dataclasses
 import pytest
 import torch
 
-import mobillm_flower.core.side_networks.causal  # noqa: F401 - registers its side network
 from mobillm_flower.config import load_settings
 from mobillm_flower.core import language
 from mobillm_flower.core.placement import moved

@@ -10,8 +10,8 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
-from mobillm_flower.backbones.describe import BackboneInfo
-from mobillm_flower.core.side_networks.additive import AlignmentSpec, SideNetworkConfig
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (

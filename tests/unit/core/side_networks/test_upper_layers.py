@@ -15,7 +15,7 @@ from mobillm_flower.audit.draw import load_devices
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.core.layers import cut_layer
-from mobillm_flower.core.side_networks.additive import ActivationBatch, AlignmentSpec, SideNetworkConfig
+from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import MismatchError, SettingsError, UnsupportedError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache

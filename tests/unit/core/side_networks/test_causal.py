@@ -9,10 +9,9 @@ import torch
 
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
-from mobillm_flower.core.side_networks.additive import ActivationBatch, AlignmentSpec, SideNetworkConfig
-from mobillm_flower.core.side_networks.causal import CausalSideNetwork
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, CausalSideNetwork, SideNetworkConfig
 from mobillm_flower.errors import UnsupportedError
-from mobillm_flower.models.side_tuned import PredictionRule
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks import Samples, read_tokens
 from mobillm_flower.tasks.extraction import extraction_spec

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from mobillm_flower.core.side_networks.additive import (
+from mobillm_flower.core.side_networks import (
     SIDE_NETWORKS,
     ActivationBatch,
     AdditiveSideNetwork,

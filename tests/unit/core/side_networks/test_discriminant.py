@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobillm_flower.core.side_networks.additive import ActivationBatch, AlignmentSpec, SideNetworkConfig, state_for
+from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig, state_for
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.protect import Protection
 

@@ -1,0 +1,196 @@
+"""What a side network takes and gives, the registry of side networks, and how one is built again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.placement import moved
+from mobillm_flower.core.registry import Registry
+from mobillm_flower.errors import MismatchError
+
+PER_TYPE = ("alignment", "heads")
+"""First part of the names of parameters that one backbone type has for itself; its fingerprint is the second."""
+
+
+@dataclass(frozen=True)
+class AlignmentSpec:
+    """What one backbone type feeds in.
+
+    Parameters
+    ----------
+    width : int
+        d_b.
+    num_vectors : int
+        P, the vectors of a packed row.
+    layers_above : int
+        Layers of the backbone above the last one that is sampled; other than 0 only where the side network runs them.
+    """
+
+    width: int
+    num_vectors: int
+    layers_above: int = 0
+
+    @property
+    def num_features(self) -> int:
+        """P·d_b, the length of a flattened row."""
+        return self.width * self.num_vectors
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations of samples of one backbone type.
+
+    Parameters
+    ----------
+    backbone : str
+        The type's fingerprint.
+    rows : Tensor
+        [N, M, P·d_b] float32; one row a sample, or with pivot `all` one row a token, samples one after another.
+    lengths : Tensor or None
+        [B] int64, rows of each sample, with pivot `all`; None means one row a sample (N = B).
+    sequences : Tensor or None
+        [S] int64, rows of each text in language modelling: its tokens in order, and s(A) is wanted of each.
+    """
+
+    backbone: str
+    rows: Tensor
+    lengths: Tensor | None = None
+    sequences: Tensor | None = None
+
+    def to(self, device: torch.device) -> ActivationBatch:
+        """Return it on a device, see `moved`."""
+        return replace(
+            self,
+            rows=moved(self.rows, device),
+            lengths=None if self.lengths is None else moved(self.lengths, device),
+            sequences=None if self.sequences is None else moved(self.sequences, device),
+        )
+
+
+class SideNetwork(Protocol):
+    """What the trainer and the model need of a side network; an `nn.Module` besides."""
+
+    def __call__(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K] float32, samples in the order of the batches."""
+
+    def learning_rate_factor(self, parameter: str) -> float:
+        """Return what the trainer multiplies the learning rate of a named parameter with."""
+
+
+SIDE_NETWORKS: Registry[Callable[..., nn.Module]] = Registry("side network")
+"""Side networks by the name that `side-network.name` gives: what makes one from a `SideNetworkConfig`'s fields."""
+
+
+@dataclass(frozen=True)
+class SideNetworkConfig:
+    """Everything that is needed to build a side network again; its JSON travels with the weights.
+
+    Parameters
+    ----------
+    name : str
+        Name in `SIDE_NETWORKS`; the other fields are what is given to the class it names.
+    types : mapping of str to AlignmentSpec
+        Backbone fingerprint to input shape.
+    num_blocks : int
+        M, the sampled layers.
+    width : int
+        d, what alignments map to.
+    bottleneck : int
+        r, the width inside an adapter.
+    num_outputs : int
+        K.
+    activation : str
+        Activation function, φ.
+    input_norm : bool
+        Whether rows are layer-normalised first; False where they are standardised with public constants.
+    identity_alignment : bool
+        Whether rows are taken as they are; only in a run of one type with d = d_b and P = 1.
+    joined : tuple of str
+        Types that came later; each has an alignment of its own in any case.
+    seed : int
+        What initial weights are drawn from.
+    """
+
+    name: str
+    types: Mapping[str, AlignmentSpec]
+    num_blocks: int
+    width: int
+    bottleneck: int
+    num_outputs: int
+    activation: str = "gelu"
+    input_norm: bool = True
+    identity_alignment: bool = False
+    joined: tuple[str, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(cls, types: Mapping[str, AlignmentSpec], *, width: int = 0, **others: Any) -> SideNetworkConfig:
+        """Choose width and alignment for the types of a run.
+
+        Width 0 takes the backbone's own for one type, the larger of two, the lower median of more (Fed MobiLLM,
+        2508.06765). A single type with P = 1 and d = d_b is aligned by the identity.
+        """
+        widths = sorted(spec.width for spec in types.values())
+        width = width or (widths[-1] if len(widths) <= 2 else widths[(len(widths) - 1) // 2])
+        identity = len(types) == 1 and all(s.num_vectors == 1 and s.width == width for s in types.values())
+        return cls(types=dict(types), width=width, identity_alignment=identity, **others)
+
+    def build(self) -> nn.Module:
+        """Make a fresh side network."""
+        arguments = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        return SIDE_NETWORKS[self.name](**arguments)
+
+    def only(self, backbone: str) -> SideNetworkConfig:
+        """Return the part that one backbone type needs: its own alignment and what is shared.
+
+        Raises
+        ------
+        MismatchError
+            The type has no alignment here.
+        """
+        if backbone not in self.types:
+            raise MismatchError(
+                f"backbone {backbone[:12]} was not part of the run that trained this side network (it knows "
+                f"{', '.join(name[:12] for name in self.types)}); use one of those backbones"
+            )
+        return replace(
+            self,
+            types={backbone: self.types[backbone]},
+            joined=tuple(name for name in self.joined if name == backbone),
+        )
+
+    def joined_by(self, backbone: str, spec: AlignmentSpec) -> SideNetworkConfig:
+        """Return the side network with one more type; what is shared and the others' alignments stay as they are."""
+        return replace(self, types={**self.types, backbone: spec}, joined=(*self.joined, backbone))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SideNetworkConfig:
+        """Read back `to_dict`."""
+        types = {name: AlignmentSpec(**spec) for name, spec in values["types"].items()}
+        return cls(**{**values, "types": types, "joined": tuple(values.get("joined", ()))})
+
+
+def state_for(state: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """Return the entries of a side network's state that one backbone type needs; the others' alignments stay out.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        By parameter name.
+    backbone : str
+        The type's fingerprint.
+    """
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name.split(".")[0] not in PER_TYPE or name.split(".")[1] == backbone
+    }
