@@ -13,6 +13,24 @@ class SettingsError(MobiLLMError, ValueError):
     """A setting is unknown, of the wrong type, or out of range."""
 
 
+class ArgumentError(MobiLLMError, ValueError):
+    """A value that a function of `core` was given cannot be used; see `config.compatibility.settings_of`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's.
+    value : object
+        What was given.
+    problem : str
+        What is wrong with it, as the rest of a sentence that begins with the value.
+    """
+
+    def __init__(self, name: str, value: object, problem: str) -> None:
+        super().__init__(f"{name}={value!r} {problem}")
+        self.name, self.value, self.problem = name, value, problem
+
+
 class DataError(MobiLLMError, ValueError):
     """A data set cannot be read, or a row of it cannot be used for the task."""
 

@@ -31,6 +31,7 @@ from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.streaming.from_disk import OnDisk, load_from_disk
 from mobillm_flower.backbones.streaming.streamed import LayerWeights, StoredLayers, StreamedEngine
+from mobillm_flower.config.compatibility import check_engine
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError, UnsupportedError
@@ -176,10 +177,7 @@ def load_backbone(
         The device is not there, or the architecture cannot be handled, with what was looked for.
     """
     if engine == "onnx":
-        if plan is not None:
-            raise SettingsError(
-                "backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers"
-            )
+        check_engine(engine, precision=precision, device=device, memory_budget=plan is not None)
 
         def load(precision: str, device: str) -> Backbone:
             return load_backbone(

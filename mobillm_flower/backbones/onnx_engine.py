@@ -30,7 +30,7 @@ from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.core.pivots import Pivot
-from mobillm_flower.errors import SettingsError, UnsupportedError
+from mobillm_flower.errors import UnsupportedError
 
 TOLERANCE = {"fp32": 1e-3, "int8": 0.25}
 """By precision: largest difference of a graph's pivots from torch's fp32 over their norm, with which it is used."""
@@ -55,19 +55,10 @@ def onnx_backbone(
     precision : {"fp32", "int8"}
         int8: weights by output channel; activations with one scale a batch and product, found as it runs.
     device : str
-        "auto" or "cpu".
+        "auto" or "cpu"; `check_engine` refuses others.
     prediction : sequence
         What the base logits depend on beside the weights, for the cache.
-
-    Raises
-    ------
-    SettingsError
-        Another precision or device.
     """
-    if precision not in TOLERANCE:
-        raise SettingsError(f"backbone.precision={precision!r} must be fp32 or int8 with backbone.engine=onnx")
-    if device not in ("auto", "cpu"):
-        raise SettingsError(f"backbone.device={device!r} must be auto or cpu with backbone.engine=onnx")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read as it is imported; on otherwise
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:

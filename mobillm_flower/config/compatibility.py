@@ -1,27 +1,27 @@
-"""What settings must hold that no single part can tell; names in registries are checked where they are looked up."""
+"""Which settings go together: the one place that says which of them need, exclude or imply others.
+
+`check_settings` holds what settings alone tell, and is called when they are loaded. The other functions hold what also
+depends on the data, the backbone or the fleet; they take the few plain values of these that they need.
+"""
 
 from __future__ import annotations
 
-import math
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
 from mobillm_flower.config.parts import CHOOSERS, EngineName, Objective, Partition, Precision, Settings
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.config.parts.ranges import check_ranges
+from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
+
+UPPER_LAYERS = "upper-layers"
 
 
-def check(settings: Settings) -> None:
-    """Refuse values that no part could use; names that live in registries are checked where they are looked up."""
+def check_settings(settings: Settings) -> None:
+    """Refuse values out of range, and settings that do not go together whatever the data, backbone and fleet are."""
     for part in fields(settings):
-        for item in fields(getattr(settings, part.name)) if is_dataclass(getattr(settings, part.name)) else ():
-            value = getattr(getattr(settings, part.name), item.name)
-            key = f"{part.name}.{item.name}".replace("_", "-")
-            if any(
-                isinstance(n, float) and not math.isfinite(n) for n in (value if isinstance(value, list) else [value])
-            ):
-                raise SettingsError(f"{key}={value!r} must be finite")
-            for words, holds in item.metadata.items():
-                if not holds(value):
-                    raise SettingsError(f"{key}={value!r} must be {words}")
+        if is_dataclass(values := getattr(settings, part.name)):
+            check_ranges(part.name, values)
     acts, data = settings.activations, settings.data
     if acts.noise_sigma > 0 and acts.clip_norm == 0:
         raise SettingsError(
@@ -30,6 +30,8 @@ def check(settings: Settings) -> None:
         )
     _check_privacy(settings)
     _check_engine(settings)
+    _check_side_network(settings)
+    _check_bi_encoder(settings)
     if settings.backbone.name in CHOOSERS and not settings.backbone.choices:
         raise SettingsError(
             f"backbone.choices=[] must be given when backbone.name={settings.backbone.name}, such as minilm@2,minilm@4"
@@ -43,15 +45,37 @@ def check(settings: Settings) -> None:
         raise SettingsError("data.partition-column='' must be named when data.partition=natural")
 
 
+def check_engine(engine: str, *, precision: str, device: str, memory_budget: bool) -> None:
+    """Refuse number formats, devices and a memory budget that ONNX Runtime does not take here.
+
+    Parameters
+    ----------
+    engine, precision, device : str
+        Values of `backbone.engine`, `backbone.precision` and `backbone.device`.
+    memory_budget : bool
+        Whether the backbone must run within one.
+    """
+    if engine != EngineName.onnx:
+        return
+    if precision not in (Precision.fp32, Precision.int8):
+        raise SettingsError(f"backbone.precision={precision} must be fp32 or int8 with backbone.engine=onnx")
+    if device not in ("auto", "cpu"):
+        raise SettingsError(f"backbone.device={device!r} must be auto or cpu with backbone.engine=onnx")
+    if memory_budget:
+        raise SettingsError("backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers")
+
+
 def _check_engine(settings: Settings) -> None:
-    """Refuse numbers that the engine does not compute in, and those of a batch where each sample counts by itself."""
+    """Refuse what the engine does not compute in, and numbers of a batch where each sample counts by itself."""
     backbone, acts, private = settings.backbone, settings.activations, settings.privacy
+    check_engine(
+        backbone.engine,
+        precision=backbone.precision,
+        device=backbone.device,
+        memory_budget=backbone.memory_budget_mib > 0,
+    )
     if backbone.engine == EngineName.torch:
         return
-    if backbone.precision not in (Precision.fp32, Precision.int8):
-        raise SettingsError(f"backbone.precision={backbone.precision} must be fp32 or int8 with backbone.engine=onnx")
-    if backbone.device not in ("auto", "cpu"):
-        raise SettingsError(f"backbone.device={backbone.device!r} must be auto or cpu with backbone.engine=onnx")
     if backbone.precision == Precision.int8 and (
         acts.noise_sigma or private.joint_epsilon or private.activation_epsilon
     ):
@@ -69,11 +93,6 @@ def _check_privacy(settings: Settings) -> None:
         raise SettingsError(
             f"privacy.joint-epsilon={joint!r} covers activations and label together; leave out "
             "privacy.activation-epsilon and privacy.label-epsilon"
-        )
-    if settings.side_network.name == "discriminant" and settings.loss.name != "logit":
-        raise SettingsError(
-            f"loss.name={settings.loss.name} cannot be used with side-network.name=discriminant, whose scores are "
-            "logits; choose loss.name=logit"
         )
     if private.mixing and (settings.loss.name != "square" or settings.loss.objective == Objective.label):
         raise SettingsError(
@@ -117,3 +136,238 @@ def _check_privacy(settings: Settings) -> None:
             "privacy.joint-epsilon and privacy.label-epsilon protect the label of a classification under "
             "loss.objective=difference; numbers, and labels sent as they are, have no such protection"
         )
+
+
+def _check_side_network(settings: Settings) -> None:
+    """Refuse losses and activations that the side network cannot be trained on."""
+    if settings.side_network.name == "discriminant" and settings.loss.name != "logit":
+        raise SettingsError(
+            f"loss.name={settings.loss.name} cannot be used with side-network.name=discriminant, whose scores are "
+            "logits; choose loss.name=logit"
+        )
+    if settings.side_network.name == UPPER_LAYERS:
+        acts, private = settings.activations, settings.privacy
+        _refuse_upper_layers(
+            {
+                f"activations.num-blocks={acts.num_blocks} asks for several layers": acts.num_blocks > 1,
+                "backbone.engine=onnx has them elsewhere: choose torch": settings.backbone.engine is EngineName.onnx,
+                "activations.standardise, clip-norm and noise-sigma change them": bool(
+                    acts.standardise or acts.clip_norm or acts.noise_sigma
+                ),
+                f"activations.projection={acts.projection} changes them": bool(acts.projection),
+                "privacy.joint-epsilon and privacy.activation-epsilon change them": bool(
+                    private.joint_epsilon or private.activation_epsilon
+                ),
+                f"privacy.mixing={private.mixing} changes them": bool(private.mixing),
+            }
+        )
+
+
+def _refuse_upper_layers(reasons: dict[str, bool]) -> None:
+    """Raise for the first reason that holds: layers go on from each token's states as the layer below leaves them."""
+    for reason, holds in reasons.items():
+        if holds:
+            raise SettingsError(
+                f"side-network.name={UPPER_LAYERS} runs the backbone's upper layers from the states of a lower one, "
+                f"but {reason}"
+            )
+
+
+def _check_bi_encoder(settings: Settings) -> None:
+    """Refuse what a comparison of two texts that ran by themselves cannot be combined with."""
+    acts = settings.activations
+    if not acts.bi_encoder:
+        return
+    prompt = settings.task.prompt
+    refused = {
+        "data.pair-column is empty": not settings.data.pair_column,
+        f"task.prompt={prompt!r} makes one text of both": bool(prompt),
+        "activations.standardise, clip-norm and noise-sigma fit public texts, not pairs": bool(
+            acts.standardise or acts.clip_norm or acts.noise_sigma
+        ),
+        f"activations.projection={acts.projection} fits public texts, not pairs": bool(acts.projection),
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
+
+
+def check_pivot(settings: Settings, pivot: str, *, every_token: bool, predicts_tokens: bool) -> None:
+    """Refuse a pivot that does not go with the other settings, and what language modelling cannot be combined with.
+
+    Parameters
+    ----------
+    settings : Settings
+        The server's or the device's.
+    pivot : str
+        Name of the pivot, where `activations.pivot=auto` has been resolved.
+    every_token : bool
+        Whether the pivot keeps every token.
+    predicts_tokens : bool
+        Whether the task is language modelling.
+    """
+    acts = settings.activations
+    if acts.projection and every_token:
+        raise SettingsError(
+            f"activations.projection={acts.projection} makes one vector of a sample, activations.pivot={pivot} gives "
+            "one a token; choose another pivot, such as mean"
+        )
+    if predicts_tokens:
+        _check_token_states(settings, pivot, every_token=every_token)
+    if acts.bi_encoder and every_token:
+        raise SettingsError(
+            f"activations.bi-encoder=true compares the two texts of a pair, but activations.pivot={pivot} keeps every "
+            "token, and two texts have not as many"
+        )
+    if settings.side_network.name == UPPER_LAYERS:
+        _refuse_upper_layers(
+            {
+                f"activations.pivot={pivot} makes a few vectors of a text: choose all": not every_token,
+                "task.kind=language-modelling has no labels": predicts_tokens,
+            }
+        )
+
+
+def _check_token_states(settings: Settings, pivot: str, *, every_token: bool) -> None:
+    """Refuse what language modelling cannot be combined with: the server needs each token's last hidden state."""
+    acts, private = settings.activations, settings.privacy
+    if not every_token:
+        raise SettingsError(
+            f"activations.pivot={pivot} makes a few vectors of a text; language modelling takes every token in the "
+            "loss: choose activations.pivot=all or auto"
+        )
+    changed = {
+        "activations.standardise": acts.standardise,
+        "activations.clip-norm": acts.clip_norm,
+        "activations.noise-sigma": acts.noise_sigma,
+        "activations.projection": acts.projection,
+        "activations.keep": acts.keep < 1 and acts.keep,
+        "privacy.joint-epsilon": private.joint_epsilon,
+        "privacy.activation-epsilon": private.activation_epsilon,
+        "privacy.label-epsilon": private.label_epsilon,
+        "privacy.mixing": private.mixing,
+    }
+    for key, value in changed.items():
+        if value:
+            raise SettingsError(
+                f"{key}={value!r} cannot be used with language modelling: the server adds the side network's output to "
+                "the last hidden state as the model has it, which this would change; leave it out"
+            )
+
+
+def check_training(
+    settings: Settings,
+    *,
+    num_types: int,
+    pivot: str,
+    every_token: bool,
+    predicts_tokens: bool,
+    predicts_numbers: bool,
+) -> None:
+    """Refuse a side network or a loss that does not go with the task and the fleet.
+
+    Parameters
+    ----------
+    settings : Settings
+        The server's.
+    num_types : int
+        Backbone types of the fleet.
+    pivot : str
+        Name of the pivot, where `activations.pivot=auto` has been resolved.
+    every_token : bool
+        Whether it keeps every token.
+    predicts_tokens, predicts_numbers : bool
+        Whether the task is language modelling, or regression.
+
+    Raises
+    ------
+    UnsupportedError
+        Language modelling or upper layers with several backbone types, language modelling with a side network that
+        predicts classes only; a causal side network where a text has one vector.
+    SettingsError
+        The logit loss of numbers.
+    """
+    name = settings.side_network.name
+    if predicts_tokens and (num_types > 1 or name == "discriminant"):
+        raise UnsupportedError(
+            f"language modelling takes one backbone type and a network that is trained by steps, not {num_types} "
+            f"types and side-network.name={name}; give all devices one backbone"
+        )
+    if name == UPPER_LAYERS and num_types > 1:
+        raise UnsupportedError(
+            f"side-network.name={UPPER_LAYERS} runs the layers of one backbone type, and there are {num_types}; "
+            "give all devices one backbone, or choose side-network.name=additive"
+        )
+    if name == "causal" and not predicts_tokens and not every_token:
+        raise UnsupportedError(
+            f"side-network.name=causal reads the tokens of a text one after another, and activations.pivot={pivot} "
+            "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
+        )
+    if predicts_numbers and settings.loss.name == "logit" and settings.loss.objective == Objective.difference:
+        raise SettingsError("loss.name=logit needs classes; use loss.name=square for regression")
+
+
+def check_difference_strategy(settings: Settings) -> None:
+    """Refuse settings of a strategy whose devices upload prediction differences that make them upload labels."""
+    if settings.loss.objective != Objective.difference:
+        raise SettingsError(
+            "strategy=pae uploads prediction differences: set loss.objective=difference, or choose strategy=mobillm"
+        )
+
+
+def check_label_strategy(settings: Settings, *, every_token: bool) -> None:
+    """Refuse settings of MobiLLM that do not upload labels and, by the pivot, every token."""
+    if settings.loss.objective != Objective.label:
+        raise SettingsError("strategy=mobillm uploads labels: set loss.objective=label, or choose strategy=pae")
+    if not every_token:
+        raise SettingsError(
+            "strategy=mobillm uploads every token: set activations.pivot=all instead of "
+            f"{settings.activations.pivot!r}, or choose strategy=pae"
+        )
+
+
+def check_labels(settings: Settings, labels: Sequence[str], *, predicts_tokens: bool, pair_in_prompt: bool) -> None:
+    """Refuse label words that are not one a label, and a prompt that language modelling cannot fill in."""
+    words, prompt = settings.task.label_words, settings.task.prompt
+    if words and len(words) != len(labels):
+        raise SettingsError(
+            f"task.label-words has {len(words)} words for {len(labels)} labels; give one for each, in order"
+        )
+    if predicts_tokens and pair_in_prompt:
+        raise SettingsError(f"task.prompt={prompt!r} must not hold {{text_pair}}: the response follows the prompt")
+
+
+def check_pair_column(settings: Settings, *, needs_pair: bool, needs_response: bool) -> None:
+    """Refuse data of one column where the task reads two texts, or where a prompt asks for a response."""
+    if settings.data.pair_column:
+        return
+    if needs_pair:
+        raise SettingsError("task.kind=pairs needs data.pair-column, the column of the second text")
+    if needs_response:
+        raise SettingsError(
+            f"task.prompt={settings.task.prompt!r} needs data.pair-column, the column of responses; plain texts have "
+            "no prompt"
+        )
+
+
+def check_rounds(strategy: str, num_rounds: int) -> None:
+    """Refuse a strategy that trains on the devices without a number of rounds."""
+    if num_rounds < 1:
+        raise SettingsError(f"strategy={strategy} trains for rounds.num-rounds rounds; give it, such as 10")
+
+
+@contextlib.contextmanager
+def settings_of(**settings: str) -> Iterator[None]:
+    """Raise what a function says of its arguments as said of the settings that they come from.
+
+    Parameters
+    ----------
+    **settings : str
+        Dotted key of a setting by the name of an argument.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        if error.name not in settings:
+            raise
+        raise SettingsError(f"{settings[error.name]}={error.value!r} {error.problem}") from error

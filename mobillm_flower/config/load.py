@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mobillm_flower.config.compatibility import check
+from mobillm_flower.config.compatibility import check_settings
 from mobillm_flower.config.parts import Settings
 from mobillm_flower.errors import SettingsError
 
@@ -105,7 +105,7 @@ def load_settings(
         _set(config, key, value)
     settings = OmegaConf.to_object(config)
     assert isinstance(settings, Settings)
-    check(settings)
+    check_settings(settings)
     return settings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 
 def sample_layers(
@@ -34,7 +34,7 @@ def sample_layers(
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         M is larger than L, the explicit list does not fit, or the scheme is unknown.
 
     Examples
@@ -47,17 +47,21 @@ def sample_layers(
     if layers:
         chosen = tuple(layers)
         if list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] != depth:
-            raise SettingsError(
-                f"activations.layers={list(chosen)} must ascend from 1 or later and end with the backbone's last layer "
-                f"{depth}; to stop earlier, load fewer layers with backbone.layers"
+            raise ArgumentError(
+                "layers",
+                list(chosen),
+                f"must ascend from 1 or later and end with the backbone's last layer {depth}; to stop earlier, load "
+                "fewer layers of it",
             )
         if num_blocks not in (0, len(chosen)):
-            raise SettingsError(f"activations.layers names {len(chosen)} layers, but {num_blocks} blocks are asked for")
+            raise ArgumentError(
+                "layers", list(chosen), f"names {len(chosen)} layers, but {num_blocks} blocks are asked for"
+            )
         return chosen
     num_blocks = num_blocks or depth
     if not 1 <= num_blocks <= depth:
-        raise SettingsError(
-            f"activations.num-blocks={num_blocks}: a backbone of {depth} layers has at most {depth} blocks"
+        raise ArgumentError(
+            "num_blocks", num_blocks, f"cannot be had: a backbone of {depth} layers has at most {depth} blocks"
         )
     if scheme == "uniform":
         return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
@@ -69,7 +73,7 @@ def sample_layers(
         for i in range(num_blocks):
             ends[i] = max(ends[i], i + 1)
         return tuple(ends)
-    raise SettingsError(f"activations.sampling={scheme!r} must be uniform or top-heavy")
+    raise ArgumentError("scheme", scheme, "must be uniform or top-heavy")
 
 
 def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:
@@ -84,7 +88,7 @@ def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         There is no layer on one side, or several layers are named.
 
     Examples
@@ -94,8 +98,9 @@ def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:
     """
     chosen = tuple(layers) or (max(1, round(depth / 3)),)
     if len(chosen) != 1 or not 1 <= chosen[0] < depth:
-        raise SettingsError(
-            f"activations.layers={list(chosen)} must be one layer from 1 to {depth - 1}, above which the side network "
-            f"runs the others of {depth}"
+        raise ArgumentError(
+            "layers",
+            list(chosen),
+            f"must be one layer from 1 to {depth - 1}, above which the side network runs the others of {depth}",
         )
     return (chosen[0],)

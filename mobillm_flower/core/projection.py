@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,26 @@ def fit_projection(activations: Tensor, dimensions: int) -> Projection:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         There are too few texts, or they vary in fewer directions.
     """
     rows = activations.flatten(1).double()
     most = min(len(rows) - 1, rows.shape[1])
     if dimensions > most:
-        raise SettingsError(
-            f"activations.projection={dimensions} needs more than {len(rows)} public texts, and at most "
-            f"{rows.shape[1]} values a sample; choose at most {most}, or give more in activations.public-text"
+        raise ArgumentError(
+            "dimensions",
+            dimensions,
+            f"needs more than {len(rows)} public texts, and at most {rows.shape[1]} values a sample; choose at most "
+            f"{most}, or give more public texts",
         )
     centre = rows.mean(0)
     _, singular, directions = torch.linalg.svd(rows - centre, full_matrices=False)
     singular, directions = singular[:dimensions], directions[:dimensions]
     if float(singular[-1]) <= 1e-6 * float(singular[0]):
-        raise SettingsError(
-            f"activations.projection={dimensions}: the public texts vary in fewer directions; choose fewer, or give "
-            "more varied texts in activations.public-text"
+        raise ArgumentError(
+            "dimensions",
+            dimensions,
+            "is too many: the public texts vary in fewer directions; choose fewer, or give more varied public texts",
         )
     largest = directions.abs().argmax(1, keepdim=True)
     directions = directions * directions.gather(1, largest).sign()

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mobillm_flower.core import language
 from mobillm_flower.core.targets import logit_loss, recover, square_loss
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.target_bytes import TargetBatch
 
@@ -64,15 +64,15 @@ def make_loss(
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         The logit loss is asked for numbers, or tokens are to be predicted without a head.
     """
     if contract.per_token:
         if head is None:
-            raise SettingsError("language modelling needs the backbone's head; give `head`")
+            raise ArgumentError("head", head, "cannot be left out: language modelling needs the backbone's head")
         return _token_loss(head, objective=objective, loss=loss, scale=scale)
     if loss == "logit" and objective == "difference" and contract.is_regression:
-        raise SettingsError("loss.name=logit needs classes; use loss.name=square for regression")
+        raise ArgumentError("loss", loss, "needs classes; use the square loss for regression")
 
     kept, flipped = label_rates
 

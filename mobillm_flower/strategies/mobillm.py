@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mobillm_flower.config import Objective, Settings
+from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import check_label_strategy
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.errors import SettingsError
 from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy
 
 
@@ -20,11 +20,5 @@ class MobiLLM(SideTuningStrategy):
 
     def check(self, settings: Settings) -> None:
         """Need objective `label` and a pivot that keeps every token."""
-        if settings.loss.objective != Objective.label:
-            raise SettingsError("strategy=mobillm uploads labels: set loss.objective=label, or choose strategy=pae")
         pivot = settings.activations.pivot
-        if pivot == "auto" or not PIVOTS[pivot].per_token:
-            raise SettingsError(
-                f"strategy=mobillm uploads every token: set activations.pivot=all instead of {pivot!r}, or choose "
-                "strategy=pae"
-            )
+        check_label_strategy(settings, every_token=pivot != "auto" and PIVOTS[pivot].per_token)

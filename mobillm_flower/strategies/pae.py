@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mobillm_flower.config import Objective, Settings
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import check_difference_strategy
 from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy
 
 
@@ -18,7 +18,4 @@ class PaeMobiLLM(SideTuningStrategy):
 
     def check(self, settings: Settings) -> None:
         """Need objective `difference`."""
-        if settings.loss.objective != Objective.difference:
-            raise SettingsError(
-                "strategy=pae uploads prediction differences: set loss.objective=difference, or choose strategy=mobillm"
-            )
+        check_difference_strategy(settings)

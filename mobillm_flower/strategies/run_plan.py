@@ -11,13 +11,14 @@ from mobillm_flower.backbones import fingerprint, resolve_folder
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.load import choose_device, load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
+from mobillm_flower.config.compatibility import check_training
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.core.targets import automatic_scale
-from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.errors import MismatchError
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -56,30 +57,21 @@ def make_plan(
 
     Raises
     ------
-    UnsupportedError
-        Language modelling or upper layers with several backbone types, language modelling with a side network that
-        predicts classes only; a causal side network where a text has one vector.
+    SettingsError, UnsupportedError
+        See `extraction_spec` and `check_training`.
     """
-    if contract.per_token and (len(backbones) > 1 or settings.side_network.name == "discriminant"):
-        raise UnsupportedError(
-            f"language modelling takes one backbone type and a network that is trained by steps, not {len(backbones)} "
-            f"types and side-network.name={settings.side_network.name}; give all devices one backbone"
-        )
-    if settings.side_network.name == UPPER_LAYERS and len(backbones) > 1:
-        raise UnsupportedError(
-            f"side-network.name={UPPER_LAYERS} runs the layers of one backbone type, and there are {len(backbones)}; "
-            "give all devices one backbone, or choose side-network.name=additive"
-        )
-    if settings.side_network.name == "causal" and not contract.per_token:
-        pivot = settings.activations.pivot
-        if not PIVOTS[pivot].per_token:
-            raise UnsupportedError(
-                f"side-network.name=causal reads the tokens of a text one after another, and activations.pivot={pivot} "
-                "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
-            )
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
+    pivot = next(iter(specs.values())).pivot
+    check_training(
+        settings,
+        num_types=len(specs),
+        pivot=pivot,
+        every_token=PIVOTS[pivot].per_token,
+        predicts_tokens=contract.per_token,
+        predicts_numbers=contract.is_regression,
+    )
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
         name=settings.side_network.name,

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.public import public_transform, text_hash
-from mobillm_flower.config import EngineName, Settings
+from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import UPPER_LAYERS, check_pivot, settings_of
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks import upper_layers as upper
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import MismatchError
 from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
@@ -42,25 +42,17 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         A name is not registered, or the layers do not fit the backbone.
     """
     wanted = settings.activations
-    every_token = settings.side_network.name == upper.NAME
-    name = wanted.pivot if wanted.pivot != "auto" else "all" if every_token else backbone.default_pivot
+    upper_layers = settings.side_network.name == UPPER_LAYERS
+    name = wanted.pivot if wanted.pivot != "auto" else "all" if upper_layers else backbone.default_pivot
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)
-    if wanted.projection and PIVOTS[name].per_token:
-        raise SettingsError(
-            f"activations.projection={wanted.projection} makes one vector of a sample, activations.pivot={name} gives "
-            "one a token; choose another pivot, such as mean"
-        )
-    if backbone.vocabulary:
-        _check_tokens(settings, name)
-    if wanted.bi_encoder:
-        _check_pairs(settings, name, standardise=standardise)
-    if every_token:
-        _check_upper(settings, backbone, name)
-        layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
-    else:
-        layers = sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers)
+    check_pivot(settings, name, every_token=PIVOTS[name].per_token, predicts_tokens=bool(backbone.vocabulary))
+    with settings_of(layers="activations.layers", num_blocks="activations.num-blocks", scheme="activations.sampling"):
+        if upper_layers:
+            layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
+        else:
+            layers = sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:
@@ -94,73 +86,6 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
     )
 
 
-def _check_upper(settings: Settings, backbone: BackboneInfo, pivot: str) -> None:
-    """Refuse what layers cannot go on from: they need each token's states as the layer below leaves them."""
-    acts, private = settings.activations, settings.privacy
-    refused = {
-        f"activations.pivot={pivot} makes a few vectors of a text: choose all": not PIVOTS[pivot].per_token,
-        f"activations.num-blocks={acts.num_blocks} asks for several layers": acts.num_blocks > 1,
-        "task.kind=language-modelling has no labels": bool(backbone.vocabulary),
-        "backbone.engine=onnx has them elsewhere: choose torch": settings.backbone.engine is EngineName.onnx,
-        "activations.standardise, clip-norm and noise-sigma change them": bool(
-            acts.standardise or acts.clip_norm or acts.noise_sigma
-        ),
-        f"activations.projection={acts.projection} changes them": bool(acts.projection),
-        "privacy.joint-epsilon and privacy.activation-epsilon change them": bool(
-            private.joint_epsilon or private.activation_epsilon
-        ),
-        f"privacy.mixing={private.mixing} changes them": bool(private.mixing),
-    }
-    for reason, holds in refused.items():
-        if holds:
-            raise SettingsError(
-                f"side-network.name={upper.NAME} runs the backbone's upper layers from the states of a lower one, but "
-                f"{reason}"
-            )
-
-
-def _check_pairs(settings: Settings, pivot: str, *, standardise: bool) -> None:
-    """Refuse what a comparison of two texts that ran by themselves cannot be combined with."""
-    acts = settings.activations
-    refused = {
-        "data.pair-column is empty": not settings.data.pair_column,
-        f"activations.pivot={pivot} keeps every token, and two texts have not as many": PIVOTS[pivot].per_token,
-        f"task.prompt={settings.task.prompt!r} makes one text of both": bool(settings.task.prompt),
-        "activations.standardise, clip-norm and noise-sigma fit public texts, not pairs": standardise,
-        f"activations.projection={acts.projection} fits public texts, not pairs": bool(acts.projection),
-    }
-    for reason, holds in refused.items():
-        if holds:
-            raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
-
-
-def _check_tokens(settings: Settings, pivot: str) -> None:
-    """Refuse what language modelling cannot be combined with: the server needs each token's last hidden state."""
-    acts, private = settings.activations, settings.privacy
-    if not PIVOTS[pivot].per_token:
-        raise SettingsError(
-            f"activations.pivot={pivot} makes a few vectors of a text; language modelling takes every token in the "
-            "loss: choose activations.pivot=all or auto"
-        )
-    changed = {
-        "activations.standardise": acts.standardise,
-        "activations.clip-norm": acts.clip_norm,
-        "activations.noise-sigma": acts.noise_sigma,
-        "activations.projection": acts.projection,
-        "activations.keep": acts.keep < 1 and acts.keep,
-        "privacy.joint-epsilon": private.joint_epsilon,
-        "privacy.activation-epsilon": private.activation_epsilon,
-        "privacy.label-epsilon": private.label_epsilon,
-        "privacy.mixing": private.mixing,
-    }
-    for key, value in changed.items():
-        if value:
-            raise SettingsError(
-                f"{key}={value!r} cannot be used with language modelling: the server adds the side network's output to "
-                "the last hidden state as the model has it, which this would change; leave it out"
-            )
-
-
 def fitted_transform(
     spec: ExtractionSpec, backbone: Backbone, *, max_length: int, file: str = "", remembered_in: Path | None = None
 ) -> Callable[[Tensor], Tensor] | None:
@@ -186,15 +111,16 @@ def fitted_transform(
             f"shift, scale or projection were fitted on the public text {fitted_on}, activations.public-text="
             f"{file!r} is {text_hash(file)}; give the same file on the server, on devices and for predictions"
         )
-    return public_transform(
-        backbone,
-        layers=spec.layers,
-        pivot=spec.pivot,
-        max_length=max_length,
-        dimensions=spec.row_shape[2] if spec.projection else 0,
-        file=file,
-        remembered_in=remembered_in,
-    )
+    with settings_of(dimensions="activations.projection"):
+        return public_transform(
+            backbone,
+            layers=spec.layers,
+            pivot=spec.pivot,
+            max_length=max_length,
+            dimensions=spec.row_shape[2] if spec.projection else 0,
+            file=file,
+            remembered_in=remembered_in,
+        )
 
 
 def release_guarantee(spec: ExtractionSpec, contract: TaskContract, *, delta: float) -> Guarantee:

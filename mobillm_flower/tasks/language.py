@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.config import Settings
-from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.config.compatibility import check_pair_column
+from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.task import TASKS, Samples, read_text_column
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
@@ -31,15 +32,11 @@ class LanguageTask:
 
     def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
         """Read the prompt and response columns, or the text column; no label column is read."""
+        check_pair_column(settings, needs_pair=False, needs_response=bool(contract.prompt))
         texts = read_text_column(rows, settings.data.text_column, "data.text-column")
         responses = None
         if settings.data.pair_column:
             responses = read_text_column(rows, settings.data.pair_column, "data.pair-column")
-        elif contract.prompt:
-            raise SettingsError(
-                f"task.prompt={contract.prompt!r} needs data.pair-column, the column of responses; plain texts have no "
-                "prompt"
-            )
         return Samples(texts, responses, torch.zeros(len(texts)))
 
     def predictions(self, scores: Tensor) -> Tensor:

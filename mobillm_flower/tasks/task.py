@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import check_labels, check_pair_column
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
@@ -124,12 +125,11 @@ class TextTask:
 
     def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
         """Read text, pair and label columns; labels are class names or class numbers."""
+        check_pair_column(settings, needs_pair=self.needs_pair, needs_response=False)
         texts = read_text_column(rows, settings.data.text_column, "data.text-column")
         pairs = None
         if settings.data.pair_column:
             pairs = read_text_column(rows, settings.data.pair_column, "data.pair-column")
-        elif self.needs_pair:
-            raise SettingsError("task.kind=pairs needs data.pair-column, the column of the second text")
         column = _column(rows, settings.data.label_column, "data.label-column")
         if self.regression:
             return Samples(texts, pairs, _numbers(column, contract))
@@ -167,32 +167,27 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
     metric = settings.task.metric if settings.task.metric != "auto" else task.default_metric()
     per_token = predicts_tokens(settings)
     TOKEN_METRICS[metric] if per_token else METRICS[metric]
-    words, prompt = settings.task.label_words, settings.task.prompt
-    if words and len(words) != len(labels):
-        raise SettingsError(
-            f"task.label-words has {len(words)} words for {len(labels)} labels; give one for each, in order"
-        )
+    prompt, fields = settings.task.prompt, set[str]()
     if prompt:
         try:
             parsed = [part for part in string.Formatter().parse(prompt) if part[1] is not None]
         except ValueError as error:
             raise SettingsError(f"task.prompt={prompt!r} has unbalanced braces: {error}") from error
-        fields = {name for _, name, _, _ in parsed}
+        fields = {name for _, name, _, _ in parsed if name is not None}
         plain = not any(form or conversion for _, _, form, conversion in parsed)
         if "text" not in fields or fields - {"text", "text_pair"} or not plain:
             raise SettingsError(
                 f"task.prompt={prompt!r} must hold {{text}}, may hold {{text_pair}}, and nothing else in braces"
             )
-        if per_token and "text_pair" in fields:
-            raise SettingsError(f"task.prompt={prompt!r} must not hold {{text_pair}}: the response follows the prompt")
-    elif per_token and settings.data.pair_column:
+    check_labels(settings, labels, predicts_tokens=per_token, pair_in_prompt="text_pair" in fields)
+    if not prompt and per_token and settings.data.pair_column:
         prompt = "{text}"  # of plain texts alone it is empty
     regression = not labels and not per_token
     return TaskContract(
         kind=settings.task.kind,
         labels=labels,
         prompt=prompt,
-        label_words=tuple(words),
+        label_words=tuple(settings.task.label_words),
         max_length=settings.task.max_length,
         label_range=tuple(settings.task.label_range) if regression else (),
         metric=metric,

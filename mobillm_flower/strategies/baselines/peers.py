@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
-from mobillm_flower.errors import MobiLLMError, RunFailed, SettingsError
+from mobillm_flower.config.compatibility import check_rounds
+from mobillm_flower.errors import MobiLLMError, RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.server import RunFolder
 from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
@@ -46,8 +47,7 @@ class PeerStrategy(FedAvg):
         self.settings = settings or load_settings(overrides=[f"strategy={self.name}"])
         devices = max(self.settings.data.num_devices, 1)
         super().__init__(min_train_nodes=devices, min_evaluate_nodes=devices, min_available_nodes=devices)
-        if not self.settings.rounds.num_rounds:
-            raise SettingsError(f"strategy={self.name} trains for rounds.num-rounds rounds; give it, such as 10")
+        check_rounds(self.name, self.settings.rounds.num_rounds)
         self._run_path = Path(run_path) if run_path else None
         self.contract: TaskContract
         self._bytes_down: dict[int, int] = {}

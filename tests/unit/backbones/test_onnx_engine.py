@@ -180,7 +180,7 @@ def test_settings_that_the_engine_cannot_keep_are_refused(changes: dict[str, obj
 
 def test_loading_refuses_them_too(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "bert", "bert"))
-    with pytest.raises(SettingsError, match=r"backbone.precision='nf4' must be fp32 or int8"):
+    with pytest.raises(SettingsError, match=r"backbone.precision=nf4 must be fp32 or int8"):
         load_backbone(folder, engine="onnx", precision="nf4")
     with pytest.raises(SettingsError, match=r"backbone.device='cuda' must be auto or cpu"):
         load_backbone(folder, engine="onnx", device="cuda")

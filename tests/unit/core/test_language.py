@@ -14,7 +14,7 @@ from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig
-from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+from mobillm_flower.errors import ArgumentError, DataError, SettingsError, UnsupportedError
 from mobillm_flower.server.objective import make_loss
 from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -290,7 +290,7 @@ def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective, n
 
 
 def test_language_modelling_needs_a_head():
-    with pytest.raises(SettingsError, match="needs the backbone's head"):
+    with pytest.raises(ArgumentError, match="needs the backbone's head"):
         make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
 
 

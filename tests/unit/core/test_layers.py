@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from mobillm_flower.core.layers import sample_layers
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 DEPTHS = range(1, 65)
 
@@ -78,12 +78,12 @@ def test_zero_blocks_means_one_block_a_layer(scheme):
 @pytest.mark.parametrize("scheme", ["uniform", "top-heavy"])
 @pytest.mark.parametrize("num_blocks", [-1, 13])
 def test_more_blocks_than_layers_are_refused(scheme, num_blocks):
-    with pytest.raises(SettingsError, match=rf"num-blocks={num_blocks}: a backbone of 12 layers has at most 12"):
+    with pytest.raises(ArgumentError, match=rf"num_blocks={num_blocks} cannot be had: .* has at most 12"):
         sample_layers(12, num_blocks, scheme=scheme)
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(SettingsError, match="'bottom-heavy' must be uniform or top-heavy"):
+    with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform or top-heavy"):
         sample_layers(12, 4, scheme="bottom-heavy")
 
 
@@ -94,10 +94,10 @@ def test_an_explicit_list_overrides_the_scheme(num_blocks):
 
 @pytest.mark.parametrize("layers", [[4, 1, 12], [4, 4, 12], [0, 12], [-1, 12], [1, 4], [1, 12, 13]])
 def test_an_explicit_list_must_ascend_and_end_with_the_last_layer(layers):
-    with pytest.raises(SettingsError, match=r"must ascend from 1 .* last layer 12"):
+    with pytest.raises(ArgumentError, match=r"must ascend from 1 .* last layer 12"):
         sample_layers(12, 0, layers=layers)
 
 
 def test_an_explicit_list_must_agree_with_the_block_count():
-    with pytest.raises(SettingsError, match="names 2 layers, but 3 blocks"):
+    with pytest.raises(ArgumentError, match="names 2 layers, but 3 blocks"):
         sample_layers(12, 3, layers=[6, 12])

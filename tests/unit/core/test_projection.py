@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mobillm_flower.core.projection import Projection, fit_projection
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_a_sample_at_the_centre_has_some_direction():
 
 
 def test_too_few_public_texts_are_refused(public):
-    with pytest.raises(SettingsError, match="needs more than 40 public texts"):
+    with pytest.raises(ArgumentError, match="needs more than 40 public texts"):
         fit_projection(public[:40], 48)
     same = public[:1].expand(60, -1, -1, -1)
-    with pytest.raises(SettingsError, match="vary in fewer directions"):
+    with pytest.raises(ArgumentError, match="vary in fewer directions"):
         fit_projection(same + 1e-12, 2)
