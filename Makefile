@@ -4,12 +4,19 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
 EXTRAS := simulation,demo,bench,text,onnx,dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# On Linux the name of the CPU build, so that no GPU build (gigabytes) can be taken; elsewhere the plain one has no GPU.
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+# Another version of Flower that is supported, for `make test-flower`: the main environment with that Flower before it.
+VERSION ?= 1.41.0
+OTHER := .venv/flower-$(VERSION)
 
-.PHONY: demo test test-slow check docs pages bench examples clean help
+.PHONY: demo test test-slow test-flower check docs pages bench examples clean help
 
 help:
 	@echo "make demo   set up, run the quickstart (twenty devices, one a person), print the results table"
 	@echo "make test   set up, run the tests but the slow ones (whole runs on a SuperLink: make test-slow)"
+	@echo "make test-flower VERSION=1.41.0   one simulation and one SuperLink run with another version of Flower"
 	@echo "make check  ruff, mypy, import rules, wheel contents"
 	@echo "make docs   set up, build the documentation into site/"
 	@echo "make pages  write the generated pages of docs/ again, from the settings and from benchmarks/results/"
@@ -19,8 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "mobillm-flower needs Python 3.11 or later; run: make PYTHON=python3.11 demo"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(PIP) '$(TORCH)' || $(PIP) '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -33,6 +40,19 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
+$(OTHER)/.installed: $(STAMP)
+	rm -rf $(OTHER)
+	$(BIN)/python -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps flwr==$(VERSION)
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		"$$($(OTHER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-flower: $(OTHER)/.installed
+	$(OTHER)/bin/python -c 'import flwr; print("flwr", flwr.__version__); assert flwr.__version__ == "$(VERSION)"'
+	$(OTHER)/bin/python -m pytest -m flower
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +61,7 @@ check: $(STAMP)
 	$(BIN)/python .ci/check_wheel.py
 
 $(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	@touch $(DOCS_STAMP)
 
 docs: $(DOCS_STAMP)

