@@ -74,6 +74,7 @@ def run_app(
     run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home = run_path / "flower"
     home.mkdir(exist_ok=True)
+    log = home / "superlink.log"
     toml = home / "run_config.toml"
     _write_toml(toml, app.run_config([*overrides, f"run.folder={run_path}"]))
     cores = os.cpu_count() or 1
@@ -85,16 +86,18 @@ def run_app(
         run_id = connection.submit(app, toml, federation)
         on_event({"event": "submitted", "run": run_id})
         seen = EventReader(run_path / "events.jsonl", run_id, on_event)
-        status = watch(
-            connection,
-            run_id,
-            seen,
-            on_event=on_event,
-            lost=lambda: "" if superlink.poll() is None else f"flower-superlink ended with code {superlink.returncode}",
-            timeout_s=timeout_s,
-        )
+        try:
+            status = watch(
+                connection,
+                run_id,
+                seen,
+                on_event=on_event,
+                lost=lambda: "" if superlink.poll() is None else f"flower-superlink ended, code {superlink.returncode}",
+                timeout_s=timeout_s,
+            )
+        except RunFailed as error:
+            raise RunFailed(f"{error}. The log is {log}") from None
     if status != "finished:completed" or seen.outcome != "completed":
-        log = home / "superlink.log"
         reason = seen.reason or last_error(log.read_text("utf-8", "replace"))
         raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {log}")
     return RunOutcome(run_path, status, time.monotonic() - began, run_id)
@@ -143,12 +146,12 @@ def run_on(
     run_path = run_folder(settings, run_id)
     seen = EventReader(run_path / "events.jsonl", run_id, on_event)
     status = watch(connection, run_id, seen, on_event=on_event)
-    if status != "finished:completed" or (seen.found and seen.outcome != "completed"):
+    if status != "finished:completed" or (seen.begun and seen.outcome != "completed"):
         reason = seen.reason or connection.last_error(run_id)
         raise RunFailed(
             f"{app.folder.name} ended as {status}: {reason}. The log is that of `flwr log {run_id} {superlink}`"
         )
-    return RunOutcome(run_path if seen.found else None, status, time.monotonic() - began, run_id)
+    return RunOutcome(run_path if seen.begun else None, status, time.monotonic() - began, run_id)
 
 
 def _write_toml(file: Path, words: Mapping[str, Any]) -> None:

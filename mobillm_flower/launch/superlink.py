@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from mobillm_flower.errors import RunFailed, SettingsError
 from mobillm_flower.launch.app import App
 
 _START_S = 120.0
+_ANSWER_S = 120.0  # for one of Flower's commands
+_SUBMIT_S = 600.0  # the same for `flwr run`, which builds the app and sends it
+_LOCAL = ":local"  # addresses of SuperLinks that `flwr run` starts in the background begin so
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,17 @@ class Connection:
         Raises
         ------
         RunFailed
-            Flower did not accept it; with its reason.
+            Flower did not accept it, with its reason; or did not answer.
         """
         words = ["run", str(app.folder), self.name, "--format", "json", "--run-config", str(run_config)]
-        answer = self.flwr(*words, *(["--federation-config", federation] if federation else []))
+        words += ["--federation-config", federation] if federation else []
+        try:
+            answer = self.flwr(*words, timeout_s=_SUBMIT_S)
+        except subprocess.TimeoutExpired as error:
+            raise RunFailed(
+                f"flwr run did not answer for {_SUBMIT_S:g} s; whether it submitted {app.folder.name}, flwr list "
+                f"{self.name} tells"
+            ) from error
         parsed = _json(answer.stdout)
         if not parsed.get("success") or "run-id" not in parsed:
             reason = parsed.get("error-message") or (answer.stdout + answer.stderr).strip()[-600:]
@@ -73,19 +84,22 @@ class Connection:
 
     def status(self, run_id: str) -> str:
         """Return Flower's word for how a run stands, such as "finished:failed"; "unknown" where it does not say."""
-        answer = self.flwr("list", self.name, "--run-id", run_id, "--format", "json")
+        try:
+            answer = self.flwr("list", self.name, "--run-id", run_id, "--format", "json", timeout_s=_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            return "unknown"
         runs = _json(answer.stdout).get("runs") or [{}]
         return str(runs[0].get("status", "unknown"))
 
     def last_error(self, run_id: str) -> str:
         """Return the last line of the ServerApp's log that speaks of an error, as the SuperLink has it."""
         try:
-            answer = self.flwr("log", run_id, self.name, "--show", timeout_s=60)
+            answer = self.flwr("log", run_id, self.name, "--show", timeout_s=_ANSWER_S)
         except subprocess.TimeoutExpired:
             return "nothing was logged"
         return last_error(answer.stdout)
 
-    def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    def flwr(self, *words: str, timeout_s: float = _ANSWER_S) -> subprocess.CompletedProcess[str]:
         """Run one of Flower's commands to its end; its exit code may not tell the truth."""
         return subprocess.run(
             [program("flwr", self.environment), *words],
@@ -133,7 +147,8 @@ def named_connection(name: str, home: Path | None = None) -> Connection:
     Raises
     ------
     SettingsError
-        The file cannot be read, or has no such connection.
+        The file cannot be read, has no such connection, or that one is to a SuperLink that Flower starts itself: it is
+        found by its port, whoever started it, and keeps the environment that it was started with.
     """
     home = (home or Path(os.environ.get("FLWR_HOME") or "~/.flwr")).expanduser().resolve()
     file = home / "config.toml"
@@ -144,6 +159,12 @@ def named_connection(name: str, home: Path | None = None) -> Connection:
     names = sorted(key for key, value in known.items() if isinstance(value, dict))
     if name not in names:
         raise SettingsError(f"{file} has no [superlink.{name}]; it has {', '.join(names) or 'no connection'}")
+    address = str(known[name].get("address", _LOCAL))
+    if address.startswith(_LOCAL):
+        raise SettingsError(
+            f"[superlink.{name}] in {file} has the address {address!r}: a SuperLink that Flower starts in the "
+            "background, or finds there; to simulate, leave --superlink out"
+        )
     return Connection(name, flower_environment(home))
 
 
@@ -195,12 +216,12 @@ def started(
 def wait_healthy(
     process: subprocess.Popen[bytes], address: str, log: Path, *, trusted: ssl.SSLContext | None = None
 ) -> None:
-    """Wait until a SuperLink answers.
+    """Wait until a SuperLink answers, and see that it is the one that was started.
 
     Parameters
     ----------
     process : Popen
-        The SuperLink.
+        The SuperLink; it, or a process that it started, listens at `address`.
     address : str
         Its address, with http:// or https://.
     log : Path
@@ -211,8 +232,9 @@ def wait_healthy(
     Raises
     ------
     RunFailed
-        It ended, or did not answer in time.
+        It ended, did not answer in time, or another program has its port and answers in its place.
     """
+    port = urllib.parse.urlsplit(address).port or 443
 
     def healthy() -> bool:
         with (
@@ -228,9 +250,26 @@ def wait_healthy(
             said = last_error(log.read_text("utf-8", "replace"))
             raise RunFailed(f"flower-superlink ended with code {process.returncode}: {said}. The log is {log}")
         if healthy():
-            return
+            if _listens(process.pid, port):
+                return
+            raise RunFailed(
+                f"a program that was not started here listens at {address} and answers in the place of "
+                f"flower-superlink; end it, or choose another port. The log is {log}"
+            )
         time.sleep(0.2)
     raise RunFailed(f"flower-superlink was not ready after {_START_S:g} s. The log is {log}")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process, or one that it started, has a listening socket on a port."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for member in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sockets = member.net_connections("inet")
+                if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
+                    return True
+    return False
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -251,10 +290,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def program(name: str, environment: Mapping[str, str]) -> str:
     """Return the path of one of Flower's programs; raises RunFailed where it is not installed."""
-    found = shutil.which(name, path=environment["PATH"])
-    if found is None:
+    path = shutil.which(name, path=environment["PATH"])
+    if path is None:
         raise RunFailed(f"{name} is not installed beside {sys.executable}; pip install 'mobillm-flower[simulation]'")
-    return found
+    return path
 
 
 def free_port() -> int:

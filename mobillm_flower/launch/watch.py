@@ -17,6 +17,8 @@ _SILENCE_S = 60.0  # without events, ask Flower whether the run is still going; 
 _START_S = 20.0  # the same before the first event
 _ASK_S = 10.0  # the same for a run on a SuperLink that is not ours, while its events are not seen
 _LOST_S = 120.0  # without an answer about the run, nothing is known of it any more
+_WAITING = ("pending", "starting")  # Flower's words for a run that is not running yet
+_PENDING_S = 600.0  # in one of these, without an event: what the run waits for does not come
 
 
 class EventReader:
@@ -33,7 +35,7 @@ class EventReader:
 
     Attributes
     ----------
-    found : bool
+    begun : bool
         Whether a line of the run was seen.
     outcome, reason : str
         What its last event says of how it ended; empty while it goes on.
@@ -42,7 +44,7 @@ class EventReader:
     def __init__(self, file: Path, run_id: str, on_event: OnEvent) -> None:
         self._file, self._run_id, self._on_event = file, run_id, on_event
         self._at = 0
-        self.found = False
+        self.begun = False
         self.outcome = ""
         self.reason = ""
 
@@ -64,8 +66,8 @@ class EventReader:
     def _take(self, event: dict[str, Any]) -> None:
         if event.get("run") != self._run_id:
             return
-        if not self.found:
-            self.found = True
+        if not self.begun:
+            self.begun = True
             self._on_event({"event": "found", "folder": str(self._file.parent)})
         if event["event"] == "finished":
             self.outcome, self.reason = event["outcome"], event.get("reason", "")
@@ -106,11 +108,11 @@ def watch(
     Raises
     ------
     RunFailed
-        It took longer than `timeout_s`, or the SuperLink does not answer any more.
+        It took longer than `timeout_s`, does not begin, or the SuperLink does not answer any more.
     """
     now = time.monotonic()
     deadline = now + timeout_s if timeout_s else None
-    heard = asked = answered = now
+    heard = asked = answered = changed = now
     known = ""
     foreign = lost is None
     while True:
@@ -120,7 +122,7 @@ def watch(
             return f"lost: {reason}"
         now = time.monotonic()
         late = deadline is not None and now > deadline
-        patience = _SILENCE_S if seen.found else _ASK_S if foreign else _START_S
+        patience = _SILENCE_S if seen.begun else _ASK_S if foreign else _START_S
         if seen.outcome or late or now - max(heard, asked) > patience:
             status = connection.status(run_id)
             asked = time.monotonic()
@@ -137,6 +139,19 @@ def watch(
                     f"flwr list {connection.name} --run-id {run_id}"
                 )
             if status not in (known, "unknown"):
-                known = status
+                known, changed = status, asked
                 on_event({"event": "status", "status": status})
+            if known in _WAITING and not seen.begun and asked - changed > _PENDING_S:
+                raise RunFailed(_not_begun(connection.name, run_id, known, is_submitted=foreign))
         time.sleep(_LOOK_S)
+
+
+def _not_begun(name: str, run_id: str, status: str, *, is_submitted: bool) -> str:
+    """Say that a run does not begin, and what to look at."""
+    what = f"the run has been {status} for {_PENDING_S:g} s: the SuperLink has not started its ServerApp"
+    if not is_submitted:
+        return what
+    return (
+        f"{what}. Another run may be ahead of it, or nobody executes runs there. It stays submitted: "
+        f"`flwr list {name}` shows the others, `flwr stop {run_id} {name}` takes it back"
+    )
