@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from mobillm_flower import __version__
-from mobillm_flower.audit.attack import Attacked, attack
 from mobillm_flower.audit.attacks.empirical_epsilon import (
     EpsilonCheck,
     check_gaussian,
@@ -24,14 +23,15 @@ from mobillm_flower.audit.attacks.empirical_epsilon import (
     check_randomized_response,
 )
 from mobillm_flower.audit.attacks.labels import argmax_of_draws
+from mobillm_flower.audit.attacks.pivots import attack_pivots
 from mobillm_flower.audit.attacks.sequences import SequenceDecoder
-from mobillm_flower.audit.cells import AS_SET, MIXING, UNPROTECTED, Cell, grid
+from mobillm_flower.audit.attacks.texts import Embed, read_public_texts
+from mobillm_flower.audit.cell import Attacked, attack
 from mobillm_flower.audit.draw import FULL, QUICK, Draw, Size, draw, load_devices
 from mobillm_flower.audit.finding import combine
-from mobillm_flower.audit.pivots import attack_pivots
+from mobillm_flower.audit.grid import AS_SET, MIXING, UNPROTECTED, Cell, grid
 from mobillm_flower.audit.plain_words import plain_words
-from mobillm_flower.audit.run_rows import device_folders, run_side_network, run_uploads
-from mobillm_flower.audit.text_attacks import Embed, read_public_texts
+from mobillm_flower.audit.run_uploads import device_folders, run_side_network, run_uploads
 from mobillm_flower.audit.uploads import RememberingBackbone
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobillm_flower.audit.attacks.linear import Ridge, components
 from mobillm_flower.audit.finding import Measured, of_auc, of_scores
-from mobillm_flower.audit.linear import Ridge, components
 
 _FEATURES = 128
 _LINK_FEATURES = 64

@@ -12,9 +12,9 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from mobillm_flower.audit.attacks.linear import components
 from mobillm_flower.audit.attacks.secret_mixing import random_key
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.linear import components
 from mobillm_flower.core.targets import difference
 from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.wire.target_bytes import TargetBatch

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mobillm_flower.audit.attacks.linear import eigen
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.linear import eigen
 
 LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of leaked samples that the key is recovered from."""

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mobillm_flower.audit.attacks.texts import Vocabulary, word_list
+from mobillm_flower.audit.attacks.linear import Ridge, components
+from mobillm_flower.audit.attacks.words import Vocabulary, word_list
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.linear import Ridge, components
 from mobillm_flower.tasks import Samples
 
 _END, _OTHER = 0, 1  # end (and beginning) of a text; a word out of the vocabulary, which is read and never written
@@ -142,7 +142,7 @@ class SequenceDecoder:
         clean : Tensor
             [N, D'], what the decoder's own texts are under these settings without noise.
         scale, variance : float
-            What the mechanism multiplies with, and the noise on each value; see `audit.texts.signal`.
+            What the mechanism multiplies with, and the noise on each value; see `linear.signal`.
         frequent : sequence of str
             The most frequent words, for the baseline.
         """

@@ -1,205 +1,165 @@
-"""Text recovery: which words, and which text, a server reads out of uploaded activations.
-
-The attacker knows the public backbone, so that he can make uploads of texts of his own under the same settings and
-learn from them what an upload says.
-"""
+"""All attacks on the texts of one cell's uploads."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mobillm_flower.audit.attacks.linear import signal
+from mobillm_flower.audit.attacks.lookup import nearest_text
+from mobillm_flower.audit.attacks.sequences import SequenceDecoder
+from mobillm_flower.audit.attacks.words import WordDecoder, word_f1, words
+from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.linear import Ridge, components
+from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, spec_of
+from mobillm_flower.backbones import public_text
+from mobillm_flower.config import Settings
+from mobillm_flower.tasks import Samples, render
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
-MAX_WORDS = 1000
-"""Words of the attacker's vocabulary."""
-_HELD_OUT = 5  # one of so many public texts chooses strength and threshold
-_WORD = re.compile(r"\w+(?:'\w+)?")
+Embed = Callable[[Sequence[str]], Tensor]
+"""Texts to sentence embeddings [B, D]."""
 
-
-def word_list(text: str) -> tuple[str, ...]:
-    """Return a text's words in lower case, in order."""
-    return tuple(_WORD.findall(text.lower()))
-
-
-def words(text: str) -> frozenset[str]:
-    """Return a text's words in lower case, each once."""
-    return frozenset(word_list(text))
+_EMBEDDED = 100  # victims whose recovered text is compared by meaning
 
 
-def word_f1(true: frozenset[str], guessed: frozenset[str]) -> float:
-    """Return F1 of a guessed set of words against the true one."""
-    common = len(true & guessed)
-    return 2 * common / (len(true) + len(guessed)) if common else 0.0
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The most frequent words of public texts, the most frequent first."""
-
-    words: tuple[str, ...]
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Vocabulary:
-        """Count words over texts; ties go by the alphabet."""
-        counts = Counter(word for text in texts for word in words(text))
-        ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(tuple(ordered[:MAX_WORDS]))
-
-    def marks(self, texts: Sequence[str]) -> Tensor:
-        """Return which words a text has, [N, V] float32."""
-        place = {word: i for i, word in enumerate(self.words)}
-        marked = torch.zeros(len(texts), len(self.words))
-        for row, text in enumerate(texts):
-            marked[row, [place[word] for word in words(text) if word in place]] = 1.0
-        return marked
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """What a decoder made of each victim's upload.
+def read_public_texts(
+    settings: Settings, drawn: Draw, *, backbone: RememberingBackbone, sentences: int, seed: int
+) -> SequenceDecoder:
+    """Train a sequence decoder on the attacker's texts and public sentences, by the mean of each sampled layer.
 
     Parameters
     ----------
-    guesses : list of frozenset of str
-        Words, one set a victim.
-    measured : Measured
-        Word F1 and its baseline, the most frequent words for everybody.
-    """
-
-    guesses: list[frozenset[str]]
-    measured: Measured
-
-
-class WordDecoder:
-    """A ridge regression from activations to the words of a text.
-
-    Parameters
-    ----------
-    rows : Tensor
-        [N, D], uploads (or clean activations) of public texts.
-    texts : sequence of str
-        These texts.
+    settings : Settings
+        Those audited, for layers and public text.
+    drawn : Draw
+        Whose public texts the attacker has.
+    backbone : RememberingBackbone
+        Of devices and attacker.
+    sentences : int
+        Most public sentences; none with text pairs.
     seed : int
-        Of the principal components and of the held-out share.
+        Of the training.
     """
-
-    def __init__(self, rows: Tensor, texts: Sequence[str], *, seed: int = 0) -> None:
-        self.vocabulary = Vocabulary.of(texts)
-        self._truth = [words(text) for text in texts]
-        self._reduce = components(rows, seed=seed)
-        order = np.random.default_rng(seed).permutation(len(texts))
-        self._held = order[: max(1, len(texts) // _HELD_OUT)]
-        fitted = torch.from_numpy(order[len(self._held) :].copy())
-        marks = self.vocabulary.marks(texts)
-        self._ridge = Ridge.fit(self._reduce(rows)[fitted], marks[fitted])
-        self._frequent = self._tune(marks.mean(0).expand(len(self._held), -1))[1]
-        self._rows = rows
-
-    def recover(
-        self, victims: Tensor, texts: Sequence[str], *, variance: float | None = None, tuning: Tensor | None = None
-    ) -> Recovered:
-        """Recover words of victims' uploads.
-
-        Parameters
-        ----------
-        victims : Tensor
-            [B, D].
-        texts : sequence of str
-            The truth.
-        variance : float, optional
-            Known variance of the noise on each value: the strength of the ridge is then that, as the best linear
-            estimate from a noisy input has it; otherwise it is chosen on held-out public texts.
-        tuning : Tensor, optional
-            [N, D], uploads of the public texts that the threshold is chosen on; by default those fitted on.
-        """
-        held = self._reduce((self._rows if tuning is None else tuning)[torch.from_numpy(self._held.copy())])
-        strengths = self._ridge.strengths if variance is None else [variance]
-        tuned = [(*self._tune(self._ridge.predict(held, strength)), strength) for strength in strengths]
-        _, threshold, strength = max(tuned)
-        guesses = self._guess(self._ridge.predict(self._reduce(victims), strength), threshold)
-        truth = [words(text) for text in texts]
-        prior = self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0]
-        scores = np.array([word_f1(true, guess) for true, guess in zip(truth, guesses, strict=True)])
-        baseline = float(np.mean([word_f1(true, prior) for true in truth]))
-        return Recovered(guesses, of_scores(scores, baseline))
-
-    def most_frequent(self) -> list[str]:
-        """Return the words that the baseline says of every text, by the alphabet."""
-        return sorted(self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0])
-
-    def _guess(self, scores: Tensor, threshold: float) -> list[frozenset[str]]:
-        """Return the words above a threshold; the best one where there is none."""
-        above = (scores >= torch.minimum(torch.full((len(scores), 1), threshold), scores.amax(1, keepdim=True))).numpy()
-        return [frozenset(self.vocabulary.words[i] for i in np.flatnonzero(row)) for row in above]
-
-    def _tune(self, scores: Tensor) -> tuple[float, float]:
-        """Return (F1, threshold) of the best threshold on the held-out public texts."""
-        truth = [self._truth[i] for i in self._held]
-        marks = self.vocabulary.marks([" ".join(text) for text in truth])
-        sizes = torch.tensor([float(len(text)) for text in truth])
-        best = (0.0, 1.0)
-        for threshold in (0.02, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4):
-            guessed = scores >= threshold
-            common = (guessed * marks).sum(1)
-            f1 = float((2 * common / (sizes + guessed.sum(1)).clamp_min(1)).mean())
-            best = max(best, (f1, threshold))
-        return best
+    contract = next(iter(drawn.fleet.values())).contract
+    samples = drawn.public
+    if samples.pairs is None:
+        more = list(public_text(settings.activations.public_text)[:sentences])
+        samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
+    tokens = backbone.tokenize(*render(samples, contract), contract.max_length)
+    found = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
+    return SequenceDecoder(torch.stack([row.flatten() for row in found]), samples, seed=seed)
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """What a nearest-neighbour search found.
+def clean_features(
+    settings: Settings, spec: ExtractionSpec, contract: TaskContract, samples: Samples, backbone: RememberingBackbone
+) -> Tensor:
+    """Return `clean_rows` with all layers side by side, [N, M·F]."""
+    return clean_rows(settings, spec, contract, samples, backbone).flatten(1)
+
+
+def attack_texts(
+    settings: Settings,
+    uploads: Uploads,
+    public: Uploads,
+    *,
+    backbone: RememberingBackbone,
+    sequences: SequenceDecoder,
+    embed: Embed | None,
+    victims: int,
+    seed: int,
+    each_layer: bool,
+) -> tuple[dict[str, Measured], list[dict[str, Measured]]]:
+    """Recover words, sequences and whole texts of some uploads.
 
     Parameters
     ----------
-    nearest : ndarray
-        [B] int64, candidate of each victim.
-    measured : Measured
-        Share of exact matches; its baseline is one of the candidates by chance.
+    settings : Settings
+        Of the cell.
+    uploads, public : Uploads
+        The devices', and those that the attacker made of his own texts, without a secret rotation.
+    backbone : RememberingBackbone
+        Of devices and attacker.
+    sequences : SequenceDecoder
+        From `read_public_texts`.
+    embed : callable or None
+        For similarity of meaning; None leaves it out.
+    victims : int
+        Most texts that are recovered.
+    seed : int
+        Of the attacks, and of which texts.
+    each_layer : bool
+        Whether to attack each sampled layer by itself too.
+
+    Returns
+    -------
+    tuple
+        What was reached by the attack's name; and for each layer "words", "sequence" and "nearest", or nothing.
     """
-
-    nearest: NDArray[np.int64]
-    measured: Measured
-
-
-def nearest_text(victims: Tensor, candidates: Tensor, truth: NDArray[np.int64], *, scale: float = 1.0) -> Lookup:
-    """Look uploads up among candidates' clean activations.
-
-    Parameters
-    ----------
-    victims : Tensor
-        [B, D], uploads.
-    candidates : Tensor
-        [C, D], activations of texts that the attacker suspects, under the same settings without noise.
-    truth : ndarray
-        [B], the candidate that is each victim's text.
-    scale : float
-        What the mechanism multiplies activations with before noise; see `signal`. Under Gaussian noise the nearest is
-        the likeliest.
-    """
-    nearest = np.asarray(torch.cdist(victims, scale * candidates).argmin(1).numpy(), np.int64)
-    return Lookup(nearest, of_scores(nearest == truth, 1 / len(candidates)))
-
-
-def signal(noisy: Tensor, clean: Tensor) -> tuple[float, float]:
-    """Return (a, σ²) of noisy ≈ a · clean + noise, by least squares over public texts that the attacker put through.
-
-    Parameters
-    ----------
-    noisy, clean : Tensor
-        [N, D], the same texts with the whole mechanism and without its noise.
-    """
-    scale = float((noisy * clean).sum() / clean.square().sum().clamp_min(1e-30))
-    return scale, float((noisy - scale * clean).square().mean())
+    generator = np.random.default_rng(seed)
+    attacked = uploads.take(generator.permutation(len(uploads.samples.texts))[:victims])
+    truth, known = attacked.samples, public.samples
+    own, others, learned = (
+        clean_rows(settings, uploads.spec, uploads.contract, part, backbone)
+        for part in (truth, known, sequences.samples)
+    )
+    clean_victims, clean_public = own.flatten(1), others.flatten(1)
+    decoder = WordDecoder(public.features, known.texts, seed=seed)
+    recovered = decoder.recover(attacked.features, truth.texts)
+    scale, variance = signal(public.features, clean_public)
+    itself = np.arange(len(truth))
+    lookup = nearest_text(attacked.features, torch.cat([clean_victims, clean_public]), itself, scale=scale)
+    other = nearest_text(attacked.features, clean_public, itself, scale=scale)
+    frequent = decoder.most_frequent()
+    written = sequences.recover(
+        attacked.features, truth.texts, learned.flatten(1), scale=scale, variance=variance, frequent=frequent
+    )
+    overlap = [
+        word_f1(words(true), words(known.texts[place])) for true, place in zip(truth.texts, other.nearest, strict=True)
+    ]
+    found = {
+        "text: words": recovered.measured,
+        "text: sequence": written.f1,
+        "text: sequence, exact match": written.exact,
+        "text: nearest of candidates": lookup.measured,
+        "text: words of the nearest other text": of_scores(np.array(overlap), recovered.measured.baseline),
+    }
+    if uploads.is_noisy:
+        naive = WordDecoder(clean_public, known.texts, seed=seed)
+        found["text: words, decoder of clean text"] = naive.recover(attacked.features / scale, truth.texts).measured
+        aware = naive.recover(
+            attacked.features / scale, truth.texts, variance=variance / scale**2, tuning=public.features / scale
+        )
+        found["text: words, decoder that knows the noise"] = aware.measured
+    if embed is not None:
+        some = slice(0, _EMBEDDED)
+        true = embed(truth.texts[some])
+        chance = [known.texts[place] for place in generator.integers(len(known), size=len(true))]
+        for what, guesses, without in (
+            ("the words", [" ".join(sorted(guess)) for guess in recovered.guesses[some]], [" ".join(frequent)]),
+            ("the sequence", [" ".join(text) for text in written.texts[some]], [" ".join(frequent)]),
+            ("the nearest other text", [known.texts[place] for place in other.nearest[some]], chance),
+        ):
+            blind = embed(without).expand(len(true), -1)
+            found[f"text: meaning of {what}"] = cosine_scores(true, embed(guesses), blind)
+    layers = []
+    for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
+        at = attacked.rows[:, block]
+        one = WordDecoder(public.rows[:, block], known.texts, seed=seed)
+        layers.append(
+            {
+                "words": one.recover(at, truth.texts).measured,
+                "sequence": sequences.recover(
+                    at, truth.texts, learned[:, block], scale=scale, variance=variance, frequent=frequent
+                ).f1,
+                "nearest": nearest_text(at, torch.cat([own[:, block], others[:, block]]), itself, scale=scale).measured,
+            }
+        )
+    return found, layers
 
 
 def cosine_scores(truth: Tensor, recovered: Tensor, baseline: Tensor) -> Measured:

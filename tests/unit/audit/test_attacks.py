@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mobillm_flower.audit import finding
-from mobillm_flower.audit.attacks import devices, labels, membership, secret_mixing, texts
+from mobillm_flower.audit.attacks import devices, labels, linear, lookup, membership, secret_mixing, words
+from mobillm_flower.audit.attacks.linear import Ridge, components
 from mobillm_flower.audit.finding import combine, of_auc, of_scores
-from mobillm_flower.audit.linear import Ridge, components
 from mobillm_flower.core.targets import difference
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.wire.target_bytes import TargetBatch
@@ -135,10 +135,10 @@ def bag(some: list[str]) -> torch.Tensor:
 
 def test_words_are_decoded_from_a_linear_function_of_them_and_not_from_noise() -> None:
     public, victims = sentences(1000, 1), sentences(100, 2)
-    found = texts.WordDecoder(bag(public), public).recover(bag(victims), victims).measured
+    found = words.WordDecoder(bag(public), public).recover(bag(victims), victims).measured
     assert found.value > 0.95
     assert found.baseline < 0.4
-    noise = texts.WordDecoder(draws(1000, 80, seed=3), public).recover(draws(100, 80, seed=4), victims).measured
+    noise = words.WordDecoder(draws(1000, 80, seed=3), public).recover(draws(100, 80, seed=4), victims).measured
     assert abs(noise.value - noise.baseline) < 0.05
 
 
@@ -146,13 +146,13 @@ def test_knowing_the_noise_helps_a_decoder_of_clean_text() -> None:
     public, victims = sentences(1500, 1), sentences(200, 2)
     sigma = 8.0
     noisy, noisy_public = bag(victims) + sigma * draws(200, 80, seed=5), bag(public) + sigma * draws(1500, 80, seed=6)
-    scale, variance = texts.signal(noisy_public, bag(public))
+    scale, variance = linear.signal(noisy_public, bag(public))
     assert scale == pytest.approx(1.0, abs=0.05)
     assert variance == pytest.approx(sigma**2, rel=0.05)
-    clean = texts.WordDecoder(bag(public), public)
+    clean = words.WordDecoder(bag(public), public)
     naive = clean.recover(noisy, victims).measured.value
     aware = clean.recover(noisy, victims, variance=variance, tuning=noisy_public).measured.value
-    adaptive = texts.WordDecoder(noisy_public, public).recover(noisy, victims).measured.value
+    adaptive = words.WordDecoder(noisy_public, public).recover(noisy, victims).measured.value
     assert aware > naive + 0.02
     assert adaptive > naive + 0.02
 
@@ -160,15 +160,15 @@ def test_knowing_the_noise_helps_a_decoder_of_clean_text() -> None:
 def test_the_nearest_candidate_is_the_text_itself_unless_noise_drowns_it() -> None:
     victims, others = draws(100, 32, seed=1), draws(400, 32, seed=2)
     candidates, itself = torch.cat([victims, others]), np.arange(100)
-    found = texts.nearest_text(2 * victims + 0.01 * draws(100, 32, seed=3), candidates, itself, scale=2.0)
+    found = lookup.nearest_text(2 * victims + 0.01 * draws(100, 32, seed=3), candidates, itself, scale=2.0)
     assert found.measured.value == 1.0
     assert found.measured.baseline == 1 / 500
-    assert texts.nearest_text(1000 * draws(100, 32, seed=4), candidates, itself).measured.value < 0.1
+    assert lookup.nearest_text(1000 * draws(100, 32, seed=4), candidates, itself).measured.value < 0.1
 
 
 def test_word_f1_counts_common_words_once() -> None:
-    assert texts.word_f1(texts.words("The cat, the dog"), texts.words("the CAT sat")) == pytest.approx(2 / 3)
-    assert texts.word_f1(texts.words("yes"), texts.words("no")) == 0.0
+    assert words.word_f1(words.words("The cat, the dog"), words.words("the CAT sat")) == pytest.approx(2 / 3)
+    assert words.word_f1(words.words("yes"), words.words("no")) == 0.0
 
 
 def test_groups_with_their_own_centres_are_told_apart_and_linked() -> None:

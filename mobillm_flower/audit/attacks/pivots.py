@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobillm_flower.audit.attacks import texts
 from mobillm_flower.audit.attacks.sequences import SequenceDecoder
+from mobillm_flower.audit.attacks.words import Vocabulary, WordDecoder, word_f1, words
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, combine, of_scores
 from mobillm_flower.audit.uploads import joined
@@ -63,7 +63,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
             if PIVOTS[pivot].per_token:
                 measured = _by_token(at[0], at[1], tokens[1], victims.texts, known.texts, backbone)
             else:
-                decoder = texts.WordDecoder(torch.cat(at[1]), known.texts)
+                decoder = WordDecoder(torch.cat(at[1]), known.texts)
                 measured = decoder.recover(torch.cat(at[0]), victims.texts).measured
                 sequence = sequences.recover(torch.cat(at[0]), victims.texts, torch.cat(at[2])).f1
                 written = {"sequence": combine([sequence]).to_dict()}
@@ -94,9 +94,8 @@ def _by_token(
     named = ids[np.concatenate(nearest)]
     ends = np.cumsum([len(sample) for sample in victims])
     guesses = [
-        texts.words(backbone.tokenizer.decode(part.tolist(), skip_special_tokens=True))
-        for part in np.split(named, ends[:-1])
+        words(backbone.tokenizer.decode(part.tolist(), skip_special_tokens=True)) for part in np.split(named, ends[:-1])
     ]
-    scores = [texts.word_f1(texts.words(true), guess) for true, guess in zip(truth, guesses, strict=True)]
-    frequent = texts.words(" ".join(texts.Vocabulary.of(known_texts).words[:5]))
-    return of_scores(np.array(scores), float(np.mean([texts.word_f1(texts.words(true), frequent) for true in truth])))
+    scores = [word_f1(words(true), guess) for true, guess in zip(truth, guesses, strict=True)]
+    frequent = words(" ".join(Vocabulary.of(known_texts).words[:5]))
+    return of_scores(np.array(scores), float(np.mean([word_f1(words(true), frequent) for true in truth])))

@@ -1,4 +1,4 @@
-"""The linear algebra that the attacks share: principal components, and ridge regression over a path of strengths."""
+"""The linear algebra that the attacks share: principal components, ridge regression, the scale of a noisy signal."""
 
 from __future__ import annotations
 
@@ -94,3 +94,15 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         values, vectors = (part.to(matrix.dtype) for part in torch.linalg.eigh(matrix.double()))
     return values, vectors
+
+
+def signal(noisy: Tensor, clean: Tensor) -> tuple[float, float]:
+    """Return (a, σ²) of noisy ≈ a · clean + noise, by least squares over public texts that the attacker put through.
+
+    Parameters
+    ----------
+    noisy, clean : Tensor
+        [N, D], the same texts with the whole mechanism and without its noise.
+    """
+    scale = float((noisy * clean).sum() / clean.square().sum().clamp_min(1e-30))
+    return scale, float((noisy - scale * clean).square().mean())

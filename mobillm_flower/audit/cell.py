@@ -12,11 +12,11 @@ from torch import nn
 
 from mobillm_flower.audit.attacks import devices as whose
 from mobillm_flower.audit.attacks import labels, membership, secret_mixing
+from mobillm_flower.audit.attacks.linear import signal
 from mobillm_flower.audit.attacks.sequences import SequenceDecoder
-from mobillm_flower.audit.attacks.texts import signal
+from mobillm_flower.audit.attacks.texts import Embed, attack_texts, clean_features
 from mobillm_flower.audit.draw import Draw, Size
 from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.text_attacks import Embed, attack_texts, clean_features
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, joined, make_uploads
 from mobillm_flower.config import Settings
 from mobillm_flower.core.prediction import PredictionRule
@@ -88,7 +88,7 @@ def attack(
     backbone : RememberingBackbone
         Of devices and attacker.
     sequences : SequenceDecoder
-        Trained on the attacker's texts; see `text_attacks.read_public_texts`.
+        Trained on the attacker's texts; see `attacks.texts.read_public_texts`.
     embed : callable or None
         For similarity of meaning; None leaves it out.
     size : Size

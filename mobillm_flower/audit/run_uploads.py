@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobillm_flower.audit.attack import Trained
+from mobillm_flower.audit.cell import Trained
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.uploads import Uploads, at_places, decode_all, joined
 from mobillm_flower.backbones import Backbone

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobillm_flower.audit.cells import grid
+from mobillm_flower.audit.grid import grid
 from mobillm_flower.audit.plain_words import plain_words
 from mobillm_flower.config import load_settings
 
