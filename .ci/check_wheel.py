@@ -10,6 +10,8 @@ NEEDED = (
     "mobillm_flower/py.typed",
     "mobillm_flower/backbones/public_text.txt",
     "mobillm_flower/reports/page.css",
+    "mobillm_flower/cli/templates/pyproject.toml.template",
+    "mobillm_flower/cli/templates/rows/classification-train.jsonl",
     "mobillm_flower/tasks/data/phone_messages_train.jsonl",
     "mobillm_flower/tasks/data/phone_messages_test.jsonl",
     "mobillm_flower/strategies/pae.py",
