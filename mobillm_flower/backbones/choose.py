@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.backbones.load import load_backbone, resolve_folder
+from mobillm_flower.backbones.load import load_backbone
 from mobillm_flower.backbones.memory import available_bytes, peak_memory_bytes
 from mobillm_flower.backbones.public import public_text
+from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, BackboneSettings
 from mobillm_flower.errors import SettingsError, UnsupportedError
 

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.errors import SettingsError, UnsupportedError
 
 
 def is_causal(config: Any) -> bool:
@@ -44,6 +44,18 @@ def depth_field(config: Any) -> str:
         f"{config.model_type}: looked for {' or '.join(names)} in its configuration and found none; a backbone is one "
         "stack of layers that reads text (of a model of text and images, its text model alone)"
     )
+
+
+def truncate(config: Any, layers: int) -> None:
+    """Let a configuration describe the first `layers` layers (0: all); raises SettingsError where it has fewer."""
+    field = depth_field(config)
+    depth = getattr(config, field)
+    if layers > depth:
+        raise SettingsError(f"backbone.layers={layers}, but the model has {depth} layers")
+    if layers:
+        setattr(config, field, layers)
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
 
 
 def layer_stack(model: nn.Module, config: Any) -> tuple[str, nn.ModuleList]:

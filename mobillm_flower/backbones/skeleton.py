@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from mobillm_flower.backbones.describe import is_causal, layer_stack
-from mobillm_flower.backbones.load import BACKBONE_SOURCES, resolve_folder, truncate
+from mobillm_flower.backbones.describe import is_causal, layer_stack, truncate
+from mobillm_flower.backbones.sources import BACKBONE_SOURCES, resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import UnsupportedError
 

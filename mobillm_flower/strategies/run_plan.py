@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mobillm_flower.backbones import fingerprint, resolve_folder
+from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.load import choose_device, load_backbone, load_head
+from mobillm_flower.backbones.load import load_backbone, load_head
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training
 from mobillm_flower.core.backbone_info import BackboneInfo

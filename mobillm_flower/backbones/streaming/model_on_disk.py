@@ -13,8 +13,8 @@ from accelerate.hooks import remove_hook_from_submodules  # type: ignore[import-
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.describe import layer_stack
-from mobillm_flower.backbones.streaming.stored import StoredWeights, stored_dtype
-from mobillm_flower.backbones.streaming.streamed import EmbeddingRows
+from mobillm_flower.backbones.streaming.layer_weights import EmbeddingRows
+from mobillm_flower.backbones.streaming.stored_weights import StoredWeights, stored_dtype
 from mobillm_flower.errors import UnsupportedError
 
 

