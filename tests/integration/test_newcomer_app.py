@@ -29,13 +29,15 @@ def test_it_runs_and_its_side_network_predicts(tmp_path: Path, monkeypatch: pyte
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["status"] == "finished:completed"
 
-    for name in ("CODECS", "PIVOTS", "TASKS"):
+    for name in ("CODECS", "PIVOTS", "TASKS", "SIDE_NETWORKS", "STRATEGIES"):
         registry = getattr(mobillm_flower, name)
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.syspath_prepend(str(APP))
     importlib.import_module("newcomer")
     model = SideTunedModel.from_pretrained(run / "side_network", device="cpu")
     assert (model.spec.pivot, model.spec.codec, model.contract.metric) == ("mean+spread", "linear4", "macro-f1")
+    assert type(model.side_network).__name__ == "LayerWeights"
+    assert model.side_network.output.weight.any()  # trained: it started at zero
     assert set(model.predict(["wake me at six", "play some music"]).labels) <= {"other", "time"}
 
     events = [json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines()]

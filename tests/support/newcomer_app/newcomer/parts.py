@@ -1,11 +1,12 @@
-"""A pivot, a codec and a task."""
+"""A pivot, a codec, a task, a side network and a strategy."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
-from mobillm_flower import CODECS, PIVOTS, TASKS, pivot
+from mobillm_flower import CODECS, PIVOTS, SIDE_NETWORKS, STRATEGIES, TASKS, PaeMobiLLM, pivot
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks import Samples
 
@@ -79,3 +80,36 @@ class SpeaksOfTime:
 
 
 TASKS.add("speaks-of-time", SpeaksOfTime())
+
+
+@SIDE_NETWORKS.register("layer-weights")
+class LayerWeights(nn.Module):
+    """One linear map of a learned average over the layers."""
+
+    def __init__(self, *, types, num_blocks, width, num_outputs, seed=0, **_unused):
+        super().__init__()
+        self.alignment = nn.ModuleDict()
+        for name, spec in sorted(types.items()):
+            generator = torch.Generator().manual_seed(seed)
+            layer = nn.Linear(spec.num_features, width, bias=False)
+            with torch.no_grad():
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
+            self.alignment[name] = layer
+        self.layers = nn.Parameter(torch.zeros(num_blocks))
+        self.output = nn.Linear(width, num_outputs)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, batches):
+        weights = self.layers.softmax(0)[None, :, None]  # [1, M, 1]
+        x = torch.cat([self.alignment[batch.backbone]((batch.rows * weights).sum(1)) for batch in batches])  # [B, d]
+        return self.output(torch.tanh(x))
+
+
+@STRATEGIES.register("in-order")
+class InOrder(PaeMobiLLM):
+    """PAE MobiLLM that asks devices in the order of their node ids."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        messages = super().configure_train(server_round, arrays, config, grid)
+        return sorted(messages, key=lambda message: message.metadata.dst_node_id)
