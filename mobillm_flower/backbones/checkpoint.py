@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mobillm_flower.backbones.describe import is_causal
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.model_on_disk import OnDisk, load_from_disk
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -27,9 +28,22 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Where p_b comes from; see `BackboneInfo` and `Backbone`."""
+class Checkpoint:
+    """A loaded model, and what predicts p_b.
 
+    Parameters
+    ----------
+    model : nn.Module
+        The bare model.
+    base_prediction : str
+        As in `BackboneInfo`.
+    predictor, label_head, language_model
+        As in `Backbone`.
+    disk : OnDisk or None
+        The weights that stayed on disk.
+    """
+
+    model: nn.Module
     base_prediction: str = "constant"
     predictor: nn.Module | None = None
     label_head: tuple[Tensor, Tensor | None] | None = None
@@ -51,64 +65,91 @@ class _LabelWords(nn.Linear):
         return super().forward(hidden.float())
 
 
-def load_model(
-    folder: Path,
-    config: Any,
-    precision: str,
-    device: torch.device,
-    num_labels: int,
-    label_words: Sequence[str],
-    tokenizer: Any,
-    language_model: bool,
-    streamed: bool,
-) -> tuple[nn.Module, Prediction]:
-    """Return the bare model, and where p_b comes from."""
-    if precision not in (*_DTYPES, *PACKED):
-        raise SettingsError(f"backbone.precision={precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
-    dtype = _DTYPES.get(precision, torch.float32)
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False}
-    if precision in PACKED and not streamed:
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
-        options |= {"device_map": {"": str(device)}, "quantization_config": packing(precision, device)}
-    names = " ".join(getattr(config, "architectures", None) or [])
-    classifies = "ForSequenceClassification" in names and not config.is_encoder_decoder
-    if language_model and (config.is_encoder_decoder or not is_causal(config)):
+def load_checkpoint(
+    folder: Path, config: Any, tokenizer: Any, options: LoadOptions, device: torch.device
+) -> Checkpoint:
+    """Load a model with the head that predicts p_b, or bare.
+
+    Parameters
+    ----------
+    folder, config, tokenizer
+        The model's folder; transformers' configuration and tokenizer of it.
+    options : LoadOptions
+        Precision, and what the backbone is to predict by itself.
+    device : torch.device
+        Where it goes.
+
+    Raises
+    ------
+    SettingsError
+        The precision is unknown, or label words begin with the same token.
+    UnsupportedError
+        transformers cannot load it, or weights are missing.
+    """
+    if options.precision not in (*_DTYPES, *PACKED):
+        raise SettingsError(f"backbone.precision={options.precision!r} must be fp32, bf16, fp16, int8, nf4 or fp4")
+    if options.language_model and (config.is_encoder_decoder or not is_causal(config)):
         raise UnsupportedError(
             f"{folder.name} ({config.model_type}) predicts no next token: task.kind=language-modelling needs a causal "
             "model, such as OPT, GPT-2, Llama or Qwen"
         )
     try:
-        if language_model:
-            whole, disk = _complete(AutoModelForCausalLM, folder, options, streamed)
-            loaded = Prediction("head", language_model=whole, disk=disk)
-        elif label_words and is_causal(config):
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            whole, disk = _complete(kind, folder, options, streamed)
-            ids = label_token_ids(tokenizer, label_words)
-            rows = disk.output_rows(ids) if disk else _rows(whole.get_output_embeddings(), ids)
-            whole.set_output_embeddings(_LabelWords(*rows))
-            if hasattr(whole, "final_logits_bias"):  # of BART and its kin
-                whole.final_logits_bias = whole.final_logits_bias[:, ids]
-            loaded = Prediction("label-words", predictor=whole, disk=disk)
-        elif classifies and num_labels and config.num_labels == num_labels:
-            whole, disk = _complete(AutoModelForSequenceClassification, folder, options, streamed)
-            if is_causal(config):  # its own pooling needs a padding token; ours reads the last token of each sample
-                score = whole.score.to(device)
-                bias = None if score.bias is None else score.bias.detach().float()
-                loaded = Prediction("classifier", label_head=(score.weight.detach().float(), bias), disk=disk)
-            else:
-                loaded = Prediction("classifier", predictor=whole, disk=disk)
-        else:
-            whole, disk = _complete(AutoModel, folder, options, streamed)
-            loaded = Prediction(disk=disk)
+        whole, checkpoint = _predicting(folder, config, tokenizer, options, device)
     except SettingsError:
         raise
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedError(f"{folder.name} ({config.model_type}): transformers cannot load it: {error}") from error
-    if "device_map" not in options and not streamed:
-        whole = whole.to(device)
-    _require_packable(whole, precision)
-    return getattr(whole, "base_model", whole), loaded
+    if options.precision not in PACKED and not options.streamed:
+        whole.to(device)
+    _require_packable(whole, options.precision)
+    return checkpoint
+
+
+def _predicting(
+    folder: Path, config: Any, tokenizer: Any, options: LoadOptions, device: torch.device
+) -> tuple[Any, Checkpoint]:
+    """Return the model with its head, and the same as a checkpoint."""
+    arguments = _arguments(config, options, device)
+    names = " ".join(getattr(config, "architectures", None) or [])
+    classifies = "ForSequenceClassification" in names and not config.is_encoder_decoder
+    if options.language_model:
+        whole, disk = _complete(AutoModelForCausalLM, folder, arguments, options.streamed)
+        return whole, Checkpoint(_bare(whole), "head", language_model=whole, disk=disk)
+    if options.label_words and is_causal(config):
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        whole, disk = _complete(kind, folder, arguments, options.streamed)
+        ids = label_token_ids(tokenizer, options.label_words)
+        rows = disk.output_rows(ids) if disk else _rows(whole.get_output_embeddings(), ids)
+        whole.set_output_embeddings(_LabelWords(*rows))
+        if hasattr(whole, "final_logits_bias"):  # of BART and its kin
+            whole.final_logits_bias = whole.final_logits_bias[:, ids]
+        return whole, Checkpoint(_bare(whole), "label-words", predictor=whole, disk=disk)
+    if classifies and options.num_labels and config.num_labels == options.num_labels:
+        whole, disk = _complete(AutoModelForSequenceClassification, folder, arguments, options.streamed)
+        if not is_causal(config):
+            return whole, Checkpoint(_bare(whole), "classifier", predictor=whole, disk=disk)
+        score = whole.score.to(device)  # its own pooling needs a padding token; ours reads each sample's last token
+        bias = None if score.bias is None else score.bias.detach().float()
+        head = (score.weight.detach().float(), bias)
+        return whole, Checkpoint(_bare(whole), "classifier", label_head=head, disk=disk)
+    whole, disk = _complete(AutoModel, folder, arguments, options.streamed)
+    return whole, Checkpoint(_bare(whole), disk=disk)
+
+
+def _arguments(config: Any, options: LoadOptions, device: torch.device) -> dict[str, Any]:
+    """Return what transformers' `from_pretrained` is given."""
+    dtype = _DTYPES.get(options.precision, torch.float32)
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype, "trust_remote_code": False}
+    if options.precision in PACKED and not options.streamed:
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
+        arguments["device_map"] = {"": str(device)}
+        arguments["quantization_config"] = packing(options.precision, device)
+    return arguments
+
+
+def _bare(whole: Any) -> nn.Module:
+    bare: nn.Module = getattr(whole, "base_model", whole)
+    return bare
 
 
 def packing(precision: str, device: torch.device) -> BitsAndBytesConfig:
@@ -140,21 +181,21 @@ def _rows(head: nn.Linear, ids: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     return head.weight.detach()[rows], None if head.bias is None else head.bias.detach()[rows]
 
 
-def _complete(kind: Any, folder: Path, options: dict[str, Any], streamed: bool) -> tuple[Any, OnDisk | None]:
+def _complete(kind: Any, folder: Path, arguments: dict[str, Any], streamed: bool) -> tuple[Any, OnDisk | None]:
     """Load a model; weights that the files lack would be random, and are refused. The pooler over [CLS] is not used."""
     disk = None
     if streamed:
-        disk, info = load_from_disk(kind, folder, options["config"], options["dtype"])
+        disk, info = load_from_disk(kind, folder, arguments["config"], arguments["dtype"])
         model = disk.model
     else:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **arguments)
     missing = sorted(key for key in info["missing_keys"] if kind is not AutoModel or "pooler" not in key)
     if not missing:
         return model, disk
     lack = f"the weights lack {', '.join(missing[:3])}"
     if kind is AutoModel:
         raise UnsupportedError(f"{folder.name}: {lack}; give a checkpoint of {type(model).__name__}")
-    named = ", ".join(options["config"].architectures or ["a head"])
+    named = ", ".join(arguments["config"].architectures or ["a head"])
     raise UnsupportedError(
         f"{folder.name}: its configuration names {named}, but {lack}; a random head predicts nothing: give the whole "
         "checkpoint, or remove `architectures` from its config.json to use the bare backbone"

@@ -10,13 +10,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.backbones.load import load_backbone
+from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.memory import available_bytes, peak_memory_bytes
+from mobillm_flower.backbones.options import LoadOptions, PredictedTask
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, BackboneSettings
@@ -31,14 +32,13 @@ class Choice:
 
     Parameters
     ----------
-    name, layers : str, int
-        As in `load_backbone`.
+    options : LoadOptions
+        What to load.
     reason : str
         Which it is and why it was chosen; empty where the settings name one.
     """
 
-    name: str
-    layers: int
+    options: LoadOptions
     reason: str = ""
 
 
@@ -66,9 +66,7 @@ def choose(
     partition: int = 0,
     max_length: int = 128,
     pivot: str = "auto",
-    num_labels: int = 0,
-    label_words: Sequence[str] = (),
-    language_model: bool = False,
+    task: PredictedTask | None = None,
 ) -> Choice:
     """Return the backbone that a device runs.
 
@@ -83,8 +81,8 @@ def choose(
         For `by-partition`.
     max_length, pivot : int, str
         Tokens of the samples that are measured, and `all` where every token's activations are kept.
-    num_labels, label_words, language_model
-        As in `load_backbone`.
+    task : PredictedTask, optional
+        What the backbone is to predict by itself.
 
     Raises
     ------
@@ -93,32 +91,22 @@ def choose(
     UnsupportedError
         A choice cannot be loaded.
     """
+    options = LoadOptions.of(settings)
+    options = options.for_task(task) if task else options
     if settings.name not in CHOOSERS:
-        return Choice(settings.name, settings.layers)
+        return Choice(options)
     if settings.name == "by-partition":
         place = partition % len(settings.choices)
-        name, layers = _parts(settings.choices[place], settings)
-        return Choice(name, layers, f"{_short(settings.choices[place])}: by partition")
-    asked = {
-        "revision": settings.revision,
-        "precision": settings.precision.value,
-        "engine": settings.engine.value,
-        "device": settings.device,
-        "token_budget": settings.token_budget,
-        "num_labels": num_labels,
-        "label_words": list(label_words),
-        "language_model": language_model,
-        "max_length": max_length,
-        "per_token": pivot == "all" or language_model,
-    }
+        return Choice(_chosen(options, settings.choices[place]), f"{_short(settings.choices[place])}: by partition")
+    sample = {"max_length": max_length, "per_token": pivot == "all" or options.language_model}
+    asked = {key: value for key, value in {**_as_json(options), **sample}.items() if key not in ("name", "layers")}
     choices = sorted(set(settings.choices))
     question = {"choices": choices, "layers": settings.layers, "memory_mib": settings.memory_mib, **asked}
     memory = _read(file)
     if memory["question"] != question:
         needs = {}
         for choice in choices:
-            name, layers = _parts(choice, settings)
-            request = {"name": name, "layers": layers, **asked}
+            request = {**_as_json(_chosen(options, choice)), **sample}
             key = json.dumps(request, sort_keys=True)
             if key not in memory["needs"]:
                 memory["needs"][key] = vars(measure_need(request))
@@ -128,8 +116,7 @@ def choose(
         chosen, reason = decide(needs, allowed)
         memory |= {"question": question, "chosen": chosen, "reason": reason}
         _write(file, memory)
-    name, layers = _parts(memory["chosen"], settings)
-    return Choice(name, layers, memory["reason"])
+    return Choice(_chosen(options, memory["chosen"]), memory["reason"])
 
 
 def decide(needs: Mapping[str, Need], allowed: float) -> tuple[str, str]:
@@ -200,7 +187,7 @@ def _measure(request: dict[str, Any]) -> Need:
     with contextlib.suppress(OSError):  # where memory runs out, this process goes and not the device's own (Linux)
         Path("/proc/self/oom_score_adj").write_text("1000")
     max_length, per_token = request.pop("max_length"), request.pop("per_token")
-    backbone = load_backbone(request.pop("name"), **request)
+    backbone = load_with(LoadOptions(**{**request, "label_words": tuple(request["label_words"])}))
     long = " ".join(public_text()) * (1 + max_length // 100)
     (sample,) = backbone.tokenize([long], None, max_length)
     samples = [sample] * max(1, backbone.token_budget // len(sample["input_ids"]))
@@ -209,9 +196,16 @@ def _measure(request: dict[str, Any]) -> Need:
     return Need(peak_memory_bytes(), sum(p.numel() for p in backbone.model.parameters()))
 
 
-def _parts(choice: str, settings: BackboneSettings) -> tuple[str, int]:
+def _chosen(options: LoadOptions, choice: str) -> LoadOptions:
+    """Return the options of a choice, NAME or NAME@LAYERS."""
     name, at, layers = choice.rpartition("@")
-    return (name, int(layers)) if at else (choice, settings.layers)
+    return replace(options, name=name, layers=int(layers)) if at else replace(options, name=choice)
+
+
+def _as_json(options: LoadOptions) -> dict[str, Any]:
+    """Return what a need depends on, as JSON holds it; there is no plan yet."""
+    values = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "plan"}
+    return {**values, "label_words": list(options.label_words)}
 
 
 def _short(choice: str) -> str:
@@ -227,10 +221,10 @@ def _read(file: Path) -> dict[str, Any]:
     """Return what is remembered; a file that cannot be read is as none, since all can be measured again."""
     empty: dict[str, Any] = {"needs": {}, "question": None}
     try:
-        found = json.loads(file.read_text("utf-8"))
+        kept = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return empty
-    return {**empty, **found} if isinstance(found, dict) else empty
+    return {**empty, **kept} if isinstance(kept, dict) else empty
 
 
 def _write(file: Path, memory: Mapping[str, Any]) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.checkpoint import PACKED, load_model, packing
+from mobillm_flower.backbones.checkpoint import PACKED, Checkpoint, load_checkpoint, packing
 from mobillm_flower.backbones.describe import decoder_start, fingerprint, is_causal, layer_stack, truncate
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.backbones.streaming.engine import StreamedEngine
 from mobillm_flower.backbones.streaming.layer_weights import LayerWeights, StoredLayers
@@ -68,81 +72,84 @@ def load_backbone(
     SettingsError, UnsupportedError
         The device is not there, or the architecture cannot be handled, with what was looked for.
     """
-    if engine == "onnx":
-        check_engine(engine, precision=precision, device=device, memory_budget=plan is not None)
-
-        def load(precision: str, device: str) -> Backbone:
-            return load_backbone(
-                name,
-                revision=revision,
-                layers=layers,
-                precision=precision,
-                device=device,
-                token_budget=token_budget,
-                num_labels=num_labels,
-                label_words=label_words,
-                language_model=language_model,
-            )
-
-        return onnx_backbone(
-            load, precision=precision, device=device, prediction=[num_labels, list(label_words), language_model]
+    return load_with(
+        LoadOptions(
+            name=name,
+            revision=revision,
+            layers=layers,
+            precision=precision,
+            device=device,
+            token_budget=token_budget,
+            num_labels=num_labels,
+            label_words=tuple(label_words),
+            language_model=language_model,
+            plan=plan,
+            engine=engine,
         )
-    folder = resolve_folder(name, revision)
-    where = choose_device(device)
-    streamed = plan is not None and plan.streamed
-    if streamed and (language_model or where.type != "cpu"):
-        what = "a language-model head" if language_model else f"backbone.device={where.type}"
-        raise UnsupportedError(f"{name}: layers cannot be streamed with {what}; set backbone.memory-budget-mib=0")
+    )
+
+
+def load_with(options: LoadOptions) -> Backbone:
+    """Load a frozen backbone; see `load_backbone`."""
+    if options.engine == "onnx":
+        check_engine(
+            options.engine,
+            precision=options.precision,
+            device=options.device,
+            memory_budget=options.plan is not None,
+        )
+        return onnx_backbone(options, load_with)
+    folder = resolve_folder(options.name, options.revision)
+    device = choose_device(options.device)
+    if options.streamed and (options.language_model or device.type != "cpu"):
+        what = "a language-model head" if options.language_model else f"backbone.device={device.type}"
+        raise UnsupportedError(
+            f"{options.name}: layers cannot be streamed with {what}; set backbone.memory-budget-mib=0"
+        )
     with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise UnsupportedError(
-                f"{name}: transformers cannot load its configuration or tokenizer: {error}"
-            ) from error
-        truncate(config, layers)
-        config.use_cache = False
-        model, loaded = load_model(
-            folder, config, precision, where, num_labels, label_words, tokenizer, language_model, streamed
-        )
+        config, tokenizer = _described(folder, options)
+        checkpoint = load_checkpoint(folder, config, tokenizer, options, device)
+    return _assembled(checkpoint, folder, config, tokenizer, options, device)
+
+
+def _described(folder: Path, options: LoadOptions) -> tuple[Any, Any]:
+    """Return transformers' configuration, cut to the layers that are kept, and tokenizer."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(
+            f"{options.name}: transformers cannot load its configuration or tokenizer: {error}"
+        ) from error
+    truncate(config, options.layers)
+    config.use_cache = False
+    return config, tokenizer
+
+
+def _assembled(
+    checkpoint: Checkpoint, folder: Path, config: Any, tokenizer: Any, options: LoadOptions, device: torch.device
+) -> Backbone:
+    """Freeze a loaded model, and put together what runs it."""
+    model, plan = checkpoint.model, options.plan
     for owner in (model, getattr(model, "decoder", None)):  # unused by us: a pooler over [CLS]
-        if loaded.predictor is None and owner is not None and getattr(owner, "pooler", None) is not None:
+        if checkpoint.predictor is None and owner is not None and getattr(owner, "pooler", None) is not None:
             owner.pooler = None
     stack_name, stack = layer_stack(model, config)
-    whole = loaded.predictor or loaded.language_model or model
+    whole = checkpoint.predictor or checkpoint.language_model or model
     whole.eval()
     whole.requires_grad_(False)
-    head = LanguageHead(whole, stack[-1]) if language_model else None
-    computing = None
-    if plan is not None and loaded.disk is not None:
-        disk = loaded.disk
-        if precision in PACKED:
-            from mobillm_flower.backbones.streaming.packed_layers import pack, packed_folder
-
-            kept = packed_folder(fingerprint(folder, config.model_type, len(stack)), precision)
-            on_disk: LayerWeights = pack(disk, len(stack), packing(precision, where), kept)
-        else:
-            on_disk = StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype)
-        computing = StreamedEngine(
-            model,
-            list(stack),
-            loaded.predictor,
-            loaded.label_head,
-            on_disk,
-            ahead=plan.ahead,
-            memory_bytes=plan.hidden,
-        )
+    head = LanguageHead(whole, stack[-1]) if options.language_model else None
+    digest = fingerprint(folder, config.model_type, len(stack))
     info = BackboneInfo(
-        name=name,
+        name=options.name,
         family=config.model_type,
         causal=is_causal(config),
         depth=len(stack),
         width=int(config.hidden_size),
-        precision=precision,
-        fingerprint=fingerprint(folder, config.model_type, len(stack)),
-        base_prediction=loaded.base_prediction,
-        revision=revision,
+        precision=options.precision,
+        fingerprint=digest,
+        base_prediction=checkpoint.base_prediction,
+        revision=options.revision,
         vocabulary=head.vocabulary if head else 0,
         head_width=head.width if head else 0,
     )
@@ -152,15 +159,40 @@ def load_backbone(
         stack_name=stack_name,
         tokenizer=tokenizer,
         info=info,
-        predictor=loaded.predictor,
-        label_head=loaded.label_head,
+        predictor=checkpoint.predictor,
+        label_head=checkpoint.label_head,
         decoder_start=decoder_start(config),
-        token_budget=token_budget if plan is None else plan.tokens,
-        device=where,
-        language_model=loaded.language_model,
+        token_budget=options.token_budget if plan is None else plan.tokens,
+        device=device,
+        language_model=checkpoint.language_model,
         head=head,
-        engine=computing,
+        engine=_streamed_engine(checkpoint, list(stack), digest, options, device),
         plan=plan,
+    )
+
+
+def _streamed_engine(
+    checkpoint: Checkpoint, stack: list[nn.Module], digest: str, options: LoadOptions, device: torch.device
+) -> StreamedEngine | None:
+    """Return what runs a model whose layers stayed on disk; None where they are in memory."""
+    disk, plan = checkpoint.disk, options.plan
+    if plan is None or disk is None:
+        return None
+    if options.precision in PACKED:
+        from mobillm_flower.backbones.streaming.packed_layers import pack, packed_folder
+
+        kept = packed_folder(digest, options.precision)
+        weights: LayerWeights = pack(disk, len(stack), packing(options.precision, device), kept)
+    else:
+        weights = StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype)
+    return StreamedEngine(
+        checkpoint.model,
+        stack,
+        checkpoint.predictor,
+        checkpoint.label_head,
+        weights,
+        ahead=plan.ahead,
+        memory_bytes=plan.hidden,
     )
 
 

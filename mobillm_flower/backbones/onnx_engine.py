@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.engine import Engine, TorchEngine
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.core.pivots import Pivot
 from mobillm_flower.errors import UnsupportedError
@@ -38,11 +39,10 @@ TOLERANCE = {"fp32": 1e-3, "int8": 0.25}
 _MADE_BY = ("torch", "transformers", "onnx", "onnxruntime", "mobillm-flower")
 _GRAPH, _WHY_NOT = "graph.onnx", "unsupported.txt"
 logger = logging.getLogger(__name__)
+Load = Callable[[LoadOptions], Backbone]
 
 
-def onnx_backbone(
-    load: Callable[..., Backbone], *, precision: str, device: str, prediction: Sequence[object]
-) -> Backbone:
+def onnx_backbone(options: LoadOptions, load: Load) -> Backbone:
     """Return a backbone that ONNX Runtime computes, or one that torch does where that is not installed.
 
     Its weights are in memory once: those of the torch model are let go, but for a language model, whose head and
@@ -50,14 +50,11 @@ def onnx_backbone(
 
     Parameters
     ----------
+    options : LoadOptions
+        With precision fp32, or int8: weights by output channel; activations with one scale a batch and product,
+        computed as it runs. `check_engine` refuses others, and devices other than the CPU.
     load : callable
-        (precision, device) -> Backbone with torch's engine.
-    precision : {"fp32", "int8"}
-        int8: weights by output channel; activations with one scale a batch and product, found as it runs.
-    device : str
-        "auto" or "cpu"; `check_engine` refuses others.
-    prediction : sequence
-        What the base logits depend on beside the weights, for the cache.
+        Loads a backbone with torch's engine.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read as it is imported; on otherwise
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -66,13 +63,18 @@ def onnx_backbone(
             "backbone.engine=onnx: %s not installed, torch computes; pip install 'mobillm-flower[onnx]'",
             " and ".join(missing),
         )
-        return load(precision, device)
-    backbone = load("fp32", "cpu")
-    backbone.info = replace(backbone.info, precision=precision)
-    backbone.engine = OnnxEngine(load, precision=precision, described=[backbone.info.fingerprint, *prediction])
+        return load(replace(options, engine="torch"))
+    backbone = load(_in_torch(options))
+    backbone.info = replace(backbone.info, precision=options.precision)
+    backbone.engine = OnnxEngine(load, options, fingerprint=backbone.info.fingerprint)
     if backbone.language_model is None:
         (backbone.predictor or backbone.model).to("meta")
     return backbone
+
+
+def _in_torch(options: LoadOptions) -> LoadOptions:
+    """Return the options of the torch model that a graph is exported from and compared with."""
+    return replace(options, engine="torch", precision="fp32", device="cpu")
 
 
 class OnnxEngine:
@@ -82,16 +84,16 @@ class OnnxEngine:
     ----------
     load : callable
         As in `onnx_backbone`: what a graph is exported from and compared with, and what computes where there is none.
-    precision : str
+    options : LoadOptions
         As in `onnx_backbone`.
-    described : sequence
-        What tells this backbone from others, for the cache.
+    fingerprint : str
+        Of the backbone, for the cache.
     """
 
     name = "onnx"
 
-    def __init__(self, load: Callable[..., Backbone], *, precision: str, described: Sequence[object]) -> None:
-        self._load, self._precision, self._described = load, precision, list(described)
+    def __init__(self, load: Load, options: LoadOptions, *, fingerprint: str) -> None:
+        self._load, self._options, self._fingerprint = load, options, fingerprint
         self._ready: dict[tuple[tuple[int, ...], Pivot], Engine] = {}
 
     def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:
@@ -102,7 +104,7 @@ class OnnxEngine:
                 self._ready[key] = self._graph(*key)
             except Exception as error:  # exporter and runtime raise whatever they like
                 logger.warning("backbone.engine=onnx: torch computes, since there is no graph: %s", _words(error))
-                self._ready[key] = self._load(self._precision, "cpu").engine
+                self._ready[key] = self._load(replace(self._options, engine="torch", device="cpu")).engine
         return self._ready[key]
 
     def run(
@@ -125,7 +127,7 @@ class OnnxEngine:
             draft = Path(parent) / "made"
             draft.mkdir()
             try:
-                graph = _made(self._load("fp32", "cpu"), layers, select, draft, self._precision)
+                graph = _made(self._load(_in_torch(self._options)), layers, select, draft, self._options.precision)
             except (OSError, MemoryError):
                 raise  # another time it may work
             except Exception as error:
@@ -140,11 +142,14 @@ class OnnxEngine:
     def _key(self, layers: tuple[int, ...], select: Pivot) -> str:
         function = select.select
         what = [
-            *self._described,
+            self._fingerprint,
+            self._options.num_labels,
+            self._options.label_words,
+            self._options.language_model,
             layers,
             f"{function.__module__}.{function.__qualname__}",
             inspect.getsource(sys.modules[function.__module__]),
-            self._precision,
+            self._options.precision,
             [metadata.version(name) for name in _MADE_BY],
         ]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]

@@ -13,9 +13,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from mobillm_flower.backbones import Backbone, load_backbone, plan_memory
+from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.choose import Choice, choose
+from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.memory import keep_few_kernels
+from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.streaming.memory_plan import plan_within
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import correction
@@ -83,29 +86,14 @@ class Device:
             partition=self.partition,
             max_length=contract.max_length,
             pivot=self.settings.activations.pivot,
-            num_labels=contract.num_outputs,
-            label_words=contract.label_words,
-            language_model=contract.per_token,
+            task=contract,
         )
 
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen model, loaded once per process and settings."""
-        named, contract = self.settings.backbone, self.data.contract
-        return _shared_backbone(
-            self.choice.name,
-            named.revision,
-            self.choice.layers,
-            named.precision.value,
-            named.device,
-            named.token_budget,
-            named.memory_budget_mib,
-            contract.max_length,
-            contract.num_outputs,
-            contract.label_words,
-            contract.per_token,
-            named.engine.value,
-        )
+        budget_mib = self.settings.backbone.memory_budget_mib
+        return _shared_backbone(self.choice.options, budget_mib, self.data.contract.max_length)
 
     @cached_property
     def sample_ids(self) -> list[bytes]:
@@ -325,43 +313,11 @@ class Device:
 
 
 @lru_cache(maxsize=4)
-def _shared_backbone(
-    name: str,
-    revision: str,
-    layers: int,
-    precision: str,
-    device: str,
-    token_budget: int,
-    memory_budget_mib: int,
-    max_length: int,
-    num_labels: int,
-    label_words: tuple[str, ...],
-    language_model: bool,
-    engine: str,
-) -> Backbone:
+def _shared_backbone(options: LoadOptions, memory_budget_mib: int, max_length: int) -> Backbone:
+    """Return a backbone that this process's devices share, within its memory budget (0: none)."""
     keep_few_kernels()
-    plan = None
     if memory_budget_mib:
-        plan = plan_memory(
-            name,
-            budget_mib=memory_budget_mib,
-            revision=revision,
-            layers=layers,
-            precision=precision,
-            token_budget=token_budget,
-            max_length=max_length,
-        )
-        logger.info("%s: %s", name, plan)
-    return load_backbone(
-        name,
-        revision=revision,
-        layers=layers,
-        precision=precision,
-        device=device,
-        token_budget=token_budget,
-        num_labels=num_labels,
-        label_words=label_words,
-        language_model=language_model,
-        plan=plan,
-        engine=engine,
-    )
+        plan = plan_within(options, budget_mib=memory_budget_mib, max_length=max_length)
+        logger.info("%s: %s", options.name, plan)
+        options = replace(options, plan=plan)
+    return load_with(options)

@@ -11,7 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones import Backbone
+from mobillm_flower.backbones.load import load_with
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
@@ -70,16 +72,13 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
     untrained = {event["type"] for event in evaluations if not event["trained"]}
     identical, types = [], {}
     for info in saved_backbones(folder):
-        backbone = load_backbone(
-            info.name,
-            revision=info.revision,
-            layers=info.depth,
-            precision=info.precision,
-            token_budget=settings.backbone.token_budget,
-            num_labels=contract.num_outputs,
-            label_words=contract.label_words,
-            language_model=contract.per_token,
-            engine=settings.backbone.engine.value,
+        backbone = load_with(
+            LoadOptions.of(
+                info,
+                layers=info.depth,
+                token_budget=settings.backbone.token_budget,
+                engine=settings.backbone.engine,
+            ).for_task(contract)
         )
         model = SideTunedModel.from_pretrained(
             folder,

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.engine import output_mask
+from mobillm_flower.backbones.load import load_with
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
 from mobillm_flower.errors import SettingsError, UnsupportedError
@@ -257,16 +259,7 @@ def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel
     named, rank = settings.backbone, settings.peer.rank
     key = repr((named, rank, settings.run.seed, settings.strategy, contract))
     if key not in _BASELINE_MODELS:
-        backbone = load_backbone(
-            named.name,
-            revision=named.revision,
-            layers=named.layers,
-            precision=named.precision.value,
-            device=named.device,
-            token_budget=named.token_budget,
-            num_labels=contract.num_outputs,
-            label_words=contract.label_words,
-        )
+        backbone = load_with(LoadOptions.of(named, engine="torch").for_task(contract))
         method = _BASELINE_METHODS[settings.strategy]
         _BASELINE_MODELS.clear()  # one at a time: a device has memory for one
         _BASELINE_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)

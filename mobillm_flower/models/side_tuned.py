@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mobillm_flower.backbones import Backbone, fingerprint, load_backbone, resolve_folder
+from mobillm_flower.backbones import Backbone, fingerprint, resolve_folder
 from mobillm_flower.backbones.attach import Mixer, with_side_output
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.backbones.load import load_with
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
@@ -362,16 +364,15 @@ class SideTunedModel:
         specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
         if not isinstance(backbone, Backbone):
             named, info = _which(backbone, list(config["backbones"].values()))
-            backbone = load_backbone(
-                named or info["name"],
-                revision=info.get("revision", ""),
-                layers=info["depth"],
-                precision=precision or info["precision"],
-                device=device,
-                token_budget=token_budget,
-                num_labels=contract.num_outputs,
-                label_words=contract.label_words,
-                language_model=contract.per_token,
+            backbone = load_with(
+                LoadOptions(
+                    name=named or info["name"],
+                    revision=info.get("revision", ""),
+                    layers=info["depth"],
+                    precision=precision or info["precision"],
+                    device=device,
+                    token_budget=token_budget,
+                ).for_task(contract)
             )
         found = backbone.info.fingerprint
         if found not in specs:

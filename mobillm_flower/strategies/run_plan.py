@@ -10,7 +10,8 @@ import torch
 from mobillm_flower.backbones import fingerprint, resolve_folder
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.load import load_backbone, load_head
+from mobillm_flower.backbones.load import load_head, load_with
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -153,12 +154,10 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
         if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
             if not upper:
                 return Frozen(head=load_head(name, revision=named.revision, device=str(device)))
-            whole = load_backbone(
-                name,
-                revision=named.revision,
-                layers=info.depth,
-                precision=named.precision.value,
-                device=str(device),
+            whole = load_with(
+                LoadOptions.of(
+                    named, name=name, layers=info.depth, device=str(device), token_budget=4096, engine="torch"
+                )
             )
             return Frozen(upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
     raise MismatchError(

@@ -53,14 +53,19 @@ def test_nothing_fits_names_the_least_and_what_was_measured():
 
 def test_a_named_backbone_is_taken_without_a_word_or_a_file(tmp_path):
     found = choose(backbone_settings(name="minilm", layers=2, choices="a,b"), file=tmp_path / "file")
-    assert (found.name, found.layers, found.reason) == ("minilm", 2, "")
+    assert (found.options.name, found.options.layers, found.reason) == ("minilm", 2, "")
     assert not (tmp_path / "file").exists()
 
 
 def test_by_partition_takes_the_choices_in_turns(tmp_path):
     settings = backbone_settings(name="by-partition", choices="minilm@2,/some/where/tiny,minilm@6", layers=5)
     found = [choose(settings, file=tmp_path / "file", partition=i) for i in range(4)]
-    assert [(c.name, c.layers) for c in found] == [("minilm", 2), ("/some/where/tiny", 5), ("minilm", 6), ("minilm", 2)]
+    assert [(c.options.name, c.options.layers) for c in found] == [
+        ("minilm", 2),
+        ("/some/where/tiny", 5),
+        ("minilm", 6),
+        ("minilm", 2),
+    ]
     assert [c.reason for c in found[:2]] == ["minilm@2: by partition", "tiny: by partition"]
 
 
@@ -92,7 +97,7 @@ def test_needs_and_decision_are_remembered_and_a_change_decides_anew(tmp_path, m
     file = tmp_path / "backbone.json"
 
     def take(**values):
-        return choose(backbone_settings(name="auto", **values), file=file).layers
+        return choose(backbone_settings(name="auto", **values), file=file).options.layers
 
     assert take(choices="m@4,m@2") == 4
     assert measured.names() == ["m@2", "m@4"]
@@ -117,7 +122,7 @@ def test_what_cannot_be_remembered_is_measured_again(tmp_path, monkeypatch):
     settings = backbone_settings(name="auto", choices="m@2", memory_mib=150)
     for content in ("{", "[]", json.dumps({"needs": {}})):
         file.write_text(content)
-        assert choose(settings, file=file).layers == 2
+        assert choose(settings, file=file).options.layers == 2
         assert measured.names() == ["m@2"]
 
 
