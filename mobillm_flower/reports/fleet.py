@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mobillm_flower.reports.charts import Bar, column_chart
-from mobillm_flower.reports.devices import DeviceTotals
 from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text, bytes_unit, seconds_text, time_text
+from mobillm_flower.runs.devices import DeviceTotals
 
 _MOST_COLUMNS = 200  # of a chart; more devices are drawn as evenly spaced ones among the sorted
 _MOST_ROWS = 500  # of a table

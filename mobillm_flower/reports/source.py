@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from mobillm_flower.config.describe import describe_settings
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports.devices import DeviceTotals, device_totals
+from mobillm_flower.runs.devices import DeviceTotals, device_totals
 from mobillm_flower.runs.events import RunRecord, read_run
 
 

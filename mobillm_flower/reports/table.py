@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobillm_flower.reports.devices import device_totals
 from mobillm_flower.reports.units import bytes_text
+from mobillm_flower.runs.devices import device_totals
 from mobillm_flower.runs.events import RunRecord
 
 Row = tuple[str, str, str]
