@@ -30,7 +30,8 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.evaluation.turns import Bar, Report, run_fresh, status_bytes
-from mobillm_flower.server import ActivationCache, RunFolder, TrainerOptions
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, note_round, planned_steps
 from mobillm_flower.strategies.fleet import DeviceState
 from mobillm_flower.wire.contract import ExtractionSpec

@@ -22,7 +22,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.tasks import LocalData

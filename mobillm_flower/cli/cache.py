@@ -26,7 +26,8 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 def list_devices(run: Run, as_json: AsJson = False) -> None:
     """List the devices in a run's cache: samples, bytes, backbone, when the first and the last sample came."""
     file = run_cache(run)
-    from mobillm_flower.server import ActivationCache, RunFolder
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.server import ActivationCache
 
     with closing(ActivationCache(file)) as cache:  # without the retention time: looking deletes nothing
         holdings = cache.holdings()
@@ -106,7 +107,8 @@ def forget(
     With --retrain the side network is trained again without them, as if the device had never been there.
     """
     file = run_cache(run)
-    from mobillm_flower.server import ActivationCache, RunFolder
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.server import ActivationCache
 
     folder = RunFolder(file.parent)
     with folder.hold(), closing(ActivationCache(file)) as cache:
@@ -173,7 +175,7 @@ def _confirm(question: str, *, as_json: bool) -> None:
 def _backbone_names(run: Path) -> dict[str, str]:
     """Return each device's backbone as the run's log names it."""
     from mobillm_flower.errors import RunFailed
-    from mobillm_flower.reports import read_run
+    from mobillm_flower.runs.events import read_run
 
     try:
         return {event["device"]: event["backbone"] for event in read_run(run).all("device")}

@@ -50,8 +50,8 @@ def side_network(path: Path) -> Path:
 
 
 def _reason(path: Path) -> str:
-    from mobillm_flower.reports import read_run
-    from mobillm_flower.server import RunFolder
+    from mobillm_flower.runs.events import read_run
+    from mobillm_flower.runs.folder import RunFolder
 
     try:
         events = read_run(path).events

@@ -16,7 +16,7 @@ from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones, saved_contract
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device

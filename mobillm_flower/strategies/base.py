@@ -28,7 +28,8 @@ from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.side_networks import state_for
 from mobillm_flower.errors import CacheFull, MismatchError, MobiLLMError, PacketRejected, RunFailed
 from mobillm_flower.models.side_tuned import save_side_network
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.diagnosis import diagnose
 from mobillm_flower.server.plan import (
     TrainingPlan,

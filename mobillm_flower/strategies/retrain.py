@@ -8,7 +8,8 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import save_side_network
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
 from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
 

@@ -22,8 +22,9 @@ from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.html import write_report
+from mobillm_flower.runs.events import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import Frozen, replay
 from mobillm_flower.tasks import load_central_data, load_local_data

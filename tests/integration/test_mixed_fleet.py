@@ -11,7 +11,8 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.models.side_tuned import saved_backbones
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
+from mobillm_flower.runs.events import read_run
 from tests.support.clock_grid import FakeClock
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config

@@ -16,9 +16,10 @@ from mobillm_flower.cli import app
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.privacy.labelled_cap import LabelledCap
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
+from mobillm_flower.runs.events import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.wire.target_bytes import decode_targets

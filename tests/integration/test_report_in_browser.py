@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mobillm_flower.reports import write_report
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.browser import chromium, measure
 from tests.support.run_folders import make_references, write_run
 

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.clients import side_tuning
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.local_grid import LocalGrid
 
 _PROCESSES = multiprocessing.get_context("forkserver")

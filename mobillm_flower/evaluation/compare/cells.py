@@ -27,7 +27,7 @@ from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data, load_splits
 from mobillm_flower.tasks.extraction import extraction_spec
 

@@ -17,7 +17,7 @@ from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.config.compatibility import check_rounds
 from mobillm_flower.errors import MobiLLMError, RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
 from mobillm_flower.tasks import Samples
 from mobillm_flower.wire import keys

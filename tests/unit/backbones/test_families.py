@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mobillm_flower import SideTunedModel
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import read_run
 from tests.support import pages
 from tests.support.families import FAMILIES, HEAD, cells, quantized
 from tests.support.pages import ROOT

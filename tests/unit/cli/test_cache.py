@@ -10,7 +10,8 @@ import pytest
 
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from tests.support.caches import BACKBONE, fill, make_samples, make_spec
 from tests.support.cli import lines, mobillm, parsed, refused
 

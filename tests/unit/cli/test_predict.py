@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mobillm_flower import SideTunedModel
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, parsed, refused
 from tests.support.runs import tiny_run
 from tests.support.tiny_models import TEXTS, WORDS

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from mobillm_flower.cli import app
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports import read_run, results_rows, write_report
+from mobillm_flower.reports import results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.events import read_run
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.html_page import page_of
 from tests.support.run_folders import make_references, write_run
 

@@ -14,12 +14,11 @@ import pytest
 
 from mobillm_flower.errors import InUseError
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.runs.folder import write_atomically
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder, write_atomically
 
 HOLD = """
 import subprocess, sys, time
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 
 lock = RunFolder(sys.argv[1]).hold()
 child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"])

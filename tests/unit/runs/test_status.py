@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mobillm_flower.runs.events import RunRecord
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.status import run_status
-from mobillm_flower.server import RunFolder
 from tests.support.cli import lines, mobillm, parsed, refused
 from tests.support.run_folders import write_run
 
