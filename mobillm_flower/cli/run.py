@@ -104,7 +104,7 @@ def _report(path: Path | None) -> Path | None:
 def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, results.json is written, too."""
     from mobillm_flower.reports import results_rows
-    from mobillm_flower.runs.events import read_run
+    from mobillm_flower.runs.log import read_run
 
     path = outcome.run_path
     measured: dict[str, Any] = {}

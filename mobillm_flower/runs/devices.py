@@ -1,15 +1,16 @@
-"""What each device of a run did, added up from the events: also while it runs, and over all its sessions."""
+"""One record of each device of a run: counters that a strategy fills as it goes, and readers rebuild from events."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mobillm_flower.runs.events import RunRecord
+from mobillm_flower.runs import events
+from mobillm_flower.runs.log import RunRecord
 
 
 @dataclass
-class DeviceTotals:
+class DeviceRecord:
     """One device of a run.
 
     Parameters
@@ -22,16 +23,22 @@ class DeviceTotals:
         Which of several backbones it chose, and why; empty: its settings named one.
     num_train, num_test : int
         Samples that it said it has.
-    samples, windows, bytes_up, forward_seconds : int, int, int, float
-        Samples that were new to the cache; windows, their bytes and the time in the forward pass.
+    samples, windows : int, int
+        Committed samples that were new to the cache, and windows.
+    forgotten : int
+        Samples of it that were deleted from the cache by hand.
+    remaining : int or None
+        Samples that it has left to send, as it said with its last window; None: it sent none yet.
+    bytes_up, forward_seconds : int, float
+        Records of its answers, and the time in the forward pass.
     bytes_down, peak_memory_bytes : int or None, float or None
-        Requests and side network; peak memory of its process. None: not known before the run ends.
-    strikes : Counter
+        Messages to it; peak memory of its process. None: not known before the run ends.
+    strikes : Counter of str
         Packets that were rejected, by rule.
     failures, refused : int, int
-        Answers that failed; samples that it declines to release.
+        Answers that did not come; samples that it declines to release.
     dropped : str
-        Why it was passed over; empty: it was not.
+        Why it is asked nothing more; empty: it is.
     loss, agreement, outlier : float or None, float or None, bool
         Under the trained side network: mean loss on its cached samples, share of its labels that are predicted, and
         whether the loss is far above the other devices'. None: not measured.
@@ -45,6 +52,8 @@ class DeviceTotals:
     num_test: int = 0
     samples: int = 0
     windows: int = 0
+    forgotten: int = 0
+    remaining: int | None = None
     bytes_up: int = 0
     forward_seconds: float = 0.0
     bytes_down: int | None = None
@@ -63,42 +72,63 @@ class DeviceTotals:
         return self.device[:8]
 
     @property
+    def held(self) -> int:
+        """Samples of it that the server holds."""
+        return max(0, self.samples - self.forgotten)
+
+    @property
     def troubled(self) -> bool:
         """Whether anything went wrong with it."""
         return bool(self.strikes or self.failures or self.dropped)
 
+    @property
+    def state(self) -> str:
+        """How far it got: "dropped: …", "all sent", "part sent" or "nothing sent"."""
+        if self.dropped:
+            return f"dropped: {self.dropped}"
+        if self.remaining == 0 or (self.num_train and self.held >= self.num_train):
+            return "all sent"
+        return "part sent" if self.windows else "nothing sent"
 
-def device_totals(run: RunRecord) -> list[DeviceTotals]:
-    """Return the devices that a run met, in the order in which it met them."""
-    found: dict[str, DeviceTotals] = {}
+    def take(self, event: events.Event) -> None:
+        """Count an event of this device."""
+        match event:
+            case events.DeviceMet():
+                self.backbone, self.layers, self.chosen = event.backbone, event.layers, event.chosen
+                self.num_train, self.num_test = event.num_train, event.num_test
+                self.dropped = ""  # met again in another session
+            case events.Window():
+                self.samples += event.new
+                self.windows += 1
+                self.bytes_up += event.bytes
+                self.forward_seconds += event.forward_seconds
+                self.remaining, self.refused = event.remaining, event.refused
+            case events.Rejected():
+                self.strikes[event.rule] += 1
+            case events.Failure():
+                self.failures += 1
+            case events.Dropped():
+                self.dropped = event.reason
+            case events.Returned():
+                self.dropped = ""
+            case events.Forgotten():
+                self.forgotten += min(event.samples, self.held)
+            case events.Diagnosis():
+                self.loss, self.agreement, self.outlier = event.loss, event.agreement, event.outlier
+            case events.DeviceSummary():
+                self.bytes_down = (self.bytes_down or 0) + event.bytes_down
+                self.peak_memory_bytes = max(self.peak_memory_bytes or 0.0, event.peak_memory_bytes)
+
+
+def device_records(run: RunRecord) -> list[DeviceRecord]:
+    """Return the devices that a run met over all its sessions, in the order in which it met them."""
+    records: dict[str, DeviceRecord] = {}
     for event in run.events:
-        if "device" not in event:
-            continue
-        totals = found.setdefault(event["device"], DeviceTotals(event["device"]))
-        match event["event"]:
-            case "device":
-                totals.backbone, totals.layers = event["backbone"], event["layers"]
-                totals.chosen = event.get("chosen", "")
-                totals.num_train, totals.num_test = event["num_train"], event["num_test"]
-                totals.dropped = ""  # met again in another session
-            case "window":
-                totals.samples += event["new"]
-                totals.windows += 1
-                totals.bytes_up += event["bytes"]
-                totals.forward_seconds += event["forward_seconds"]
-                totals.refused = event["refused"]
-            case "rejected":
-                totals.strikes[event["rule"]] += 1
-            case "failure":
-                totals.failures += 1
-            case "dropped":
-                totals.dropped = event["reason"]
-            case "returned":
-                totals.dropped = ""
-            case "diagnosis":
-                totals.loss, totals.agreement = event["loss"], event["agreement"]
-                totals.outlier = event["outlier"]
-            case "device-summary":
-                totals.bytes_down = (totals.bytes_down or 0) + event["bytes_down"]
-                totals.peak_memory_bytes = max(totals.peak_memory_bytes or 0.0, event["peak_memory_bytes"])
-    return list(found.values())
+        if name := device_of(event):
+            records.setdefault(name, DeviceRecord(name)).take(event)
+    return list(records.values())
+
+
+def device_of(event: events.Event) -> str:
+    """Return the pseudonym of the device that an event is about; empty: it is about none."""
+    return str(getattr(event, "device", ""))

@@ -46,7 +46,7 @@ def _run(config: dict[str, Any], nodes: list[dict], at: str, count: int) -> None
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    _before(RunFolder, "event", lambda _folder, kind, **_: kill_at(kind))
+    _before(RunFolder, "append", lambda _folder, event: kill_at(event.kind))
     _before(os, "fsync", lambda _file: kill_at("fsync"))
     _before(side_tuning, "pack_window", lambda *_, **__: kill_at("answer"))
     run(config, nodes)
