@@ -30,7 +30,9 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.evaluation.turns import Bar, Report, run_fresh, status_bytes
-from mobillm_flower.server import ActivationCache, RunFolder, TrainerOptions
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, note_round, planned_steps
 from mobillm_flower.strategies.fleet import DeviceState
 from mobillm_flower.wire.contract import ExtractionSpec
@@ -207,7 +209,7 @@ def _measure(count: int, samples: int, folder: Path, num_threads: int) -> dict[s
         scores=lambda side, base: predict_square(side, base, plan.scale),
         memory_bytes=_DECODED,
         checkpoint=run.checkpoint,
-        on_event=run.event,
+        on_epoch=run.append,
     )
     before, clock = status_bytes("RssAnon"), _Clock()
     fleet: list[DeviceState] = []
@@ -277,8 +279,20 @@ def _ingest(
         with clock("commit"):
             added = cache.add(window.pseudonym, window.samples, backbone=spec.backbone, round_=round_)
         device.count(window, added)
-        size = {"held": len(cache), "cache_bytes": cache.num_bytes}  # as in the metrics of each reply
-        run.event("window", round=round_, device=who.pseudonym, new=added, bytes=window.num_bytes, **size)
+        run.append(
+            events.Window(
+                round=round_,
+                device=who.pseudonym,
+                window=device.windows,
+                samples=len(window.samples),
+                new=added,
+                remaining=window.remaining,
+                refused=window.refused,
+                bytes=window.num_bytes,
+                forward_seconds=window.forward_seconds,
+            )
+        )
+        run.append(events.Round(round_, added, len(cache), 0, cache.num_bytes))  # as in the metrics of each reply
 
 
 class _Clock:

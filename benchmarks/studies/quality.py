@@ -30,6 +30,8 @@ from mobillm_flower.core.targets import automatic_scale, base_prediction
 from mobillm_flower.evaluation.references import logistic_regression
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.runs.events import Window
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.tasks import METRICS, load_central_data, render
@@ -155,10 +157,9 @@ def measure_cell(
     metric = TASKS[task].get("task.metric", "accuracy")
     labels = tested.test.labels.numpy()
     cache = ActivationCache(run / "cache.sqlite")
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    windows = [event for event in events if event["event"] == "window"]  # of all sessions, where a run was resumed
-    devices = {event["device"] for event in windows}
-    samples, bytes_up = sum(event["new"] for event in windows), sum(event["bytes"] for event in windows)
+    windows = read_run(run).all(Window)  # of all sessions, where a run was resumed
+    devices = {window.device for window in windows}
+    samples, bytes_up = sum(window.new for window in windows), sum(window.bytes for window in windows)
     result: dict[str, Any] = {
         "task": task,
         "metric": metric,

@@ -22,7 +22,8 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import Window
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.tasks import LocalData
@@ -124,9 +125,8 @@ def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Train
 
 def _bytes_a_sample(run: Path) -> float:
     """Return what was uploaded a sample, over all windows that a run's log tells of."""
-    windows = read_run(run).all("window")
-    sent, samples = (sum(int(window[what]) for window in windows) for what in ("bytes", "new"))
-    return sent / max(1, samples)
+    windows = read_run(run).all(Window)
+    return sum(window.bytes for window in windows) / max(1, sum(window.new for window in windows))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -26,7 +26,8 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 def list_devices(run: Run, as_json: AsJson = False) -> None:
     """List the devices in a run's cache: samples, bytes, backbone, when the first and the last sample came."""
     file = run_cache(run)
-    from mobillm_flower.server import ActivationCache, RunFolder
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.server import ActivationCache
 
     with closing(ActivationCache(file)) as cache:  # without the retention time: looking deletes nothing
         holdings = cache.holdings()
@@ -106,7 +107,9 @@ def forget(
     With --retrain the side network is trained again without them, as if the device had never been there.
     """
     file = run_cache(run)
-    from mobillm_flower.server import ActivationCache, RunFolder
+    from mobillm_flower.runs.events import Forgotten
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.server import ActivationCache
 
     folder = RunFolder(file.parent)
     with folder.hold(), closing(ActivationCache(file)) as cache:
@@ -125,7 +128,7 @@ def forget(
         if retrain:
             discard_trained(folder)
         count = cache.forget(name)
-        folder.event("forgotten", device=name, samples=count)
+        folder.append(Forgotten(name, count))
         steps = train_again(folder, cache, settings) if retrain else None
     if steps is not None:
         if as_json:
@@ -173,10 +176,11 @@ def _confirm(question: str, *, as_json: bool) -> None:
 def _backbone_names(run: Path) -> dict[str, str]:
     """Return each device's backbone as the run's log names it."""
     from mobillm_flower.errors import RunFailed
-    from mobillm_flower.reports import read_run
+    from mobillm_flower.runs.events import DeviceMet
+    from mobillm_flower.runs.log import read_run
 
     try:
-        return {event["device"]: event["backbone"] for event in read_run(run).all("device")}
+        return {met.device: met.backbone for met in read_run(run).all(DeviceMet)}
     except RunFailed:
         return {}
 

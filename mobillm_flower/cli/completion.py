@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import typer
 
 
@@ -30,11 +27,14 @@ def presets(incomplete: str) -> list[str]:
 
 def devices(context: typer.Context, incomplete: str) -> list[str]:
     """Return pseudonyms of the run's devices that begin so, as its log tells them."""
+    from mobillm_flower.errors import RunFailed
+    from mobillm_flower.runs.events import DeviceMet, Forgotten
+    from mobillm_flower.runs.log import read_run
+
     try:
-        lines = (Path(context.params["run"]).expanduser() / "events.jsonl").read_text("utf-8").splitlines()
-        events = [json.loads(line) for line in lines]
-        forgotten = {event["device"] for event in events if event["event"] == "forgotten"}
-        met = {event["device"] for event in events if event["event"] == "device"}
-    except (OSError, ValueError, KeyError, TypeError):
+        run = read_run(context.params["run"])
+    except (RunFailed, KeyError, TypeError):
         return []  # no run there: nothing to offer
+    forgotten = {event.device for event in run.all(Forgotten)}
+    met = {event.device for event in run.all(DeviceMet)}
     return sorted(name for name in met - forgotten if name.startswith(incomplete))

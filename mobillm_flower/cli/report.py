@@ -16,7 +16,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Make a run's report.html again, from its folder alone; it may be in progress, or have failed."""
-    from mobillm_flower.reports import read_run, write_report
+    from mobillm_flower.reports import write_report
+    from mobillm_flower.runs.log import read_run
 
     file = write_report(run, out).resolve()
     outcome = read_run(run).outcome

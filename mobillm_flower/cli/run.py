@@ -103,7 +103,8 @@ def _report(path: Path | None) -> Path | None:
 
 def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, results.json is written, too."""
-    from mobillm_flower.reports import read_run, results_rows
+    from mobillm_flower.reports import results_rows
+    from mobillm_flower.runs.log import read_run
 
     path = outcome.run_path
     measured: dict[str, Any] = {}

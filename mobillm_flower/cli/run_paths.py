@@ -50,19 +50,18 @@ def side_network(path: Path) -> Path:
 
 
 def _reason(path: Path) -> str:
-    from mobillm_flower.reports import read_run
-    from mobillm_flower.server import RunFolder
+    from mobillm_flower.runs.events import Finished
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.runs.log import read_run
 
     try:
-        events = read_run(path).events
+        run = read_run(path)
     except RunFailed:
         log = path / "flower" / "superlink.log"
         return f": the run never began, see {relative(log)}" if log.is_file() else "; name a run's folder, or its own"
-    for event in reversed(events):
-        if event["event"] == "finished" and event["outcome"] != "completed":
-            return f": the run failed. {event.get('reason', '')}".rstrip()
-        if event["event"] == "started":
-            break
+    finished = run.session.last(Finished)
+    if finished and finished.outcome != "completed":
+        return f": the run failed. {finished.reason}".rstrip()
     if RunFolder(path).holder() is not None:
         return " yet: the run goes on; it is saved when training has ended"
     return ": the run was interrupted; start it again with the same settings and run folder, and it goes on"

@@ -17,7 +17,7 @@ from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
 from mobillm_flower.cli.run_paths import require_run
 
 if TYPE_CHECKING:
-    from mobillm_flower.reports.status import RunStatus
+    from mobillm_flower.runs.status import RunStatus
 
 _LOOK_S = 1.0
 _COLUMNS = ("device", "held", "of", "windows", "strikes", "failures", "backbone", "state")
@@ -49,9 +49,9 @@ def status(
 
 def _look(path: Path) -> tuple[RunStatus, bool]:
     """Return how a run stands, and whether a process of this machine holds its folder."""
-    from mobillm_flower.reports.status import run_status
-    from mobillm_flower.runs.events import read_run
-    from mobillm_flower.server import RunFolder
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.status import run_status
 
     holder = RunFolder(path).holder()  # before the log is read: a run that ends in between is over, not interrupted
     return run_status(read_run(path), now=time.time()), holder is not None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mobillm_flower.cli.output import relative
+from mobillm_flower.runs import events
 
 
 class Watcher:
@@ -66,33 +66,34 @@ class Watcher:
         elif not self._quiet:
             self._console.print(text)
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: events.Event) -> None:
         """Show what an event changes."""
-        kind = event["event"]
-        if kind == "submitted":
-            self.run_id = event["run"]
-            self.say(f"run {self.run_id}")
-        elif kind == "found":
-            self.follow(Path(event["folder"]))
-        elif kind == "status":
-            self.say(f"Flower: {event['status']}")
-        elif kind == "prepared":
-            self._show(f"{event['devices']} devices", 0, event["num_train"])
-            self.say(
-                f"{event['devices']} devices with {event['num_train']:,} samples; side network of "
-                f"{event['parameters']:,} parameters, {event['num_blocks']} blocks"
-            )
-        elif kind == "window":
-            self._held += event["new"]
-            self._show("devices upload", self._held, None)
-        elif kind == "round":
-            self.say(f"round {event['round']}: {event['num-held']:,} samples held")
-        elif kind == "epoch":
-            loss = event.get("validation_loss")
-            self.say(f"epoch {event['epoch']}" + (f": validation loss {loss:.4f}" if loss is not None else ""))
-        elif kind in ("rejected", "failure", "dropped", "refused", "cache-full") and not self._quiet:
-            reason = event.get("reason") or f"{event.get('rule')}: {event.get('detail')}"
-            self._console.print(f"{kind}: {reason}", style="yellow")
+        match event:
+            case events.Submitted():
+                self.run_id = event.run
+                self.say(f"run {self.run_id}")
+            case events.FolderSeen():
+                self.follow(event.folder)
+            case events.FlowerStatus():
+                self.say(f"Flower: {event.status}")
+            case events.Prepared():
+                self._show(f"{event.devices} devices", 0, event.num_train)
+                self.say(
+                    f"{event.devices} devices with {event.num_train:,} samples; side network of "
+                    f"{event.parameters:,} parameters, {event.num_blocks} blocks"
+                )
+            case events.Window():
+                self._held += event.new
+                self._show("devices upload", self._held, None)
+            case events.Round() if event.num_held is not None:
+                self.say(f"round {event.round}: {event.num_held:,} samples held")
+            case events.Epoch():
+                loss = event.validation_loss
+                self.say(f"epoch {event.epoch}" + (f": validation loss {loss:.4f}" if loss is not None else ""))
+            case (
+                events.Rejected() | events.Failure() | events.Dropped() | events.NodeRefused() | events.CacheFull()
+            ) if not self._quiet:
+                self._console.print(f"{event.kind}: {event.reason}", style="yellow")
 
     def _show(self, text: str, done: int, total: int | None) -> None:
         if self._bar:

@@ -18,7 +18,8 @@ from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones, saved_contract
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import DeviceMet, Prepared, TypeEvaluation
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
@@ -47,7 +48,8 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         first 12 digits of its fingerprint; above stand their means, and the sum of their counts.
     """
     settings = load_settings(file=run_path / "settings.yaml")
-    held: dict[str, int] = {event["device"]: event["num_train"] for event in read_run(run_path).all("device")}
+    run = read_run(run_path)
+    held = {met.device: met.num_train for met in run.all(DeviceMet)}
     settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
     data = load_central_data(settings)
     if sum(held.values()) != len(data.train):
@@ -66,10 +68,9 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
     if settings.trainer.device != "cpu":
         settings.trainer.device = "auto"  # what the run was trained on may not be here
     network = _replayed(run_path, settings) if train else None
-    trained_on = {event.get("trained_on", "cpu") for event in read_run(run_path).all("prepared")}
+    trained_on = {prepared.trained_on for prepared in run.all(Prepared)}
     on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
-    evaluations = read_run(run_path).all("evaluation-of-type")
-    untrained = {event["type"] for event in evaluations if not event["trained"]}
+    untrained = {evaluation.type for evaluation in run.all(TypeEvaluation) if not evaluation.trained}
     identical, types = [], {}
     for info in saved_backbones(folder):
         backbone = load_with(

@@ -15,7 +15,8 @@ from mobillm_flower.config import run_folder
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.launch.app import App
 from mobillm_flower.launch.superlink import last_error, named_connection, simulation_superlink
-from mobillm_flower.launch.watch import EventReader, OnEvent, watch
+from mobillm_flower.launch.watch import RunFollower, watch
+from mobillm_flower.runs.events import OnEvent, Submitted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run_app(
     run_path : Path
         The run's folder; events and Flower's own logs are written there.
     on_event : callable
-        Called with each event of the run as it is written, and with "submitted", "found" and "status", see `watch`.
+        Called with each event of the run as it is written, and with `Submitted`, `FolderSeen` and `FlowerStatus`.
     timeout_s : float
         The run is stopped after this.
 
@@ -84,8 +85,8 @@ def run_app(
     began = time.monotonic()
     with simulation_superlink(home) as (connection, superlink):
         run_id = connection.submit(app, toml, federation)
-        on_event({"event": "submitted", "run": run_id})
-        seen = EventReader(run_path / "events.jsonl", run_id, on_event)
+        on_event(Submitted(run=run_id))
+        seen = RunFollower(run_path / "events.jsonl", run_id, on_event)
         try:
             status = watch(
                 connection,
@@ -142,9 +143,9 @@ def run_on(
         toml = Path(folder) / "run_config.toml"
         _write_toml(toml, app.run_config(overrides))
         run_id = connection.submit(app, toml)
-    on_event({"event": "submitted", "run": run_id})
+    on_event(Submitted(run=run_id))
     run_path = run_folder(settings, run_id)
-    seen = EventReader(run_path / "events.jsonl", run_id, on_event)
+    seen = RunFollower(run_path / "events.jsonl", run_id, on_event)
     status = watch(connection, run_id, seen, on_event=on_event)
     if status != "finished:completed" or (seen.begun and seen.outcome != "completed"):
         reason = seen.reason or connection.last_error(run_id)

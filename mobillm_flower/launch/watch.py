@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.launch.superlink import Connection
+from mobillm_flower.runs.events import Event, Finished, FlowerStatus, FolderSeen, OnEvent
+from mobillm_flower.runs.log import EventReader
 
-OnEvent = Callable[[dict[str, Any]], None]
 _LOOK_S = 0.2
 _SILENCE_S = 60.0  # without events, ask Flower whether the run is still going; an answer costs seconds of a core
 _START_S = 20.0  # the same before the first event
@@ -21,8 +20,8 @@ _WAITING = ("pending", "starting")  # Flower's words for a run that is not runni
 _PENDING_S = 600.0  # in one of these, without an event: what the run waits for does not come
 
 
-class EventReader:
-    """Follows one Flower run's lines in an events.jsonl, which need not be there, or be that run's.
+class RunFollower:
+    """Follows one Flower run's events in a log, which need not be there, or be that run's.
 
     Parameters
     ----------
@@ -36,48 +35,42 @@ class EventReader:
     Attributes
     ----------
     begun : bool
-        Whether a line of the run was seen.
+        Whether an event of the run was seen.
     outcome, reason : str
         What its last event says of how it ended; empty while it goes on.
     """
 
     def __init__(self, file: Path, run_id: str, on_event: OnEvent) -> None:
-        self._file, self._run_id, self._on_event = file, run_id, on_event
-        self._at = 0
+        self._folder, self._run_id, self._on_event = file.parent, run_id, on_event
+        self._log = EventReader(file)
         self.begun = False
         self.outcome = ""
         self.reason = ""
 
     def read(self) -> bool:
-        """Pass on complete new lines; returns whether there were any."""
-        before = self._at
+        """Pass on new events of the run; returns whether there were any, of whatever run."""
         try:
-            with self._file.open("rb") as stream:
-                stream.seek(self._at)
-                for line in stream:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._at += len(line)
-                    self._take(json.loads(line))
+            events = self._log.read()
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return False  # the ServerApp runs elsewhere, or has not begun
-        return self._at > before
+        for event in events:
+            if event.run == self._run_id:
+                self._take(event)
+        return bool(events)
 
-    def _take(self, event: dict[str, Any]) -> None:
-        if event.get("run") != self._run_id:
-            return
+    def _take(self, event: Event) -> None:
         if not self.begun:
             self.begun = True
-            self._on_event({"event": "found", "folder": str(self._file.parent)})
-        if event["event"] == "finished":
-            self.outcome, self.reason = event["outcome"], event.get("reason", "")
+            self._on_event(FolderSeen(self._folder))
+        if isinstance(event, Finished):
+            self.outcome, self.reason = event.outcome, event.reason
         self._on_event(event)
 
 
 def watch(
     connection: Connection,
     run_id: str,
-    seen: EventReader,
+    seen: RunFollower,
     *,
     on_event: OnEvent,
     lost: Callable[[], str] | None = None,
@@ -91,10 +84,10 @@ def watch(
         Where it was submitted.
     run_id : str
         Flower's.
-    seen : EventReader
+    seen : RunFollower
         Where its events may be.
     on_event : callable
-        Called with {"event": "status", "status": …} when Flower's word for the run has changed.
+        Called with a `FlowerStatus` when Flower's word for the run has changed.
     lost : callable, optional
         Says why the run cannot go on any more, empty while it can; where the SuperLink is a child of this process.
     timeout_s : float, optional
@@ -140,7 +133,7 @@ def watch(
                 )
             if status not in (known, "unknown"):
                 known, changed = status, asked
-                on_event({"event": "status", "status": status})
+                on_event(FlowerStatus(status))
             if known in _WAITING and not seen.begun and asked - changed > _PENDING_S:
                 raise RunFailed(_not_begun(connection.name, run_id, known, is_submitted=foreign))
         time.sleep(_LOOK_S)

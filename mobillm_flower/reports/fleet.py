@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mobillm_flower.reports.charts import Bar, column_chart
-from mobillm_flower.reports.devices import DeviceTotals
 from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text, bytes_unit, seconds_text, time_text
+from mobillm_flower.runs.devices import DeviceRecord, device_of
+from mobillm_flower.runs.events import CacheFull, Dropped, Failure, NodeRefused, Rejected
 
 _MOST_COLUMNS = 200  # of a chart; more devices are drawn as evenly spaced ones among the sorted
 _MOST_ROWS = 500  # of a table
-_TROUBLE = ("refused", "failure", "rejected", "dropped", "cache-full")
+_TROUBLE = (NodeRefused, Failure, Rejected, Dropped, CacheFull)
 
 
 def fleet(source: ReportSource) -> Markup:
@@ -36,15 +37,15 @@ def fleet(source: ReportSource) -> Markup:
     )
 
 
-def _bytes(devices: Sequence[DeviceTotals], name: str, value: Callable[[DeviceTotals], float]) -> Markup | None:
+def _bytes(devices: Sequence[DeviceRecord], name: str, value: Callable[[DeviceRecord], float]) -> Markup | None:
     unit, size = bytes_unit(max(value(device) for device in devices))
     return _columns(devices, name, lambda device: value(device) / size, unit, lambda shown: bytes_text(shown * size))
 
 
 def _columns(
-    devices: Sequence[DeviceTotals],
+    devices: Sequence[DeviceRecord],
     name: str,
-    value: Callable[[DeviceTotals], float],
+    value: Callable[[DeviceRecord], float],
     unit: str,
     text: Callable[[float], str],
 ) -> Markup | None:
@@ -64,7 +65,7 @@ def _columns(
     )
 
 
-def _table(devices: Sequence[DeviceTotals]) -> Markup:
+def _table(devices: Sequence[DeviceRecord]) -> Markup:
     ordered = sorted(devices, key=lambda device: (not device.troubled, -device.bytes_up, device.device))
     listed = ordered[:_MOST_ROWS]
     caption = "Devices, those with trouble first"
@@ -108,7 +109,7 @@ def _table(devices: Sequence[DeviceTotals]) -> Markup:
     return join(listing, paragraph(note, class_="note"))
 
 
-def _row(device: DeviceTotals) -> dict[str, str]:
+def _row(device: DeviceRecord) -> dict[str, str]:
     """Return a device's cells by column; a column that is empty for all devices is left out."""
     strikes = ", ".join(f"{rule} × {count}" for rule, count in sorted(device.strikes.items()))
     far = " (far above)" if device.outlier else ""
@@ -137,13 +138,13 @@ def _known(size: float | None) -> str:
 
 def _trouble(source: ReportSource) -> list[Markup]:
     """Return the events in which something went wrong, the last ones where there are many."""
-    events = [event for event in source.run.events if event["event"] in _TROUBLE]
+    events = [event for event in source.run.events if isinstance(event, _TROUBLE)]
     if not events:
         return []
     rows = []
     for event in events[-_MOST_ROWS:]:
-        who = str(event["device"])[:8] if "device" in event else f"node {event['node']}" if "node" in event else ""
-        reason = event.get("reason") or f"{event.get('rule')}: {event.get('detail')}"
-        rows.append((time_text(event["time"]), event["event"], who, str(reason)))
+        node = getattr(event, "node", "")
+        who = device_of(event)[:8] or (f"node {node}" if node else "")
+        rows.append((time_text(event.time), event.kind, who, event.reason))
     caption = "What went wrong" + (f", the last {len(rows):,} of {len(events):,}" if len(rows) < len(events) else "")
     return [element("h3", "What went wrong"), table(caption, ("when", "what", "who", "reason"), rows, class_="trouble")]

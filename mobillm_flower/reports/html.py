@@ -20,6 +20,7 @@ from mobillm_flower.reports.quality import gates, learning, memory, results
 from mobillm_flower.reports.settings_list import settings_list
 from mobillm_flower.reports.source import ReportSource, read_source
 from mobillm_flower.reports.units import bytes_text, seconds_text, time_text
+from mobillm_flower.runs.events import Epoch, Finished, Prepared, Started
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -88,27 +89,28 @@ def page(source: ReportSource) -> str:
 def _state(source: ReportSource) -> Markup:
     """Return how the run ended, or how far it is."""
     run = source.run
-    if run.outcome == "completed":
-        text = f"in {seconds_text(run.last('finished')['seconds'])}"
-    elif run.outcome == "failed":
-        text = run.last("finished").get("reason") or "no reason was given"
+    finished = run.session.last(Finished)
+    if finished:
+        text = f"in {seconds_text(finished.seconds)}"
+        if finished.outcome == "failed":
+            text = finished.reason or "no reason was given"
     else:
         last = run.events[-1]
-        text = f"{_progress(source)} The last event ({last['event']}) is of {time_text(last['time'])}; a run that was "
-        text += "killed looks the same."
+        text = f"{_progress(source)} The last event ({last.kind}) is of {time_text(last.time)}; a run that was killed "
+        text += "looks the same."
     class_ = f"state {run.outcome.replace(' ', '-')}"
     return paragraph(element("strong", run.outcome), " ", text, class_=class_)
 
 
 def _progress(source: ReportSource) -> str:
     """Return in words what a run without an end has reached."""
-    prepared, epoch = source.run.last("prepared"), source.run.last("epoch")
+    prepared, epoch = source.run.last(Prepared), source.run.last(Epoch)
     if not prepared:
         return f"{len(source.devices)} devices were met; nothing is uploaded yet."
     if epoch:
-        return f"Training: epoch {epoch['epoch']} of at most {source.setting('trainer.epochs')} is done."
+        return f"Training: epoch {epoch.epoch} of at most {source.setting('trainer.epochs')} is done."
     held = sum(device.samples for device in source.devices)
-    return f"Devices upload: {held:,} of {prepared['num_train']:,} samples are held."
+    return f"Devices upload: {held:,} of {prepared.num_train:,} samples are held."
 
 
 def _facts(source: ReportSource) -> Markup:
@@ -116,23 +118,23 @@ def _facts(source: ReportSource) -> Markup:
     run = source.run
     labels = source.labels
     kind = str(source.setting("task.kind"))
-    prepared = run.last("prepared")
+    started, prepared = run.last(Started), run.last(Prepared)
     backbones = sorted({f"{device.backbone}, {device.layers} layers" for device in source.devices if device.backbone})
     facts = [
-        ("Strategy", run.last("started").get("strategy", "")),
+        ("Strategy", started.strategy if started else ""),
         ("Task", f"{kind}, {len(labels)} classes" if labels else kind),
         ("Data", str(source.setting("data.source"))),
         ("Backbone", "; ".join(backbones) or str(source.setting("backbone.name"))),
         (
             "Side network",
-            f"{prepared['parameters']:,} parameters, {prepared['num_blocks']} blocks, width {prepared['width']}"
+            f"{prepared.parameters:,} parameters, {prepared.num_blocks} blocks, width {prepared.width}"
             if prepared
             else "not made yet",
         ),
         ("Upload", f"{source.setting('loss.objective')}, {source.setting('activations.codec')}"),
-        ("Started", time_text(next(event["time"] for event in run.events))),
+        ("Started", time_text(run.events[0].time)),
     ]
-    sessions = len(run.all("started"))
+    sessions = len(run.all(Started))
     if sessions > 1:
         facts.append(("Sessions", f"{sessions}: it was interrupted and went on"))
     items = [element("div", element("dt", name), element("dd", value)) for name, value in facts if value]

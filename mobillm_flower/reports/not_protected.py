@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
+from mobillm_flower.runs.events import Prepared, Round
 
 Statement = tuple[str, str]
 """What it is about, and what holds for this run."""
@@ -78,12 +80,10 @@ def _labels(source: ReportSource) -> Iterator[str]:
 
 
 def _texts(source: ReportSource) -> Iterator[str]:
-    pivots = sorted(set(source.run.last("prepared").get("pivots", {}).values())) or [
-        source.setting("activations.pivot")
-    ]
+    prepared = source.run.last(Prepared)
+    pivots = sorted(set(prepared.pivots.values()) if prepared else ()) or [source.setting("activations.pivot")]
     named = ", ".join(str(pivot) for pivot in pivots)
-    found = source.run.last("prepared").get("guarantee") or {}
-    if any(name.startswith("activations") for name in found.get("parts", {})):
+    if any(name.startswith("activations") for name in _known_guarantee(source).get("parts", {})):
         yield "Each device sends one noisy vector for a text; how much of the text is in it, ε bounds."
         yield "What a real attack gets out of it, mobillm audit measures."
         return
@@ -102,20 +102,25 @@ def _texts(source: ReportSource) -> Iterator[str]:
     yield f"The codec ({codec}) and the share of values kept ({keep}) save bytes; neither is protection."
 
 
+def _known_guarantee(source: ReportSource) -> Mapping[str, Any]:
+    prepared = source.run.last(Prepared)
+    return prepared.guarantee if prepared else {}
+
+
 def _guarantee(source: ReportSource) -> Iterator[str]:
     """Return ε and δ of one sample's release, or why there is none."""
-    found = source.run.last("prepared").get("guarantee") or {"epsilon": None, "reason": "the run did not get so far"}
+    guarantee = _known_guarantee(source) or {"epsilon": None, "reason": "the run did not get so far"}
     parts = [
         f"{name}: ε = {part[0]:.3g}" + (f", δ = {part[1]:g}" if part[1] else "")
-        for name, part in found.get("parts", {}).items()
+        for name, part in guarantee.get("parts", {}).items()
     ]
-    if found["epsilon"] is None:
+    if guarantee["epsilon"] is None:
         yield from _noise(source)
         if parts:
             yield f"Protected by themselves are {'; '.join(parts)}."
-        yield f"No ε can be named for a sample: {found['reason']}."
+        yield f"No ε can be named for a sample: {guarantee['reason']}."
         return
-    epsilon, delta = f"{found['epsilon']:.3g}", f", δ = {found['delta']:g}" if found["delta"] else ""
+    epsilon, delta = f"{guarantee['epsilon']:.3g}", f", δ = {guarantee['delta']:g}" if guarantee["delta"] else ""
     yield (
         f"One release of one sample is locally differentially private with ε = {epsilon}{delta}: whatever the server "
         f"makes of it, another sample in its place changes how likely that is by a factor of at most e^{epsilon}."
@@ -125,7 +130,7 @@ def _guarantee(source: ReportSource) -> Iterator[str]:
     if most:
         yield (
             f"It is a promise for each sample, not for each person: the device with the most samples sent {most:,}, "
-            f"and all of them together have an ε of up to {most * found['epsilon']:.4g}."
+            f"and all of them together have an ε of up to {most * guarantee['epsilon']:.4g}."
         )
     yield "Outside it are metrics, times, counts and the fact of taking part, and that numbers have finite precision."
 
@@ -147,8 +152,7 @@ def _noise(source: ReportSource) -> Iterator[str]:
 def _releases(source: ReportSource) -> str:
     most, budget = source.setting("privacy.max-releases"), source.setting("privacy.budget")
     bound = f"A device releases a sample at most {most} times" if most else "Devices count them and set no bound"
-    found = source.run.last("prepared").get("guarantee") or {}
-    if found.get("epsilon") is None:
+    if _known_guarantee(source).get("epsilon") is None:
         return f"{bound} (privacy.max-releases). Without an ε nothing composes their losses of privacy."
     return (
         f"{bound} (privacy.max-releases). A device adds up the ε of all releases of a sample, of all runs, in its "
@@ -157,8 +161,10 @@ def _releases(source: ReportSource) -> str:
 
 
 def _kept(source: ReportSource) -> Iterator[str]:
-    held = source.run.last("round")
-    amount = f" ({held['num-held']:,} samples, {bytes_text(held['cache-bytes'])} at the last round)" if held else ""
+    last = source.run.last(Round)
+    amount = ""
+    if last and last.num_held is not None and last.cache_bytes is not None:
+        amount = f" ({last.num_held:,} samples, {bytes_text(last.cache_bytes)} at the last round)"
     yield (
         f"cache.sqlite in the run's folder holds all uploaded activations and targets{amount}, with device pseudonyms, "
         "unencrypted, readable by the file's owner alone."

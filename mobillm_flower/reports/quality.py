@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mobillm_flower.reports.charts import Bar, Point, bar_chart, line_chart
@@ -10,6 +11,7 @@ from mobillm_flower.reports.markup import Markup, element, join, paragraph, tabl
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.table import results_rows
 from mobillm_flower.reports.units import bytes_text
+from mobillm_flower.runs.events import Epoch, Evaluation, Gates, ServerEvaluation, Stopped, Trained, TypeEvaluation
 
 _REFERENCES = (
     ("tuned", "side-tuned"),
@@ -53,37 +55,38 @@ def _references(source: ReportSource) -> list[Markup]:
 
 def learning(source: ReportSource) -> Markup:
     """Return loss and accuracy on the server's validation share, by epoch."""
-    epochs = {event["epoch"]: event for event in source.run.all("epoch")}  # a resumed run may repeat one
-    measured = [event for _, event in sorted(epochs.items()) if "validation_loss" in event]
+    epochs = {event.epoch: event for event in source.run.all(Epoch)}  # a resumed run may repeat one
+    measured = [event for _, event in sorted(epochs.items()) if event.validation_loss is not None]
     parts: list[Markup] = []
     if not measured:
         reason = "it has trained no epoch yet" if not epochs else "trainer.validation-share is 0"
         parts.append(paragraph(f"The run measured nothing on a validation share: {reason}."))
     else:
-        losses = [event["validation_loss"] for event in measured]
+        losses = [event.validation_loss or 0.0 for event in measured]
+        accuracies = [event.validation_accuracy for event in measured if event.validation_accuracy is not None]
         finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
         best = min(finite, key=losses.__getitem__) if finite else None
-        charts = [_curve(measured, "validation_loss", "validation loss", best)]
-        if all("validation_accuracy" in event for event in measured):
-            charts.append(_curve(measured, "validation_accuracy", "validation accuracy", best))
+        charts = [_curve(measured, losses, "validation loss", best)]
+        if len(accuracies) == len(measured):
+            charts.append(_curve(measured, accuracies, "validation accuracy", best))
         parts.append(element("div", charts, class_="charts"))
         if best is not None:
-            text = f"The weights of epoch {measured[best]['epoch']} have the lowest validation loss (the large dot)"
-            stopped = source.run.session.last("stopped").get("reason")
+            text = f"The weights of epoch {measured[best].epoch} have the lowest validation loss (the large dot)"
+            stopped = source.run.session.last(Stopped)
             if stopped:
-                text += f". Training was stopped before its end, and the last weights were kept: {stopped}."
+                text += f". Training was stopped before its end, and the last weights were kept: {stopped.reason}."
             else:
-                text += " and were kept." if source.run.session.last("trained") else " so far."
+                text += " and were kept." if source.run.session.last(Trained) else " so far."
             parts.append(paragraph(text))
         parts.append(_epochs(measured))
     parts += [*_types(source), *_evaluations(source)]
     return join(parts)
 
 
-def _curve(events: list[dict[str, Any]], key: str, name: str, best: int | None) -> Markup:
+def _curve(epochs: list[Epoch], values: list[float], name: str, best: int | None) -> Markup:
     points = [
-        Point(event["epoch"], event[key], f"epoch {event['epoch']}, step {event['step']:,}: {event[key]:.4f}")
-        for event in events
+        Point(one.epoch, value, f"epoch {one.epoch}, step {one.step:,}: {value:.4f}")
+        for one, value in zip(epochs, values, strict=True)
     ]
     finite = [point.y for point in points if math.isfinite(point.y)]
     if not finite:
@@ -95,15 +98,15 @@ def _curve(events: list[dict[str, Any]], key: str, name: str, best: int | None) 
     return line_chart(points, x_label="epoch from the cache", y_label=name, summary=summary, marked=best)
 
 
-def _epochs(events: list[dict[str, Any]]) -> Markup:
+def _epochs(epochs: list[Epoch]) -> Markup:
     rows = [
         (
-            str(event["epoch"]),
-            f"{event['step']:,}",
-            f"{event['validation_loss']:.4f}",
-            f"{event['validation_accuracy']:.4f}" if "validation_accuracy" in event else "–",
+            str(one.epoch),
+            f"{one.step:,}",
+            f"{one.validation_loss:.4f}",
+            "–" if one.validation_accuracy is None else f"{one.validation_accuracy:.4f}",
         )
-        for event in events
+        for one in epochs
     ]
     columns = ("epoch", "optimizer step", "validation loss", "validation accuracy")
     return element(
@@ -115,16 +118,16 @@ def _epochs(events: list[dict[str, Any]]) -> Markup:
 
 def _types(source: ReportSource) -> list[Markup]:
     """Return the last evaluation of each backbone type, where a fleet has several."""
-    types = {event["type"]: event for event in source.run.all("evaluation-of-type")}
+    types = {event.type: event for event in source.run.all(TypeEvaluation)}
     if len(types) < 2:
         return []
     rows = [
         (
-            f"{event['backbone']}, {event['layers']} layers, width {event['width']}",
-            _measured(event),
-            f"{event['num-examples']:,}",
-            f"{event['devices']:,}",
-            "yes" if event["trained"] else "no: it sent no samples",
+            f"{event.backbone}, {event.layers} layers, width {event.width}",
+            _measured(event.metrics),
+            f"{event.num_examples:,}",
+            f"{event.devices:,}",
+            "yes" if event.trained else "no: it sent no samples",
         )
         for event in types.values()
     ]
@@ -132,22 +135,20 @@ def _types(source: ReportSource) -> list[Markup]:
     return [element("h3", "Backbone types"), table("Backbone types", columns, rows, numeric=[2, 3])]
 
 
-def _measured(event: dict[str, Any]) -> str:
-    """Return the metrics of an evaluation event: whatever is none of its counts and names."""
-    names = ("time", "event", "round", "type", "backbone", "layers", "width", "trained", "devices", "num-examples")
-    found = {key: value for key, value in event.items() if key not in names and isinstance(value, int | float)}
-    return ", ".join(f"{key} {value:.4f}" for key, value in found.items())
+def _measured(metrics: Mapping[str, Any]) -> str:
+    """Return an evaluation's metrics in words; a user's own function may return lists, which are left out."""
+    return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, int | float))
 
 
 def _evaluations(source: ReportSource) -> list[Markup]:
     """Return what devices and the server's own function measured by round, where that happened more than once."""
-    events = [event for event in source.run.events if event["event"] in ("evaluation", "server-evaluation")]
+    events = [event for event in source.run.events if isinstance(event, Evaluation | ServerEvaluation)]
     if len(events) < 2:
         return []
     rows = []
     for event in events:
-        where = f"{event['devices']} devices" if event["event"] == "evaluation" else "server"
-        rows.append((str(event["round"]), where, _measured(event)))
+        where = f"{event.devices} devices" if isinstance(event, Evaluation) else "server"
+        rows.append((str(event.round), where, _measured(event.metrics)))
     return [
         element(
             "details",
@@ -161,10 +162,10 @@ def memory(source: ReportSource) -> Markup | None:
     """Return a device's peak memory beside plain inference; None where the run is not completed."""
     if source.run.outcome != "completed":
         return None
-    found = source.references.get("memory") or {}
-    if not found:
+    measured = source.references.get("memory") or {}
+    if not measured:
         return paragraph("Memory was not measured for this run.")
-    ours, plain = found["ours_bytes"], found["plain_bytes"]
+    ours, plain = measured["ours_bytes"], measured["plain_bytes"]
     bars = [
         Bar("a device's window", ours / 1e6, bytes_text(ours), strong=True),
         Bar("plain inference", plain / 1e6, bytes_text(plain)),
@@ -173,16 +174,17 @@ def memory(source: ReportSource) -> Markup | None:
     return join(
         bar_chart(bars, x_label=label, summary=f"peak memory in {label}: {_listed(bars)}"),
         paragraph(
-            f"Extracting and packing a window of {found['num_samples']} samples takes {found['ratio']:.2f} times the "
-            "memory of plain inference with the same backbone on the same batches. Both were measured after the run, "
-            "each in a process of its own."
+            f"Extracting and packing a window of {measured['num_samples']} samples takes {measured['ratio']:.2f} times "
+            "the memory of plain inference with the same backbone on the same batches. Both were measured after the "
+            "run, each in a process of its own."
         ),
     )
 
 
 def gates(source: ReportSource) -> Markup | None:
     """Return μ of each block; None where the run did not save any."""
-    values = [value for value in source.run.last("gates").get("mu", []) if math.isfinite(value)]
+    saved = source.run.last(Gates)
+    values = [value for value in saved.mu if math.isfinite(value)] if saved else []
     if not values:
         return None
     bars = [Bar(f"block {i}", value, f"{value:.4f}") for i, value in enumerate(values, start=2)]

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from mobillm_flower.config.describe import describe_settings
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports.devices import DeviceTotals, device_totals
-from mobillm_flower.runs.events import RunRecord, read_run
+from mobillm_flower.runs.devices import DeviceRecord, device_records
+from mobillm_flower.runs.log import RunRecord, read_run
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ReportSource:
     ----------
     run : RunRecord
         events.jsonl.
-    devices : list of DeviceTotals
+    devices : list of DeviceRecord
         Added up from the events.
     settings : dict
         settings.yaml by dotted key in kebab-case; empty where it is not there.
@@ -38,7 +38,7 @@ class ReportSource:
     """
 
     run: RunRecord
-    devices: list[DeviceTotals]
+    devices: list[DeviceRecord]
     settings: dict[str, Any]
     references: dict[str, Any]
     side_network: dict[str, Any]
@@ -90,7 +90,7 @@ def read_source(path: str | Path) -> ReportSource:
     results = _json(run.path / "results.json") if completed else {}
     return ReportSource(
         run=run,
-        devices=device_totals(run),
+        devices=device_records(run),
         settings=_settings(run.path / "settings.yaml"),
         references=results.get("references") or {},
         side_network=_json(run.path / "side_network" / "config.json") if completed else {},

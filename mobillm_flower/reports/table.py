@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from mobillm_flower.reports.devices import device_totals
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.runs.events import RunRecord
+from mobillm_flower.runs import events
+from mobillm_flower.runs.devices import device_records
+from mobillm_flower.runs.log import RunRecord
 
 Row = tuple[str, str, str]
 
-_OF_TYPE = (
-    *("time", "event", "run", "round"),
-    *("type", "backbone", "layers", "width", "trained", "num-examples", "devices"),
-)
 _ON_THE_WHOLE = (
     ("tuned", "side-tuned"),
     ("centralized", "centralized"),
@@ -32,9 +30,9 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     references : dict
         From `mobillm_flower.evaluation.references.measure_references`; may lack entries that were not measured.
     """
-    devices = device_totals(run)
-    windows = run.all("window")
-    samples = sum(window["new"] for window in windows)
+    devices = device_records(run)
+    windows = run.all(events.Window)
+    samples = sum(window.new for window in windows)
     count = max(1, len(devices))
     metric = references.get("metric", "metric")
     rows: list[Row] = []
@@ -58,25 +56,23 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     if "identical" in references:
         add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
     rows += _language_rows(references)
-    evaluation = run.last("evaluation")
-    for name, value in evaluation.items():
-        if name not in ("time", "event", "run", "round", "devices", "num-examples"):
-            add(
-                f"{name}, on the devices",
-                f"{value:.4f}",
-                f"{evaluation['num-examples']} samples, {evaluation['devices']} devices",
-            )
+    evaluation = run.last(events.Evaluation)
+    if evaluation:
+        on = f"{evaluation.num_examples} samples, {evaluation.devices} devices"
+        for name, value in evaluation.metrics.items():
+            add(f"{name}, on the devices", f"{value:.4f}", on)
     rows += _type_rows(run, references)
-    found = run.last("prepared").get("guarantee")
-    if found and (found["epsilon"] is not None or found["parts"]):
-        add("privacy of a sample", *_privacy(found))
-    up = sum(window["bytes"] for window in windows)
+    prepared = run.last(events.Prepared)
+    guarantee = prepared.guarantee if prepared else {}
+    if guarantee and (guarantee["epsilon"] is not None or guarantee["parts"]):
+        add("privacy of a sample", *_privacy(guarantee))
+    up = sum(window.bytes for window in windows)
     down = [device.bytes_down for device in devices if device.bytes_down is not None]  # known when a run has ended
     add("devices, samples", f"{len(devices)}, {samples:,}", "each sample uploaded once")
     add("bytes up, a device", bytes_text(up / count), f"{bytes_text(up / max(1, samples))} a sample")
     if down:
         add("bytes down, a device", bytes_text(sum(down) / count), "requests, and the side network to evaluate")
-    seconds = sum(window["forward_seconds"] for window in windows)
+    seconds = sum(window.forward_seconds for window in windows)
     add(
         "device seconds",
         f"{seconds / count:.2f} s",
@@ -89,11 +85,11 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
             bytes_text(memory["ours_bytes"]),
             f"above the loaded model; plain inference {bytes_text(memory['plain_bytes'])}, ratio {memory['ratio']:.2f}",
         )
-    trained, finished = run.last("trained"), run.last("finished")
+    trained, finished = run.last(events.Trained), run.session.last(events.Finished)
     if trained:
-        add("server steps", f"{trained['steps']:,}", f"{trained['epochs']} epochs from the cache")
-    if run.outcome != "in progress":
-        add("run", f"{finished['seconds']:.0f} s", finished["outcome"])
+        add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
+    if finished:
+        add("run", f"{finished.seconds:.0f} s", finished.outcome)
     troubled = [device for device in devices if device.troubled]
     if troubled:
         add("devices with trouble", str(len(troubled)), "see events.jsonl")
@@ -102,18 +98,18 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
 
 def _type_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     """Return a row for each backbone type of a mixed fleet: as its devices measured it at last, references beside."""
-    types = {event["type"]: event for event in run.all("evaluation-of-type")}
+    types = {event.type: event for event in run.all(events.TypeEvaluation)}
     if len(types) < 2:
         return []
     rows: list[Row] = []
-    for name, event in sorted(types.items(), key=lambda item: (item[1]["backbone"], item[1]["layers"], item[0])):
-        metric = str(references.get("metric") or next(key for key in event if key not in _OF_TYPE))
-        remark = f"{event['num-examples']:,} samples, {event['devices']} devices"
-        remark += "" if event["trained"] else "; not trained: it sent no sample"
+    for name, event in sorted(types.items(), key=lambda item: (item[1].backbone, item[1].layers, item[0])):
+        metric = str(references.get("metric") or next(iter(event.metrics)))
+        remark = f"{event.num_examples:,} samples, {event.devices} devices"
+        remark += "" if event.trained else "; not trained: it sent no sample"
         measured = references.get("types", {}).get(name, {})
         whole = [f"{what} {measured[key]:.4f}" for key, what in _ON_THE_WHOLE if measured.get(key) is not None]
         remark += f"; whole test split: {', '.join(whole)}" if whole else ""
-        rows.append((f"{metric}, {event['backbone']} with {event['layers']} layers", f"{event[metric]:.4f}", remark))
+        rows.append((f"{metric}, {event.backbone} with {event.layers} layers", f"{event.metrics[metric]:.4f}", remark))
     return rows
 
 
@@ -131,7 +127,7 @@ def _language_rows(references: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def _privacy(guarantee: dict[str, Any]) -> tuple[str, str]:
+def _privacy(guarantee: Mapping[str, Any]) -> tuple[str, str]:
     """Return ε of one release, and what it covers or lacks."""
     parts = ", ".join(f"{name} ε = {part[0]:.3g}" for name, part in guarantee["parts"].items())
     if guarantee["epsilon"] is None:

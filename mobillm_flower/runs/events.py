@@ -1,72 +1,448 @@
-"""Reading a run's events.jsonl."""
+"""What happens in a run: the kinds of events and their fields. No event holds a sample's text or label."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from mobillm_flower.errors import RunFailed
+KINDS: dict[str, type[Event]] = {}
+"""Classes of events by the kind that stands in the log."""
+
+OnEvent = Callable[["Event"], None]
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """A run as its events tell it.
+class Event:
+    """Something that happened in a run.
 
     Parameters
     ----------
-    path : Path
-        The run's folder.
-    events : list of dict
-        In order of time.
+    time : float
+        Unix seconds; set where it is written.
+    run : str
+        Flower's id of the run that wrote it; empty outside of Flower. Set where it is written.
+
+    Attributes
+    ----------
+    kind : str
+        What it is, as in the log.
     """
 
-    path: Path
-    events: list[dict[str, Any]]
+    kind: ClassVar[str] = "unknown"
+    time: float = field(default=0.0, kw_only=True)
+    run: str = field(default="", kw_only=True)
 
-    def all(self, kind: str) -> list[dict[str, Any]]:
-        """Return events of a kind."""
-        return [event for event in self.events if event["event"] == kind]
-
-    def last(self, kind: str) -> dict[str, Any]:
-        """Return the last event of a kind, or an empty dict."""
-        found = self.all(kind)
-        return found[-1] if found else {}
-
-    @property
-    def session(self) -> RunRecord:
-        """The events since the run was last started: one that was interrupted has several sessions."""
-        starts = [i for i, event in enumerate(self.events) if event["event"] == "started"]
-        return RunRecord(self.path, self.events[starts[-1] if starts else 0 :])
-
-    @property
-    def outcome(self) -> str:
-        """How it ended: "completed" or "failed"; "in progress" where neither was said since it was last started."""
-        return str(self.session.last("finished").get("outcome", "in progress"))
+    def __init_subclass__(cls, *, kind: str) -> None:
+        cls.kind = kind
+        KINDS[kind] = cls
 
 
-def read_run(path: str | Path) -> RunRecord:
-    """Read a run's events.
+# ---- a run's life ------------------------------------------------------------------------------------------------
 
-    Raises
-    ------
-    RunFailed
-        The folder holds no events.jsonl, one without any event, or one that is damaged.
+
+@dataclass(frozen=True)
+class Started(Event, kind="started"):
+    """A strategy was started in the folder; a run that is gone on with has several of these."""
+
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Prepared(Event, kind="prepared"):
+    """Devices were met and everything that the run keeps fixed is known.
+
+    `layers` and `pivots` are by backbone type, the first 12 digits of its fingerprint; `guarantee` has the fields of
+    `privacy.accounting.Guarantee`.
     """
-    path = Path(path).expanduser()
-    file = path / "events.jsonl"
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise RunFailed(f"{path} holds no readable events.jsonl; name a run's folder") from error
-    written = text.split("\n")[:-1]  # the last line of a run in progress may not be whole yet
-    try:
-        events = [json.loads(line) for line in written]
-        if not all(isinstance(event["event"], str) and event["time"] >= 0 for event in events):
-            raise TypeError
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunFailed(f"{file} is damaged: a line is no event; name a run's folder") from error
-    if not events:
-        raise RunFailed(f"{file} holds no event yet; wait for the run's first, or name another run's folder")
-    return RunRecord(path, events)
+
+    devices: int
+    num_train: int
+    num_blocks: int
+    width: int
+    parameters: int
+    planned_steps: int
+    resumed_steps: int
+    layers: Mapping[str, list[int]]
+    pivots: Mapping[str, str]
+    scale: float
+    trained_on: str = "cpu"
+    guarantee: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ingested(Event, kind="ingested"):
+    """All samples have come that will; epochs from the cache follow."""
+
+    samples: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Epoch(Event, kind="epoch"):
+    """An epoch ended after `step` steps in all; without a validation share nothing was measured."""
+
+    epoch: int
+    step: int
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Stopped(Event, kind="stopped"):
+    """Training ended before its last epoch, by one of the `stop` settings."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trained(Event, kind="trained"):
+    """Training ended."""
+
+    steps: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Gates(Event, kind="gates"):
+    """The saved side network's gates μ, from the second block on."""
+
+    mu: list[float]
+
+
+@dataclass(frozen=True)
+class Finished(Event, kind="finished"):
+    """The run ended: outcome "completed" or "failed"."""
+
+    outcome: str
+    seconds: float
+    reason: str = ""
+
+
+# ---- devices -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DeviceMet(Event, kind="device"):
+    """A device was taken in; `chosen` says which of several backbones it chose, and why."""
+
+    device: str
+    backbone: str
+    layers: int
+    num_train: int
+    num_test: int
+    chosen: str = ""
+
+
+@dataclass(frozen=True)
+class NodeMet(Event, kind="met"):
+    """A baseline's device described itself."""
+
+    node: str
+    num_train: int
+    num_test: int
+
+
+@dataclass(frozen=True)
+class NodeRefused(Event, kind="refused"):
+    """A node takes no part."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TypeJoined(Event, kind="type-joined"):
+    """A backbone type came after the run had begun."""
+
+    backbone: str
+    layers: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Window(Event, kind="window"):
+    """A device's window was committed: `new` of its samples were not in the cache before."""
+
+    round: int
+    device: str
+    window: int
+    samples: int
+    new: int
+    remaining: int
+    refused: int
+    bytes: int
+    forward_seconds: float
+
+
+@dataclass(frozen=True)
+class Rejected(Event, kind="rejected"):
+    """A device's packet broke a rule, and nothing of it was kept."""
+
+    device: str
+    rule: str
+    detail: str
+
+    @property
+    def reason(self) -> str:
+        """Rule and detail."""
+        return f"{self.rule}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Failure(Event, kind="failure"):
+    """An answer did not come, or was an error; a baseline knows its devices by their nodes."""
+
+    reason: str
+    device: str = ""
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Dropped(Event, kind="dropped"):
+    """A device is asked nothing more."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Returned(Event, kind="returned"):
+    """A device that was dropped because it was away is asked again."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class CacheFull(Event, kind="cache-full"):
+    """The cache's quota is used up, and no more samples are asked for."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Diagnosis(Event, kind="diagnosis"):
+    """One device under the trained side network.
+
+    Parameters
+    ----------
+    device : str
+        Pseudonym.
+    samples : int
+        Rows in the cache.
+    loss : float
+        Mean loss on them, in training or not.
+    agreement : float or None
+        Share of its labels that the side network predicts, where targets are unprotected.
+    distance : float
+        Modified z-score of the loss among the devices: 0.6745 (loss - median) / MAD.
+    outlier : bool
+        Whether the loss is far above the others'.
+    """
+
+    device: str
+    samples: int
+    loss: float
+    agreement: float | None
+    distance: float
+    outlier: bool
+
+
+@dataclass(frozen=True)
+class DeviceSummary(Event, kind="device-summary"):
+    """What a device did in this session, as the server counted it.
+
+    Parameters
+    ----------
+    device : str
+        Pseudonym.
+    backbone, layers : str, int
+        What it runs.
+    samples, num_train : int, int
+        Committed samples that were new to the cache, of those that it said it has.
+    windows, refused : int, int
+        Windows that were committed; samples that it declines to release.
+    bytes_up, bytes_down : int, int
+        Records of all its answers, and of all messages to it.
+    forward_seconds, peak_memory_bytes : float, float
+        As it reports them: the sum, and the largest.
+    strikes : mapping of str to int
+        Packets that were rejected, by rule.
+    failures : int
+        Answers that did not come.
+    dropped : str
+        Why it is asked nothing more; empty: it is.
+    time, run : float, str
+        As with `Event`.
+    """
+
+    device: str
+    backbone: str
+    layers: int
+    samples: int
+    num_train: int
+    windows: int
+    refused: int
+    bytes_up: int
+    bytes_down: int
+    forward_seconds: float
+    peak_memory_bytes: float
+    strikes: Mapping[str, int]
+    failures: int
+    dropped: str
+
+
+@dataclass(frozen=True)
+class Forgotten(Event, kind="forgotten"):
+    """A device's samples were deleted from the cache by hand."""
+
+    device: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Retrained(Event, kind="retrained"):
+    """The side network was trained anew from what was held."""
+
+    samples: int
+    devices: int
+    steps: int
+
+
+# ---- rounds and metrics ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round(Event, kind="round"):
+    """A round of ingestion, or a buffer of arrivals, is over.
+
+    Parameters
+    ----------
+    round : int
+        Its number.
+    num_examples, num_held, num_rejected, cache_bytes : int or None
+        New samples; samples held in all; packets rejected; payload of the cache. None: a strategy of one's own does
+        not say.
+    metrics : mapping
+        What else a strategy's `aggregate_train` returned.
+    """
+
+    round: int
+    num_examples: int | None = None
+    num_held: int | None = None
+    num_rejected: int | None = None
+    cache_bytes: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, round_: int, values: Mapping[str, Any]) -> Self:
+        """Make it of a round's metrics, by Flower's kebab-case names."""
+        metrics = dict(values)
+        return cls(
+            round_,
+            metrics.pop("num-examples", None),
+            metrics.pop("num-held", None),
+            metrics.pop("num-rejected", None),
+            metrics.pop("cache-bytes", None),
+            metrics,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation(Event, kind="evaluation"):
+    """Devices evaluated: the averages of their metrics over `num_examples` test samples."""
+
+    round: int
+    num_examples: int = 0
+    devices: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, round_: int, values: Mapping[str, Any], *, devices: int = 0) -> Self:
+        """Make it of averaged metrics, by Flower's kebab-case names."""
+        metrics = dict(values)
+        return cls(round_, int(metrics.pop("num-examples", 0)), devices, metrics)
+
+
+@dataclass(frozen=True)
+class TypeEvaluation(Event, kind="evaluation-of-type"):
+    """The same of one backbone type's devices; `trained`: whether it has sent samples."""
+
+    round: int
+    type: str
+    backbone: str
+    layers: int
+    width: int
+    trained: bool
+    num_examples: int
+    devices: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerEvaluation(Event, kind="server-evaluation"):
+    """A user's own function evaluated the side network."""
+
+    round: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work(Event, kind="work"):
+    """What a round cost a baseline's device, and with split training the server."""
+
+    round: int
+    node: str
+    bytes_up: int
+    bytes_down: int
+    flops: float
+    seconds: float
+    samples: float
+    loss: float
+    server_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ServerWork(Event, kind="server-work"):
+    """What a round cost a baseline's server."""
+
+    round: int
+    seconds: float
+    samples: int
+
+
+# ---- whoever watches a run, never in a log -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submitted(Event, kind="submitted"):
+    """Flower accepted a run; `run` is its id."""
+
+
+@dataclass(frozen=True)
+class FolderSeen(Event, kind="folder-seen"):
+    """The run's folder is on this machine."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class FlowerStatus(Event, kind="flower-status"):
+    """Flower's word for the run has changed."""
+
+    status: str
+
+
+@dataclass(frozen=True)
+class Other(Event, kind="other"):
+    """A line whose kind this release does not know."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def own_fields(cls: type[Event]) -> tuple[dataclasses.Field[Any], ...]:
+    """Return the fields that a kind has besides time and run."""
+    return tuple(item for item in dataclasses.fields(cls) if not item.kw_only)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from mobillm_flower.errors import InUseError
+from mobillm_flower.runs.events import Event
+from mobillm_flower.runs.log import encode
 
 _LOCK = "lock"
 _LOCK_WAIT_S = 1.0  # longer than a look at the lock takes
@@ -93,16 +94,11 @@ class RunFolder:
             return None
         return int(text) if text.isdigit() else 0
 
-    def event(self, kind: str, **values: Any) -> None:
-        """Append one event: a JSON line with the time (Unix seconds), the kind and the run's id.
-
-        Never sample text or labels.
-        """
-        run = {"run": self.run_id} if self.run_id else {}
-        line = json.dumps({"time": round(time.time(), 3), "event": kind, **run, **values}, sort_keys=False)
+    def append(self, event: Event) -> None:
+        """Write an event to the end of the log, with the time and the run's id."""
         with self.events.open("ab+") as stream:
             _cut_torn_line(stream)
-            stream.write(line.encode() + b"\n")
+            stream.write(encode(event, time=round(time.time(), 3), run=self.run_id))
 
 
 class RunLock:

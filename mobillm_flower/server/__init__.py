@@ -1,6 +1,5 @@
-"""The server's side: activation cache, sampler, trainer, checkpoints, run folder."""
+"""The server's side: activation cache, sampler, trainer, checkpoints."""
 
-from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache, Damage, Holding
 from mobillm_flower.server.objective import make_loss
@@ -13,7 +12,6 @@ __all__ = [
     "Damage",
     "Holding",
     "RowRef",
-    "RunFolder",
     "Trainer",
     "TrainerOptions",
     "make_loss",

@@ -1,44 +1,15 @@
-"""Whose samples do not fit: each device's loss and agreement under the trained side network."""
+"""Devices whose samples do not fit: each device's loss and agreement under the trained side network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from mobillm_flower.runs.events import Diagnosis
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.trainer import Trainer
 
 _FAR = 3.5  # modified z-score, the usual bound for outliers (Iglewicz and Hoaglin)
 _FEWEST = 5  # devices below which no outlier is called
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One device under the trained side network.
-
-    Parameters
-    ----------
-    device : str
-        Pseudonym.
-    samples : int
-        Rows in the cache.
-    loss : float
-        Mean loss on them, in training or not.
-    agreement : float or None
-        Share of its labels that the side network predicts, where targets are unprotected.
-    distance : float
-        Modified z-score of the loss among the devices: 0.6745 (loss - median) / MAD.
-    outlier : bool
-        Whether the loss is far above the others'.
-    """
-
-    device: str
-    samples: int
-    loss: float
-    agreement: float | None
-    distance: float
-    outlier: bool
 
 
 def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
@@ -50,10 +21,10 @@ def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
     losses = np.array([values["loss"] for values in measured.values()])
     middle = float(np.median(losses)) if len(losses) else 0.0
     spread = float(np.median(np.abs(losses - middle))) if len(losses) else 0.0
-    found = []
+    diagnoses = []
     for device, values in measured.items():
         distance = 0.6745 * (values["loss"] - middle) / spread if spread else 0.0
-        found.append(
+        diagnoses.append(
             Diagnosis(
                 device=device,
                 samples=len(rows[device]),
@@ -63,4 +34,4 @@ def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
                 outlier=distance > _FAR and len(rows) >= _FEWEST,
             )
         )
-    return sorted(found, key=lambda item: -item.loss)
+    return sorted(diagnoses, key=lambda item: -item.loss)

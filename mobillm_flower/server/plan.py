@@ -20,6 +20,7 @@ from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.side_networks.upper_layers import Upper, UpperLayersSideNetwork
 from mobillm_flower.errors import CacheError
+from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.objective import make_loss
@@ -104,7 +105,7 @@ class TrainingPlan:
         scores: Callable[[Tensor, Tensor], Tensor],
         memory_bytes: int,
         checkpoint: Path | None = None,
-        on_event: Callable[..., None] = lambda *_args, **_values: None,
+        on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
         frozen: Frozen = NOTHING_FROZEN,
         device: torch.device = CPU,
     ) -> Trainer:
@@ -127,7 +128,7 @@ class TrainingPlan:
             scores=scores,
             options=self.options,
             checkpoint=checkpoint,
-            on_event=on_event,
+            on_epoch=on_epoch,
             newcomers=self.side_config.joined,
         )
 

@@ -22,6 +22,7 @@ from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.discriminant import ClassSums, DiscriminantSideNetwork
 from mobillm_flower.errors import CacheError
+from mobillm_flower.runs.events import Epoch
 from mobillm_flower.runs.folder import write_atomically
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.label_shift import LabelShift
@@ -113,8 +114,8 @@ class Trainer:
         Optimisation.
     checkpoint : path, optional
         Where to save every `checkpoint_every` steps and after each epoch; training goes on from it if it is there.
-    on_event : callable
-        Called with a kind and values for the run's log.
+    on_epoch : callable
+        Called at the end of each epoch, for the run's log.
     newcomers : sequence of str
         Backbone types that joined late; see `TrainerOptions.newcomer_steps`.
 
@@ -133,7 +134,7 @@ class Trainer:
         scores: Callable[[Tensor, Tensor], Tensor],
         options: TrainerOptions,
         checkpoint: Path | None = None,
-        on_event: Callable[..., None] = lambda *_args, **_values: None,
+        on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
         newcomers: Sequence[str] = (),
     ) -> None:
         self.loader, self.options = loader, options
@@ -142,7 +143,7 @@ class Trainer:
         self._loss, self._scores = loss, scores
         self._shift = LabelShift(loader)
         self._adjusts = options.adjust_types and not loader.labels_protected and not loader.contract.per_token
-        self._checkpoint, self._on_event = checkpoint, on_event
+        self._checkpoint, self._on_epoch = checkpoint, on_epoch
         self.position = Position()
         self._best: dict[str, Tensor] | None = None
         self._plan: tuple[int, list[Rows]] | None = None
@@ -246,7 +247,7 @@ class Trainer:
             network.fit(sums)
             self._live.load_state_dict(network.state_dict())
             position.epoch, position.finished = 1, True
-            self._on_event("epoch", epoch=1, step=position.steps)
+            self._on_epoch(Epoch(1, position.steps))
             self.save()
         return True
 
@@ -414,16 +415,15 @@ class Trainer:
 
     def _end_epoch(self, validation: Sequence[RowRef]) -> None:
         position = self.position
-        values: dict[str, Any] = {"epoch": position.epoch, "step": position.steps}
+        measured: dict[str, float] = {}
         if validation:
             measured = self.validation(validation)
-            values |= {f"validation_{name}": value for name, value in measured.items()}
             if measured["loss"] < position.best_loss:
                 position.best_loss, position.bad_epochs = measured["loss"], 0
                 self._best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
             else:
                 position.bad_epochs += 1
-        self._on_event("epoch", **values)
+        self._on_epoch(Epoch(position.epoch, position.steps, measured.get("loss"), measured.get("accuracy")))
 
     def _split(self, rows: Rows) -> tuple[Rows, Rows]:
         return split_validation(rows, self.options.validation_share, self.options.seed)

@@ -32,7 +32,3 @@ class Average:
     def values(self) -> dict[str, float]:
         """Return the averages."""
         return {name: value / self.weight for name, value in self._sums.items()}
-
-    def event(self) -> dict[str, float]:
-        """Return the averages with samples and devices, for the log."""
-        return {**self.values(), "num-examples": int(self.weight), "devices": self.count}

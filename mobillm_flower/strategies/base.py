@@ -28,7 +28,9 @@ from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.side_networks import state_for
 from mobillm_flower.errors import CacheFull, MismatchError, MobiLLMError, PacketRejected, RunFailed
 from mobillm_flower.models.side_tuned import save_side_network
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.diagnosis import diagnose
 from mobillm_flower.server.plan import (
     TrainingPlan,
@@ -145,7 +147,7 @@ class SideTuningStrategy(Strategy):
         self.fleet = Fleet(
             max_strikes=self.settings.rounds.max_strikes,
             max_failures=self.settings.rounds.max_failures,
-            on_event=self.run.event,
+            on_event=self.run.append,
             accept=self.accept,
         )
         self.exchange = Exchange(
@@ -159,7 +161,7 @@ class SideTuningStrategy(Strategy):
         self._evaluate_fn, self._evaluate_config = evaluate_fn, evaluate_config or ConfigRecord()
         self.stopping = Stopping(self.settings.stop, now=self.clock.now)
         started = time.monotonic()
-        self.run.event("started", strategy=type(self).__name__)
+        self.run.append(events.Started(type(self).__name__))
         try:
             self.cache = ActivationCache(
                 self.run.cache,
@@ -175,28 +177,28 @@ class SideTuningStrategy(Strategy):
                 raise RunFailed(
                     "no sample was received: every device failed, refused, or has no data; see events.jsonl"
                 )
-            self.run.event("ingested", samples=len(self.cache), epochs=self.plan.options.epochs)
+            self.run.append(events.Ingested(len(self.cache), self.plan.options.epochs))
             if not self.trainer.run_epochs(stop=self.stopping.ends_training):
                 note_stop(self.cache, self.trainer.position.steps)
-                self.run.event("stopped", reason=self.stopping.reason)
-            self.run.event("trained", steps=self.trainer.position.steps, epochs=self.trainer.position.epoch)
+                self.run.append(events.Stopped(self.stopping.reason))
+            self.run.append(events.Trained(self.trainer.position.steps, self.trainer.position.epoch))
             self.result.arrays = self.arrays()
             self._save()
             self._evaluate(grid, last)
-            for found in diagnose(self.trainer, self.cache):
-                self.run.event("diagnosis", **dataclasses.asdict(found))
+            for diagnosis in diagnose(self.trainer, self.cache):
+                self.run.append(diagnosis)
         except BaseException as error:
             reason = str(error) if isinstance(error, MobiLLMError | OSError) else type(error).__name__
             with contextlib.suppress(OSError):  # a full disk takes no event; what went wrong comes out all the same
                 self._summarise_devices()
-                self.run.event("finished", outcome="failed", reason=reason, seconds=time.monotonic() - started)
+                self.run.append(events.Finished("failed", time.monotonic() - started, reason))
             raise
         finally:
             if hasattr(self, "cache"):
                 self.cache.close()
             lock.release()
         self._summarise_devices()
-        self.run.event("finished", outcome="completed", seconds=round(time.monotonic() - started, 3))
+        self.run.append(events.Finished("completed", round(time.monotonic() - started, 3)))
         return self.result
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
@@ -215,7 +217,7 @@ class SideTuningStrategy(Strategy):
             note_round(self.cache, round_)
             if metrics is not None:
                 self.result.train_metrics_clientapp[round_] = metrics
-                self.run.event("round", round=round_, **{k: v for k, v in metrics.items()})  # noqa: C416 - a plain dict
+                self.run.append(events.Round.of(round_, dict(metrics)))
             every = self.settings.rounds.evaluate_every
             if every and round_ % every == 0:
                 self._evaluate(grid, round_)
@@ -240,7 +242,7 @@ class SideTuningStrategy(Strategy):
     def _stop_ingesting(self, error: CacheFull) -> None:
         """Train on what is held: a full cache ends the ingestion, not the run."""
         if any(device.active for device in self.fleet):
-            self.run.event("cache-full", reason=str(error))
+            self.run.append(events.CacheFull(str(error)))
             logger.log(WARNING, "no more samples are taken: %s", error)
         for device in self.fleet:
             device.done = True
@@ -286,7 +288,7 @@ class SideTuningStrategy(Strategy):
                 samples += self._take_window(device, reply, server_round)
             except PacketRejected as error:
                 rejected += 1
-                self.fleet.strike(device, error, server_round)
+                self.fleet.strike(device, error)
             except CacheFull as error:
                 self._stop_ingesting(error)
         held = len(self.cache)
@@ -337,7 +339,7 @@ class SideTuningStrategy(Strategy):
                     continue
                 metrics = open_metrics(content, metric=self.plan.contract.metric, num_test=device.description.num_test)
             except PacketRejected as error:
-                self.fleet.strike(device, error, server_round)
+                self.fleet.strike(device, error)
                 continue
             device.bytes_up += record_bytes(content)
             weight = metrics.pop(keys.NUM_EXAMPLES)
@@ -346,12 +348,11 @@ class SideTuningStrategy(Strategy):
         if not everyone.weight:
             return None
         record = MetricRecord({**everyone.values(), keys.NUM_EXAMPLES: int(everyone.weight)})
-        self.run.event("evaluation", round=server_round, devices=everyone.count, **dict(record))
+        self.run.append(events.Evaluation.of(server_round, dict(record), devices=everyone.count))
         trained = self.cache.rows().names("backbone")
         for name, average in sorted(by_type.items()):
             if average.weight:
-                values = {**self._type(name), "trained": name in trained, **average.event()}
-                self.run.event("evaluation-of-type", round=server_round, **values)
+                self._log_type(server_round, name, average, trained=name in trained)
         return record
 
     def summary(self) -> None:
@@ -370,10 +371,22 @@ class SideTuningStrategy(Strategy):
             self.run.path,
         )
 
-    def _type(self, fingerprint: str) -> dict[str, object]:
-        """Return what names a backbone type in the log."""
+    def _log_type(self, round_: int, fingerprint: str, average: Average, *, trained: bool) -> None:
+        """Log what the devices of one backbone type measured."""
         backbone = self.fleet.backbones[fingerprint]
-        return {"type": fingerprint[:12], "backbone": backbone.name, "layers": backbone.depth, "width": backbone.width}
+        self.run.append(
+            events.TypeEvaluation(
+                round=round_,
+                type=fingerprint[:12],
+                backbone=backbone.name,
+                layers=backbone.depth,
+                width=backbone.width,
+                trained=trained,
+                num_examples=int(average.weight),
+                devices=average.count,
+                metrics=average.values(),
+            )
+        )
 
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
@@ -460,7 +473,7 @@ class SideTuningStrategy(Strategy):
             scores=self.rule.scores,
             memory_bytes=self.settings.cache.memory_mib << 20,
             checkpoint=self.run.checkpoint,
-            on_event=self._on_training,
+            on_epoch=self._on_epoch,
             device=training_device(self.settings),
             frozen=frozen_parts(plan, self.settings, known),
         )
@@ -474,8 +487,13 @@ class SideTuningStrategy(Strategy):
         if len(initial_arrays) and not self.trainer.position.steps:
             self.trainer.start_from(initial_arrays.to_torch_state_dict())
             note_warm_start(self.cache)
-        self.run.event(
-            "prepared",
+        self._log_prepared()
+
+    def _log_prepared(self) -> None:
+        """Log what the run keeps fixed."""
+        plan = self.plan
+        guarantee = release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=self.settings.privacy.delta)
+        prepared = events.Prepared(
             devices=len(self.fleet),
             num_train=sum(d.description.num_train for d in self.fleet),
             num_blocks=plan.side_config.num_blocks,
@@ -487,10 +505,9 @@ class SideTuningStrategy(Strategy):
             layers={name[:12]: list(spec.layers) for name, spec in plan.specs.items()},
             pivots={name[:12]: spec.pivot for name, spec in plan.specs.items()},
             scale=plan.scale,
-            guarantee=dataclasses.asdict(
-                release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=self.settings.privacy.delta)
-            ),
+            guarantee=dataclasses.asdict(guarantee),
         )
+        self.run.append(prepared)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
@@ -543,8 +560,7 @@ class SideTuningStrategy(Strategy):
             raise PacketRejected("progress", f"nothing new was sent, and {window.remaining} samples are said to remain")
         device.count(window, added)
         self.stopping.count_upload(window.num_bytes)
-        self.run.event(
-            "window",
+        committed = events.Window(
             round=round_,
             device=device.description.pseudonym,
             window=device.windows,
@@ -555,6 +571,7 @@ class SideTuningStrategy(Strategy):
             bytes=window.num_bytes,
             forward_seconds=round(window.forward_seconds, 4),
         )
+        self.run.append(committed)
         return added
 
     # ---- evaluating and saving -----------------------------------------------------------------------------------
@@ -573,11 +590,11 @@ class SideTuningStrategy(Strategy):
         metrics = self._evaluate_fn(round_, self.arrays())
         if metrics is not None:
             self.result.evaluate_metrics_serverapp[round_] = metrics
-            self.run.event("server-evaluation", round=round_, **dict(metrics))
+            self.run.append(events.ServerEvaluation(round_, dict(metrics)))
 
-    def _on_training(self, kind: str, **values: float) -> None:
-        self.stopping.note_accuracy(values.get("validation_accuracy"))
-        self.run.event(kind, **values)
+    def _on_epoch(self, epoch: events.Epoch) -> None:
+        self.stopping.note_accuracy(epoch.validation_accuracy)
+        self.run.append(epoch)
 
     def _save(self) -> None:
         known = known_backbones(self.cache)  # the only device of a type may be away
@@ -591,11 +608,11 @@ class SideTuningStrategy(Strategy):
             rule=self.rule,
         )
         gates = getattr(self.trainer.network, "gate_values", [])
-        self.run.event("gates", mu=[round(value, 4) for value in gates])
+        self.run.append(events.Gates([round(value, 4) for value in gates]))
 
     def _summarise_devices(self) -> None:
         for device in self.fleet:
-            self.run.event("device-summary", **device.summary())
+            self.run.append(device.summary())
 
 
 def make_strategy(settings: Settings, *, run_path: str | Path | None = None) -> Any:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.errors import MismatchError
+from mobillm_flower.runs import events
 from mobillm_flower.server.plan import last_round, note_backbones, note_round
 from mobillm_flower.strategies.base import STRATEGIES
 from mobillm_flower.strategies.fleet import DeviceState
@@ -68,7 +69,7 @@ class FedMobiLLM(PaeMobiLLM):
         note_backbones(self.cache, {backbone.fingerprint: dataclasses.asdict(backbone)})
         self.trainer.loader.specs[backbone.fingerprint] = self.plan.specs[backbone.fingerprint]
         self.trainer.grow(self.plan.side_config.build(), backbone.fingerprint)
-        self.run.event("type-joined", backbone=backbone.name, layers=backbone.depth, width=backbone.width)
+        self.run.append(events.TypeJoined(backbone.name, backbone.depth, backbone.width))
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
         """Ask, commit, train, ask again; returns the number of the last buffer."""
@@ -127,7 +128,7 @@ class FedMobiLLM(PaeMobiLLM):
         self._in_buffer.add(device.description.pseudonym)
         self._grow_window(device)
         if len(self._in_buffer) >= self.settings.arrivals.buffer:
-            self.run.event("round", round=self._buffer, **dict(metrics))
+            self.run.append(events.Round.of(self._buffer, dict(metrics)))
             self._buffer += 1
             self._in_buffer = set()
             note_round(self.cache, self._buffer)  # what comes from now on belongs to the next buffer
@@ -157,7 +158,7 @@ class FedMobiLLM(PaeMobiLLM):
                 self.fleet.drop(device, f"not connected for {away:.0f} s")
             elif device.left and device.node_id in self.present:
                 device.left, device.dropped, device.failures = False, "", 0
-                self.run.event("returned", device=device.description.pseudonym)
+                self.run.append(events.Returned(device.description.pseudonym))
 
     def _expects_somebody(self) -> bool:
         """Whether a device with data left may still be heard of: it is connected, or was until a moment ago."""

@@ -11,6 +11,7 @@ from flwr.app import Message, RecordDict
 
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
+from mobillm_flower.runs import events
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal
 from mobillm_flower.wire.window import Window
@@ -98,24 +99,24 @@ class DeviceState:
         if self.done and self.refused:
             logger.log(WARNING, "device %s declines to release %d samples", self.name, self.refused)
 
-    def summary(self) -> dict[str, object]:
-        """Return plain values for the run's log."""
-        return {
-            "device": self.description.pseudonym,
-            "backbone": self.description.backbone.name,
-            "layers": self.description.backbone.depth,
-            "samples": self.samples,
-            "num_train": self.description.num_train,
-            "windows": self.windows,
-            "refused": self.refused,
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
-            "forward_seconds": round(self.forward_seconds, 4),
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "strikes": dict(self.strikes),
-            "failures": self.total_failures,
-            "dropped": self.dropped,
-        }
+    def summary(self) -> events.DeviceSummary:
+        """Return what it did in this session."""
+        return events.DeviceSummary(
+            device=self.description.pseudonym,
+            backbone=self.description.backbone.name,
+            layers=self.description.backbone.depth,
+            samples=self.samples,
+            num_train=self.description.num_train,
+            windows=self.windows,
+            refused=self.refused,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            forward_seconds=round(self.forward_seconds, 4),
+            peak_memory_bytes=self.peak_memory_bytes,
+            strikes=dict(self.strikes),
+            failures=self.total_failures,
+            dropped=self.dropped,
+        )
 
 
 class Fleet:
@@ -129,7 +130,7 @@ class Fleet:
     max_strikes, max_failures : int
         See `rounds` in the settings.
     on_event : callable
-        Called with a kind and values for the run's log.
+        Called with each event, for the run's log.
     accept : callable
         Called with a backbone before its first device is taken in; raises MismatchError where the type cannot join.
     """
@@ -139,7 +140,7 @@ class Fleet:
         *,
         max_strikes: int,
         max_failures: int,
-        on_event: Callable[..., None],
+        on_event: events.OnEvent,
         accept: Callable[[BackboneInfo], None] = lambda _backbone: None,
     ) -> None:
         self.max_strikes, self.max_failures = max_strikes, max_failures
@@ -201,7 +202,7 @@ class Fleet:
     def refuse(self, node: int, reason: str) -> None:
         """Note that a node takes no part."""
         self._refused[node] = reason
-        self._event("refused", node=str(node), reason=reason)
+        self._event(events.NodeRefused(str(node), reason))
         logger.log(WARNING, "node %s is not used: %s", node, reason)
 
     def content(self, device: DeviceState, reply: Message) -> RecordDict | None:
@@ -215,10 +216,10 @@ class Fleet:
             return None
         return reply.content
 
-    def strike(self, device: DeviceState, error: PacketRejected, round_: int) -> None:
+    def strike(self, device: DeviceState, error: PacketRejected) -> None:
         """Count a bad packet."""
         device.strikes[error.rule] += 1
-        self._event("rejected", round=round_, device=device.description.pseudonym, rule=error.rule, detail=error.detail)
+        self._event(events.Rejected(device.description.pseudonym, error.rule, error.detail))
         logger.log(WARNING, "a packet of device %s was rejected: %s", device.name, error)
         if device.strikes.total() >= self.max_strikes:
             self.drop(device, f"{device.strikes.total()} bad packets")
@@ -227,7 +228,7 @@ class Fleet:
         """Count an answer that did not come."""
         device.failures += 1
         device.total_failures += 1
-        self._event("failure", device=device.description.pseudonym, reason=reason)
+        self._event(events.Failure(reason, device=device.description.pseudonym))
         logger.log(WARNING, "device %s failed: %s", device.name, reason)
         if device.failures >= self.max_failures:
             self.drop(device, f"{device.failures} failures in a row, the last: {reason}")
@@ -235,7 +236,7 @@ class Fleet:
     def drop(self, device: DeviceState, reason: str) -> None:
         """Ask a device nothing more."""
         device.dropped = reason
-        self._event("dropped", device=device.description.pseudonym, reason=reason)
+        self._event(events.Dropped(device.description.pseudonym, reason))
         logger.log(WARNING, "device %s is passed over from here on: %s", device.name, reason)
 
     def _admit(self, node: int, reply: Message, num_held: Callable[[str], int], present: Collection[int]) -> None:
@@ -271,13 +272,14 @@ class Fleet:
         self._refused.pop(node, None)
         self._nodes[description.pseudonym] = node
         self._event(
-            "device",
-            device=description.pseudonym,
-            backbone=backbone.name,
-            layers=backbone.depth,
-            num_train=description.num_train,
-            num_test=description.num_test,
-            **({"chosen": description.chosen} if description.chosen else {}),
+            events.DeviceMet(
+                device=description.pseudonym,
+                backbone=backbone.name,
+                layers=backbone.depth,
+                num_train=description.num_train,
+                num_test=description.num_test,
+                chosen=description.chosen,
+            )
         )
 
 

@@ -8,7 +8,9 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import save_side_network
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.events import Retrained
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
 from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
 
@@ -85,5 +87,5 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         contract=plan.contract,
         rule=rule,
     )
-    run.event("retrained", samples=len(cache), devices=len(cache.devices()), steps=trainer.position.steps)
+    run.append(Retrained(len(cache), len(cache.devices()), trainer.position.steps))
     return trainer.position.steps

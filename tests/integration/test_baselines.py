@@ -70,7 +70,7 @@ def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, na
     )
     (evaluation,) = [event for event in events if event["event"] == "evaluation"]
     assert evaluation["round"] == rounds
-    assert 0 <= evaluation["accuracy"] <= 1
+    assert 0 <= evaluation["metrics"]["accuracy"] <= 1
     kept = torch.load(tmp_path / "rounds" / f"{rounds}.pt")
     assert kept.keys() == result.arrays.to_torch_state_dict().keys()
 

@@ -22,6 +22,8 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.evaluation.device_cost import can_measure, measure_memory, peak_bytes
 from mobillm_flower.evaluation.turns import Bar, Report
+from mobillm_flower.runs.events import Round
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from tests.support.tiny_models import save_tiny
 
@@ -128,8 +130,7 @@ def test_a_fleet_goes_through_packets_cache_and_trainer(tmp_path):
     assert len({reference.digest for reference in cache.rows()}) == 135
     assert len(set(cache.rows().names("backbone"))) == 3
     assert cache.num_bytes == row["payload_bytes"]
-    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [event["held"] for event in events if event["event"] == "window"] == list(range(3, 136, 3))
+    assert [round_.num_held for round_ in read_run(tmp_path).all(Round)] == list(range(3, 136, 3))
 
 
 @pytest.mark.parametrize("sizes", ["", "10,", "10,x", "-5"])

@@ -14,7 +14,8 @@ from flwr.app import ArrayRecord
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import CacheError, MismatchError
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server import cache as cache_module
 from mobillm_flower.server.plan import replay
 from mobillm_flower.wire import keys

@@ -231,6 +231,6 @@ def test_a_type_without_samples_is_evaluated_on_its_base_model(tmp_path):
     }
     assert sent[102] == 0 < sent[100]
     of_type = {event["layers"]: event for event in kinds(events, "evaluation-of-type")}
-    assert of_type[3]["accuracy"] == 0.5  # MiniLM has no prediction of its own: a constant
+    assert of_type[3]["metrics"]["accuracy"] == 0.5  # MiniLM has no prediction of its own: a constant
     assert of_type[3]["trained"] is False
     assert of_type[2]["trained"] is True

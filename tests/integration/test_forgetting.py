@@ -8,7 +8,8 @@ import pytest
 
 from mobillm_flower.errors import InUseError
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
 from tests.support.caches import state_bytes
 from tests.support.runs import NUM_DEVICES, NUM_SAMPLES, run, tiny_config

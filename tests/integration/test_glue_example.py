@@ -17,7 +17,7 @@ import pytest
 
 from mobillm_flower import SideTunedModel
 from mobillm_flower.launch import read_app
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.tasks.metrics import METRICS
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config
@@ -79,7 +79,7 @@ def test_a_local_task_runs_to_the_end(tmp_path: Path, data: Path, name: str, fam
     config = tiny_config(tmp_path / "run", backbone) | dict(word.split("=", 1) for word in words)
     config |= {"task.max-length": 48}
     run(config)
-    assert read_run(tmp_path / "run").last("finished")["outcome"] == "completed"
+    assert read_run(tmp_path / "run").outcome == "completed"
     model = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", device="cpu")
     assert model.contract.metric == ("spearman" if name == "stsb" else "accuracy")
     assert (model.backbone.info.base_prediction == "label-words") == ((name, family) == ("rte", "opt"))

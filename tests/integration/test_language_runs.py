@@ -22,8 +22,10 @@ from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.html import write_report
+from mobillm_flower.runs.events import DeviceSummary, Window
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import Frozen, replay
 from mobillm_flower.tasks import load_central_data, load_local_data
@@ -130,8 +132,8 @@ def test_what_was_planned_is_what_a_run_takes(tmp_path, backbone, data, objectiv
     assert answer.exit_code == 0, answer.output
     found = json.loads(answer.stdout)
     record = read_run(Path(config["run.folder"]))
-    devices = len(record.all("device-summary"))
-    up = sum(event["bytes"] for event in record.all("window")) / devices
+    devices = len(record.all(DeviceSummary))
+    up = sum(window.bytes for window in record.all(Window)) / devices
     assert found["side_tuning"]["bytes_up"] == pytest.approx(up, rel=0.15)
 
     settings = load_settings(config)

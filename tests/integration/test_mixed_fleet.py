@@ -11,7 +11,9 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.models.side_tuned import saved_backbones
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
+from mobillm_flower.runs.events import DeviceMet, TypeEvaluation
+from mobillm_flower.runs.log import read_run
 from tests.support.clock_grid import FakeClock
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
@@ -44,13 +46,13 @@ def test_types_of_other_widths_and_depths_share_one_side_network(fleet):
         (16, 1, "last"),
     }
     assert (strategy.plan.side_config.num_blocks, strategy.plan.side_config.width) == (2, 384)
-    assert [(e["layers"], e["chosen"]) for e in run.all("device")] == [
+    assert [(met.layers, met.chosen) for met in run.all(DeviceMet)] == [
         (2, "minilm@2: by partition"),
         (3, "causal: by partition"),
         (2, "minilm@2: by partition"),
     ]
-    of_type = {event["layers"]: event for event in run.all("evaluation-of-type")}
-    assert {layers: (event["devices"], event["trained"]) for layers, event in of_type.items()} == {
+    of_type = {event.layers: event for event in run.all(TypeEvaluation)}
+    assert {layers: (event.devices, event.trained) for layers, event in of_type.items()} == {
         2: (2, True),
         3: (1, True),
     }
@@ -60,7 +62,7 @@ def test_the_results_have_a_row_and_references_for_each_type(fleet):
     config, _, run = fleet
     found = measure_references(Path(config["run.folder"]))
     assert found["identical"] is True
-    of_type = {event["type"]: event for event in run.all("evaluation-of-type")}
+    of_type = {event.type: event for event in run.all(TypeEvaluation)}
     assert found["types"].keys() == of_type.keys()
     for measured in found["types"].values():
         assert measured["centralized"] == measured["tuned"]
@@ -68,12 +70,12 @@ def test_the_results_have_a_row_and_references_for_each_type(fleet):
     assert found["tuned"] == pytest.approx(sum(m["tuned"] for m in found["types"].values()) / 2)
     assert sum(map(sum, found["confusion"])) == 2 * found["num_test"]
     rows = {what: (figure, remark) for what, figure, remark in results_rows(run, found)}
-    (cut,) = [event for event in of_type.values() if event["layers"] == 2]
+    (cut,) = [event for event in of_type.values() if event.layers == 2]
     figure, remark = rows["accuracy, minilm with 2 layers"]
-    assert figure == f"{cut['accuracy']:.4f}"
-    whole = found["types"][cut["type"]]
+    assert figure == f"{cut.metrics['accuracy']:.4f}"
+    whole = found["types"][cut.type]
     assert remark == (
-        f"{cut['num-examples']:,} samples, 2 devices; whole test split: side-tuned {whole['tuned']:.4f}, "
+        f"{cut.num_examples:,} samples, 2 devices; whole test split: side-tuned {whole['tuned']:.4f}, "
         f"centralized {whole['centralized']:.4f}, logistic regression {whole['logistic_regression']:.4f}"
     )
 
@@ -95,7 +97,7 @@ def test_devices_take_the_largest_that_fits_and_keep_it(tmp_path):
     ):
         run_fleet(config, 1)
     _, run = run_fleet({**config, "backbone.memory-mib": 1 << 20}, 1)  # in the same folder: nothing to measure
-    (device,) = run.all("device")
-    assert device["layers"] == 3
-    assert device["chosen"].startswith("tiny@3: ")
-    assert device["chosen"].endswith("1,048,576 MiB allowed; the largest")
+    (device,) = run.all(DeviceMet)
+    assert device.layers == 3
+    assert device.chosen.startswith("tiny@3: ")
+    assert device.chosen.endswith("1,048,576 MiB allowed; the largest")

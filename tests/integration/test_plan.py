@@ -19,7 +19,8 @@ from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes
 from mobillm_flower.evaluation.plan import Workload, forecast
 from mobillm_flower.models.fine_tuned import FineTunedModel, with_lora
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import DeviceMet, DeviceSummary, Window
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.tasks import load_central_data
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config
@@ -46,15 +47,15 @@ def test_bytes_and_operations_are_those_of_a_run(tmp_path: Path, side_network: s
     data = load_central_data(settings)
     tokens = load_backbone(str(backbone), device="cpu").tokenize(data.train.texts, None, 16)
     record = read_run(tmp_path / "run")
-    devices = record.all("device-summary")
-    held = sum(event["num_train"] for event in record.all("device"))
+    devices = record.all(DeviceSummary)
+    held = sum(met.num_train for met in record.all(DeviceMet))
     work = Workload(held, len(devices), [len(sample["input_ids"]) for sample in tokens], 3, LINK, 10.0)
     found = forecast(settings, data.contract, work)
-    up = sum(event["bytes"] for event in record.all("window")) / len(devices)
+    up = sum(window.bytes for window in record.all(Window)) / len(devices)
     assert found.side_tuning.bytes_up == pytest.approx(up, rel=0.15)
     assert found.side_tuning.flops == pytest.approx(forward_flops(settings) / settings.data.num_devices, rel=0.15)
     once = found.side_network_bytes
-    measured = sum(event["bytes_down"] for event in devices) / len(devices)
+    measured = sum(device.bytes_down for device in devices) / len(devices)
     assert once == pytest.approx(measured, rel=0.35)  # here requests weigh as much as such a small side network
 
 

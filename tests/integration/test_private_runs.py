@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from pathlib import Path
 
@@ -16,9 +15,12 @@ from mobillm_flower.cli import app
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.privacy.labelled_cap import LabelledCap
-from mobillm_flower.reports import read_run, results_rows
+from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
+from mobillm_flower.runs.events import Evaluation, Failure, Prepared
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.wire.target_bytes import decode_targets
@@ -66,7 +68,8 @@ def test_a_run_with_one_epsilon_for_vector_and_label(joint) -> None:
     assert vectors.square().sum(1).mean().item() == pytest.approx(7 + mechanism.height**2, rel=0.35)
     record = read_run(folder)
     assert record.outcome == "completed"
-    assert record.last("prepared")["guarantee"] == {
+    (prepared,) = record.all(Prepared)
+    assert prepared.guarantee == {
         "epsilon": 8.0,
         "delta": 0.0,
         "reason": "",
@@ -117,7 +120,8 @@ def test_a_second_run_with_another_epsilon_is_refused_by_the_ledger(joint, tmp_p
 )
 def test_the_parts_add_up_or_no_epsilon_is_named(tmp_path, backbone, changes, covered, reason) -> None:
     run(tiny_config(tmp_path / "run", backbone, **PROJECTED, **changes))
-    found = read_run(tmp_path / "run").last("prepared")["guarantee"]
+    (prepared,) = read_run(tmp_path / "run").all(Prepared)
+    found = prepared.guarantee
     assert set(found["parts"]) == covered
     assert found["reason"] == reason
     assert found["epsilon"] == (None if reason else pytest.approx(8.0, abs=1e-3))
@@ -153,7 +157,7 @@ def test_the_run_says_nothing_of_the_devices_secrets_or_texts(joint) -> None:
         if file.is_file() and "devices" not in file.parts:
             content = file.read_bytes()
             assert not any(secret in content or secret.hex().encode() in content for secret in secrets)
-    assert "wake" not in json.dumps(read_run(folder).events)
+    assert "wake" not in RunFolder(folder).events.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +189,8 @@ def test_a_secret_rotation_trains_as_well_and_only_its_holders_can_use_the_resul
     run(tiny_config(tmp_path / "run", backbone, **rotated))
     record = read_run(tmp_path / "run")
     assert record.outcome == "completed"
-    assert record.last("evaluation")["devices"] == 3  # each undoes the rotation with the key
-    assert not record.all("failure")
+    assert record.all(Evaluation)[-1].devices == 3  # each undoes the rotation with the key
+    assert not record.all(Failure)
     _, read_as_label = held(tmp_path / "run")
     run(tiny_config(tmp_path / "plain", backbone, activations__codec="fp16"))
     _, true = held(tmp_path / "plain")

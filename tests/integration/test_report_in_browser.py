@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mobillm_flower.reports import write_report
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.events import Dropped
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.browser import chromium, measure
 from tests.support.run_folders import make_references, write_run
 
@@ -82,7 +83,7 @@ def test_many_classes_and_long_or_hostile_names_fit_too(tmp_path, width):
     references = {**make_references(labels), "metric": "a-metric-with-a-long-name-" * 9}
     path = write_run(tmp_path / "run", labels=labels, num_devices=250, backbone=hostile, references=references)
     run, device = RunFolder(path), "00000001" + "0" * 24
-    run.event("dropped", device=device, reason=hostile)
+    run.append(Dropped(device, hostile))
     found = measure(write_report(path), SCRIPT, width=width, folder=tmp_path)
     assert found["scroll"] <= width == found["inner"]
     assert found["escaping"] == 0

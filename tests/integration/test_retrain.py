@@ -11,7 +11,8 @@ from flwr.app import ArrayRecord
 from safetensors.torch import load_file
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, note_warm_start, replay
 from tests.support.caches import state_bytes
 from tests.support.cli import lines, parsed, refused

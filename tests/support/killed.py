@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.clients import side_tuning
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.local_grid import LocalGrid
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -46,7 +46,7 @@ def _run(config: dict[str, Any], nodes: list[dict], at: str, count: int) -> None
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    _before(RunFolder, "event", lambda _folder, kind, **_: kill_at(kind))
+    _before(RunFolder, "append", lambda _folder, event: kill_at(event.kind))
     _before(os, "fsync", lambda _file: kill_at("fsync"))
     _before(side_tuning, "pack_window", lambda *_, **__: kill_at("answer"))
     run(config, nodes)

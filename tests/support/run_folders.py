@@ -13,7 +13,8 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.models.side_tuned import save_side_network
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.caches import BACKBONE, BLOCKS, WIDTH, make_spec
 from tests.support.packets import make_contract
 
@@ -39,16 +40,15 @@ def write_run(
     run = RunFolder(path)
     settings = load_settings(overrides=overrides)
     run.settings.write_text(to_yaml(settings), "utf-8")
-    run.event("started", strategy="PaeMobiLLM")
+    run.append(events.Started("PaeMobiLLM"))
     if end == "started":
         return path
     devices = [f"{1 + i:08x}{'0' * 24}" for i in range(num_devices)]
     for device in devices:
-        run.event("device", device=device, backbone=backbone, layers=BLOCKS, num_train=20, num_test=5)
+        run.append(events.DeviceMet(device, backbone, layers=BLOCKS, num_train=20, num_test=5))
     if end == "met":
         return path
-    run.event(
-        "prepared",
+    prepared = events.Prepared(
         devices=num_devices,
         num_train=20 * num_devices,
         num_blocks=BLOCKS,
@@ -60,11 +60,12 @@ def write_run(
         pivots={BACKBONE[:12]: "all" if settings.activations.pivot == "all" else "mean"},
         scale=2.0,
     )
+    run.append(prepared)
     for i, device in enumerate(devices):
-        run.event(
-            "window",
+        window = events.Window(
             round=1,
             device=device,
+            window=1,
             samples=10,
             new=10,
             remaining=10,
@@ -72,26 +73,22 @@ def write_run(
             bytes=5000 + 100 * i,
             forward_seconds=0.25 * (i + 1),
         )
-    run.event(
-        "round",
-        round=1,
-        **{"num-examples": 10 * num_devices, "num-held": 10 * num_devices, "num-rejected": 0, "cache-bytes": 4096},
-    )
+        run.append(window)
+    run.append(events.Round(1, 10 * num_devices, 10 * num_devices, num_rejected=0, cache_bytes=4096))
     if end == "uploading":
         return path
     for number, loss in enumerate(losses, start=1):
-        run.event("epoch", epoch=number, step=3 * number, validation_loss=loss, validation_accuracy=0.5 + 0.1 * number)
+        run.append(events.Epoch(number, 3 * number, validation_loss=loss, validation_accuracy=0.5 + 0.1 * number))
     if end == "training":
         return path
     if end == "completed":
-        run.event("trained", steps=3 * len(losses), epochs=len(losses))
+        run.append(events.Trained(steps=3 * len(losses), epochs=len(losses)))
         contract = make_contract(labels=labels) if labels else make_contract(label_range=(0.0, 1.0))
         _save(run.side_network, contract, backbone, base_prediction)
-        run.event("gates", mu=[0.25, 0.75])
-        run.event("evaluation", round=1, devices=num_devices, **{contract.metric: 0.625, "num-examples": 15})
+        run.append(events.Gates([0.25, 0.75]))
+        run.append(events.Evaluation(1, 15, num_devices, {contract.metric: 0.625}))
     for i, device in enumerate(devices):
-        run.event(
-            "device-summary",
+        summary = events.DeviceSummary(
             device=device,
             backbone=backbone,
             layers=BLOCKS,
@@ -107,11 +104,12 @@ def write_run(
             failures=0,
             dropped="",
         )
+        run.append(summary)
     if end == "failed":
-        run.event("finished", outcome="failed", reason=reason, seconds=12.5)
+        run.append(events.Finished("failed", 12.5, reason))
     else:
         (path / "results.json").write_text(json.dumps({"references": references or make_references(labels)}), "utf-8")
-        run.event("finished", outcome="completed", seconds=75.25)
+        run.append(events.Finished("completed", 75.25))
     return path
 
 

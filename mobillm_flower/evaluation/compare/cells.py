@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -27,7 +26,8 @@ from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import DeviceSummary, Ingested, ServerWork, Trained, Window, Work
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data, load_splits
 from mobillm_flower.tasks.extraction import extraction_spec
 
@@ -223,22 +223,22 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
     data = load_central_data(settings)
     model = baseline_model(settings, data.contract)
     run = read_run(path)
-    rounds: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for event in run.all("work"):
-        rounds[event["round"]].append(event)
-    at_the_server = {event["round"]: event["seconds"] for event in run.all("server-work")}
+    rounds: dict[int, list[Work]] = defaultdict(list)
+    for work in run.all(Work):
+        rounds[work.round].append(work)
+    at_the_server = {work.round: work.seconds for work in run.all(ServerWork)}
     points = []
     samples = flops = up = down = server = 0.0
     slowest_samples, slowest_bytes = [], []
     devices, rows = settings.data.num_devices, len(data.train)
     for number, works in sorted(rounds.items()):
-        samples += sum(work["samples"] for work in works) / devices
-        flops += sum(work["flops"] for work in works) / devices
-        up += sum(work["bytes_up"] for work in works) / devices
-        down += sum(work["bytes_down"] for work in works) / devices
-        server += sum(work.get("server_seconds", 0.0) for work in works) + at_the_server.get(number, 0.0)
-        slowest_samples.append(max(work["samples"] for work in works))
-        slowest_bytes.append([max(work[name] for work in works) for name in ("bytes_up", "bytes_down")])
+        samples += sum(work.samples for work in works) / devices
+        flops += sum(work.flops for work in works) / devices
+        up += sum(work.bytes_up for work in works) / devices
+        down += sum(work.bytes_down for work in works) / devices
+        server += sum(work.server_seconds for work in works) + at_the_server.get(number, 0.0)
+        slowest_samples.append(max(work.samples for work in works))
+        slowest_bytes.append([max(work.bytes_up for work in works), max(work.bytes_down for work in works)])
         if number not in CHECKED_ROUNDS and number % 5 and number != max(rounds):
             continue
         state = torch.load(path / "rounds" / f"{number}.pt")
@@ -273,18 +273,20 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     data = load_central_data(settings)
     run = read_run(path)
     model = SideTunedModel.from_pretrained(path / "side_network")
-    windows = run.all("window")
+    windows = run.all(Window)
     devices = settings.data.num_devices
     of_devices: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in windows:
-        of_devices[event["device"]][0] += event["new"]
-        of_devices[event["device"]][1] += event["bytes"]
+        of_devices[event.device][0] += event.new
+        of_devices[event.device][1] += event.bytes
     samples, up = (sum(values) / devices for values in zip(*of_devices.values(), strict=True))
-    down = sum(event["bytes_down"] for event in run.all("device-summary")) / devices  # the side network once
-    times = {event["event"]: event["time"] for event in run.events}
+    down = sum(device.bytes_down for device in run.all(DeviceSummary)) / devices  # the side network once
+    trained, ingested = run.last(Trained), run.last(Ingested)
+    assert trained is not None
+    assert ingested is not None
     point = Point(
         metric=model.evaluate(data.test),
-        rounds=max(event["round"] for event in windows),
+        rounds=max(event.round for event in windows),
         passes=samples * devices / len(data.train),
         samples=samples,
         flops=forward_flops(settings) / devices,
@@ -292,7 +294,7 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
         bytes_down=down,
         slowest_samples=[max(count for count, _ in of_devices.values())],
         slowest_bytes=[[max(size for _, size in of_devices.values()), down]],
-        server_seconds=times["trained"] - times["ingested"],
+        server_seconds=trained.time - ingested.time,
     )
     return [point]
 

@@ -17,7 +17,8 @@ from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
 from mobillm_flower.config.compatibility import check_rounds
 from mobillm_flower.errors import MobiLLMError, RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
 from mobillm_flower.tasks import Samples
 from mobillm_flower.wire import keys
@@ -84,7 +85,7 @@ class PeerStrategy(FedAvg):
         self.run = RunFolder(self._run_path or run_folder(self.settings, run_id), run_id=run_id)
         lock = self.run.hold()
         self.run.settings.write_text(to_yaml(self.settings), "utf-8")
-        self.run.event("started", strategy=type(self).__name__)
+        self.run.append(events.Started(type(self).__name__))
         started = time.monotonic()
         try:
             self.timeout = timeout = timeout or self.settings.rounds.timeout_s
@@ -100,11 +101,11 @@ class PeerStrategy(FedAvg):
             )
         except BaseException as error:
             reason = str(error) if isinstance(error, MobiLLMError | OSError) else type(error).__name__
-            self.run.event("finished", outcome="failed", reason=reason, seconds=time.monotonic() - started)
+            self.run.append(events.Finished("failed", time.monotonic() - started, reason))
             raise
         finally:
             lock.release()
-        self.run.event("finished", outcome="completed", seconds=round(time.monotonic() - started, 3))
+        self.run.append(events.Finished("completed", round(time.monotonic() - started, 3)))
         return result
 
     def _meet(self, grid: Grid, timeout: float) -> None:
@@ -126,7 +127,7 @@ class PeerStrategy(FedAvg):
             if hasattr(self, "contract"):
                 self.contract.require_same(contract, mine="in the fleet", theirs="on the device")
             self.contract = contract
-            self.run.event("met", node=str(reply.metadata.src_node_id), num_train=num_train, num_test=num_test)
+            self.run.append(events.NodeMet(str(reply.metadata.src_node_id), num_train, num_test))
         if not hasattr(self, "contract"):
             raise RunFailed(f"no device answered within {timeout:g} s")
 
@@ -157,16 +158,24 @@ class PeerStrategy(FedAvg):
 
     def note_failure(self, node: int, reason: str) -> None:
         """Log that a device did not answer."""
-        self.run.event("failure", node=str(node), reason=reason)
+        self.run.append(events.Failure(reason, node=str(node)))
 
     def note_work(
         self, server_round: int, node: int, numbers: Mapping[str, float], *, bytes_up: int, bytes_down: int
     ) -> None:
         """Log what a round cost a device, and with it the server."""
-        named = {name: numbers[name] for name in (keys.FLOPS, keys.SECONDS, keys.SAMPLES, keys.LOSS)}
-        if keys.SERVER_SECONDS in numbers:
-            named["server_seconds"] = numbers[keys.SERVER_SECONDS]
-        self.run.event("work", round=server_round, node=str(node), bytes_up=bytes_up, bytes_down=bytes_down, **named)
+        work = events.Work(
+            round=server_round,
+            node=str(node),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            flops=numbers[keys.FLOPS],
+            seconds=numbers[keys.SECONDS],
+            samples=numbers[keys.SAMPLES],
+            loss=numbers[keys.LOSS],
+            server_seconds=numbers.get(keys.SERVER_SECONDS, 0.0),
+        )
+        self.run.append(work)
 
     def kept(self, server_round: int, answers: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the devices' answers, and keep what comes out with `peer.keep-rounds`."""
@@ -194,7 +203,7 @@ class PeerStrategy(FedAvg):
         """Average the devices' metrics by their number of test samples."""
         metrics = super().aggregate_evaluate(server_round, replies)
         if metrics is not None:
-            self.run.event("evaluation", round=server_round, **dict(metrics))
+            self.run.append(events.Evaluation.of(server_round, dict(metrics)))
         return metrics
 
 
@@ -266,6 +275,6 @@ class UploadAll(PeerStrategy):
             learning_rate=peer.learning_rate,
             seed=self.settings.run.seed,
         )
-        self.run.event("server-work", round=server_round, seconds=work.seconds, samples=work.samples)
+        self.run.append(events.ServerWork(server_round, work.seconds, work.samples))
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
         return ArrayRecord(self.model.trained_state()), metrics

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mobillm_flower import SideTunedModel
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.events import Trained
+from mobillm_flower.runs.log import read_run
 from tests.support import pages
 from tests.support.families import FAMILIES, HEAD, cells, quantized
 from tests.support.pages import ROOT
@@ -202,8 +203,8 @@ def test_three_steps_of_side_tuning_saved_and_loaded(folders: dict[str, Path], t
         trainer__overlap_steps=0,
     )
     run(config)
-    (trained,) = read_run(tmp_path / "run").all("trained")
-    assert trained["steps"] == 3
+    (trained,) = read_run(tmp_path / "run").all(Trained)
+    assert trained.steps == 3
     model = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", device="cpu")
     untuned = model.with_network(None).predict(TEXTS).scores
     found = model.predict(TEXTS)

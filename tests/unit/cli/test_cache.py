@@ -10,7 +10,9 @@ import pytest
 
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.server import ActivationCache, RunFolder
+from mobillm_flower.runs.events import DeviceMet
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
 from tests.support.caches import BACKBONE, fill, make_samples, make_spec
 from tests.support.cli import lines, mobillm, parsed, refused
 
@@ -24,7 +26,7 @@ def run(tmp_path):
     settings = load_settings({"cache.quota-mib": 5, "cache.retention-days": 30.0})
     folder.settings.write_text(to_yaml(settings), "utf-8")
     for device in DEVICES:
-        folder.event("device", device=device, backbone="tiny", num_train=10)
+        folder.append(DeviceMet(device=device, backbone="tiny", layers=2, num_train=10, num_test=0))
     fill(folder.cache, make_samples(30, make_spec()), make_spec(), num_devices=3).close()
     folder.side_network.mkdir()
     return folder.path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from mobillm_flower.config import setting_keys
+from mobillm_flower.runs.events import DeviceMet, Forgotten
+from mobillm_flower.runs.folder import RunFolder
 
 PROGRAM = Path(sys.executable).parent / "mobillm"
 
@@ -52,8 +53,9 @@ def test_commands_settings_and_presets_are_offered() -> None:
 
 
 def test_devices_of_the_run_are_offered_unless_forgotten(tmp_path) -> None:
-    events = [("device", "aa1"), ("device", "ab2"), ("device", "cc3"), ("forgotten", "ab2")]
-    lines = [json.dumps({"time": 1.0, "event": kind, "device": device}) for kind, device in events]
-    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    run = RunFolder(tmp_path)
+    for device in ("aa1", "ab2", "cc3"):
+        run.append(DeviceMet(device, "tiny", layers=2, num_train=10, num_test=0))
+    run.append(Forgotten("ab2", 10))
     assert offered("cache", "forget", tmp_path, "a") == ["aa1"]
     assert not any(offered("cache", "forget", tmp_path / "absent", "a"))

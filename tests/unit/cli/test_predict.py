@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mobillm_flower import SideTunedModel
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, parsed, refused
 from tests.support.runs import tiny_run
 from tests.support.tiny_models import TEXTS, WORDS
@@ -205,14 +206,14 @@ def test_a_folder_without_a_side_network_says_why(tmp_path) -> None:
     assert "is no folder; name a run's folder" in refused("predict", tmp_path / "absent", "-t", "x")
     assert "holds no side network; name a run's folder" in refused("predict", tmp_path, "-t", "x")
     run = RunFolder(tmp_path / "run")
-    run.event("started", strategy="PaeMobiLLM")
+    run.append(events.Started("PaeMobiLLM"))
     message = refused("predict", run.path, "-t", "x")
     assert message.endswith(
         "the run was interrupted; start it again with the same settings and run folder, and it goes on"
     )
     with run.hold():
         assert "yet: the run goes on; it is saved when training has ended" in refused("predict", run.path, "-t", "x")
-    run.event("finished", outcome="failed", reason="no device could be used", seconds=1.0)
+    run.append(events.Finished("failed", 1.0, "no device could be used"))
     assert refused("predict", run.path, "-t", "x").endswith(": the run failed. no device could be used")
     never = tmp_path / "never" / "flower"
     never.mkdir(parents=True)

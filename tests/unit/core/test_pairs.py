@@ -14,7 +14,7 @@ from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.pairs import compare
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.evaluation.references import measure_references
-from mobillm_flower.reports import read_run
+from mobillm_flower.runs.log import read_run
 from mobillm_flower.tasks import Samples, make_contract, read_activations
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.runs import tiny_run
@@ -82,7 +82,7 @@ def test_a_run_with_pairs_apart_ends_as_the_centralized_one(tmp_path: Path) -> N
         side_network__name="low-rank",
     )
     assert measure_references(path)["identical"] is True
-    assert read_run(path).all("finished")[-1]["outcome"] == "completed"
+    assert read_run(path).outcome == "completed"
     model = SideTunedModel.from_pretrained(path / "side_network")
     assert model.predict(["a 1 cat"], ["the 1 dog"]).labels[0] in ("no", "yes")
     with pytest.raises(DataError, match="give both"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from mobillm_flower.errors import RunFailed, SettingsError
 from mobillm_flower.launch import RunOutcome, read_app, run_app, run_on
 from mobillm_flower.launch import superlink as superlink_module
 from mobillm_flower.launch import watch as watch_module
+from mobillm_flower.runs.events import Event, Finished, FlowerStatus, Started
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import refused
 from tests.support.fake_flower import FakeFlower
 from tests.support.pages import ROOT
@@ -32,7 +33,7 @@ def flower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFlower:
     return FakeFlower(tmp_path, monkeypatch)
 
 
-def submitted(flower: FakeFlower, events: list[dict[str, Any]] | None = None) -> RunOutcome:
+def submitted(flower: FakeFlower, events: list[Event] | None = None) -> RunOutcome:
     """Run the quickstart on the connection `fleet`."""
     on_event = (lambda _event: None) if events is None else events.append
     return run_on(APP, [], superlink="fleet", home=flower.home, on_event=on_event)
@@ -44,10 +45,10 @@ def simulated(run: Path) -> RunOutcome:
 
 def test_a_run_that_completed_is_told_with_its_statuses(flower: FakeFlower) -> None:
     flower.answers("pending", "running", "finished:completed")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     outcome = submitted(flower, events)
     assert (outcome.status, outcome.run_id, outcome.run_path) == ("finished:completed", flower.run, None)
-    assert [event["status"] for event in events if event["event"] == "status"] == ["pending", "running"]
+    assert [event.status for event in events if isinstance(event, FlowerStatus)] == ["pending", "running"]
 
 
 def test_a_failed_run_is_an_error_although_every_command_returns_0(flower: FakeFlower) -> None:
@@ -110,10 +111,9 @@ def test_a_run_whose_events_are_seen_has_begun_whatever_flower_says(
     monkeypatch.setattr(watch_module, "_SILENCE_S", 0.01)
     flower.answers("pending", "pending", "pending", "finished:completed")
     run = tmp_path / "run"
-    run.mkdir()
-    lines = [{"event": "started"}, {"event": "finished", "outcome": "completed"}]
-    text = "".join(json.dumps({**line, "run": flower.run}) + "\n" for line in lines)
-    (run / "events.jsonl").write_text(text, "utf-8")
+    folder = RunFolder(run, run_id=flower.run)
+    folder.append(Started("PaeMobiLLM"))
+    folder.append(Finished("completed", 1.0))
     outcome = run_on(APP, [f"run.folder={run}"], superlink="fleet", home=flower.home, on_event=lambda _event: None)
     assert outcome.run_path == run
 

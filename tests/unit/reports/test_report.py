@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from mobillm_flower.cli import app
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports import read_run, results_rows, write_report
+from mobillm_flower.reports import results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.log import read_run
 from tests.support.html_page import page_of
 from tests.support.run_folders import make_references, write_run
 
@@ -139,7 +141,7 @@ def test_a_failed_run_says_why(tmp_path):
 
 def test_what_an_earlier_session_measured_is_not_shown_for_a_later_one(tmp_path):
     path = write_run(tmp_path / "run")
-    RunFolder(path).event("started", strategy="PaeMobiLLM")
+    RunFolder(path).append(events.Started("PaeMobiLLM"))
     page = page_of(path)
     assert page.all("p", "state in-progress")
     assert "2: it was interrupted and went on" in page.text
@@ -192,10 +194,10 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
     path = write_run(tmp_path / "run", labels=(HOSTILE, "\ud800\x00", "music"), backbone=HOSTILE)
     run = RunFolder(path)
     device = "00000001" + "0" * 24
-    run.event("rejected", round=1, device=device, rule=HOSTILE, detail=HOSTILE)
-    run.event("failure", device=device, reason=HOSTILE)
-    run.event("dropped", device=device, reason=HOSTILE)
-    run.event("refused", node=HOSTILE, reason=HOSTILE)
+    run.append(events.Rejected(device, rule=HOSTILE, detail=HOSTILE))
+    run.append(events.Failure(HOSTILE, device=device))
+    run.append(events.Dropped(device, HOSTILE))
+    run.append(events.NodeRefused(node=HOSTILE, reason=HOSTILE))
     page = page_of(path)
     allowed = {"html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "dl", "div", "dt"}
     allowed |= {"dd", "ul", "li", "strong", "span", "nav", "a", "main", "section", "table", "caption", "thead", "tr"}
@@ -212,9 +214,9 @@ def test_devices_are_added_up_from_the_events_trouble_first(tmp_path):
     path = write_run(tmp_path / "run", end="uploading")
     run, device = RunFolder(path), "00000001" + "0" * 24
     for _ in range(2):
-        run.event("rejected", round=1, device=device, rule="payload-hash", detail="other bytes")
-    run.event("failure", device=device, reason="no answer within 5 s")
-    run.event("dropped", device=device, reason="3 bad packets")
+        run.append(events.Rejected(device, rule="payload-hash", detail="other bytes"))
+    run.append(events.Failure("no answer within 5 s", device=device))
+    run.append(events.Dropped(device, "3 bad packets"))
     page = page_of(path)
     rows = page.sections["devices"].split("\ndropped\n")[1].split("\n")
     assert rows[:11] == [
@@ -239,15 +241,15 @@ def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path):
     path = write_run(tmp_path / "run", end="training")
     run = RunFolder(path)
     first, second = (f"{number:08x}{'0' * 24}" for number in (1, 2))
-    run.event("device", device=second, backbone="other", layers=9, num_train=20, num_test=5)
-    run.event("dropped", device=second, reason="not connected for 9 s")
-    run.event("returned", device=second)
+    run.append(events.DeviceMet(second, backbone="other", layers=9, num_train=20, num_test=5))
+    run.append(events.Dropped(second, "not connected for 9 s"))
+    run.append(events.Returned(second))
     for name, layers, trained in (("minilm", 3, True), ("other", 9, False)):
         kind = {"type": name, "backbone": name, "layers": layers, "width": 32, "trained": trained}
-        run.event("evaluation-of-type", round=1, **kind, accuracy=0.25, **{"num-examples": 10, "devices": 2})
+        run.append(events.TypeEvaluation(1, **kind, num_examples=10, devices=2, metrics={"accuracy": 0.25}))
     for device, loss, outlier in ((first, 4.5, True), (second, 0.5, False)):
         agreement = None if outlier else 0.875
-        run.event("diagnosis", device=device, samples=10, loss=loss, agreement=agreement, distance=5.0, outlier=outlier)
+        run.append(events.Diagnosis(device, 10, loss, agreement, distance=5.0, outlier=outlier))
     page = page_of(path)
     assert "other, 9 layers, width 32\naccuracy 0.2500\n10\n2\nno: it sent no samples" in page.sections["learning"]
     devices = page.sections["devices"]
@@ -259,10 +261,10 @@ def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path):
 
 def test_training_that_was_stopped_does_not_claim_the_best_weights(tmp_path):
     path = write_run(tmp_path / "run", end="training")
-    RunFolder(path).event("stopped", reason="stop.seconds=5 have passed")
-    RunFolder(path).event("trained", steps=9, epochs=3)
+    RunFolder(path).append(events.Stopped("stop.seconds=5 have passed"))
+    RunFolder(path).append(events.Trained(steps=9, epochs=3))
     assert "the last weights were kept: stop.seconds=5 have passed." in page_of(path).sections["learning"]
-    RunFolder(path).event("started", strategy="PaeMobiLLM")  # and it goes on
+    RunFolder(path).append(events.Started("PaeMobiLLM"))  # and it goes on
     assert "(the large dot) so far." in page_of(path).sections["learning"]
 
 
@@ -277,7 +279,7 @@ def test_training_that_diverges_is_shown_as_such(tmp_path):
 
 def test_a_run_without_a_validation_share_says_why_there_is_no_curve(tmp_path):
     path = write_run(tmp_path / "run", end="uploading", overrides=("trainer.validation-share=0",))
-    RunFolder(path).event("epoch", epoch=1, step=3)
+    RunFolder(path).append(events.Epoch(1, 3))
     assert "trainer.validation-share is 0" in page_of(path).sections["learning"]
 
 

@@ -14,12 +14,12 @@ import pytest
 
 from mobillm_flower.errors import InUseError
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.runs.folder import write_atomically
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.events import Finished, Started
+from mobillm_flower.runs.folder import RunFolder, write_atomically
 
 HOLD = """
 import subprocess, sys, time
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs.folder import RunFolder
 
 lock = RunFolder(sys.argv[1]).hold()
 child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"])
@@ -97,13 +97,13 @@ def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_
 
 def test_a_torn_line_is_cut_before_the_next_event(tmp_path) -> None:
     run = RunFolder(tmp_path)
-    run.event("started")
+    run.append(Started("PaeMobiLLM"))
     with run.events.open("a") as stream:
         stream.write('{"time": 12.5, "event": "wind')  # whoever wrote it was killed
-    run.event("finished")
+    run.append(Finished("completed", 1.0))
     assert [json.loads(line)["event"] for line in run.events.read_text().splitlines()] == ["started", "finished"]
     run.events.write_text('{"time": 12.5')  # a log that ends within its first line
-    run.event("started")
+    run.append(Started("PaeMobiLLM"))
     assert [json.loads(line)["event"] for line in run.events.read_text().splitlines()] == ["started"]
 
 

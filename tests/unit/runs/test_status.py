@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mobillm_flower.reports.status import run_status
-from mobillm_flower.runs.events import RunRecord
-from mobillm_flower.server import RunFolder
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.log import RunRecord
+from mobillm_flower.runs.status import run_status
 from tests.support.cli import lines, mobillm, parsed, refused
 from tests.support.run_folders import write_run
 
 A, B = "a" * 32, "b" * 32
-PREPARED = {"event": "prepared", "resumed_steps": 0}
 
 
-def window(device: str, new: int, remaining: int) -> dict[str, Any]:
-    return {"event": "window", "device": device, "new": new, "remaining": remaining}
+def prepared(resumed_steps: int = 0, run: str = "") -> events.Prepared:
+    return events.Prepared(2, 160, 2, 8, 100, 50, resumed_steps, layers={}, pivots={}, scale=1.0, run=run)
 
 
-def met(device: str, num_train: int) -> dict[str, Any]:
-    return {"event": "device", "device": device, "backbone": "minilm", "num_train": num_train}
+def window(device: str, new: int, remaining: int) -> events.Window:
+    return events.Window(1, device, 1, new, new, remaining, refused=0, bytes=100, forward_seconds=0.1)
 
 
-def record(*timed: tuple[float, dict[str, Any]]) -> RunRecord:
-    return RunRecord(Path("run"), [{"time": time, "run": "7", **event} for time, event in timed])
+def met(device: str, num_train: int) -> events.DeviceMet:
+    return events.DeviceMet(device, "minilm", layers=2, num_train=num_train, num_test=0)
 
 
-MEETING = ((100, {"event": "started"}), (101, met(A, 100)), (102, met(B, 60)))
-INGESTING = (*MEETING, (110, PREPARED), (120, window(A, 20, 80)), (130, window(B, 30, 30)), (170, window(A, 30, 50)))
+def record(*timed: tuple[float, events.Event]) -> RunRecord:
+    written = [dataclasses.replace(event, time=time, run=event.run or "7") for time, event in timed]
+    return RunRecord(Path("run"), written)
+
+
+MEETING = ((100, events.Started("PaeMobiLLM")), (101, met(A, 100)), (102, met(B, 60)))
+INGESTING = (*MEETING, (110, prepared()), (120, window(A, 20, 80)), (130, window(B, 30, 30)), (170, window(A, 30, 50)))
 
 
 def test_a_run_that_has_only_begun_is_meeting() -> None:
@@ -47,7 +52,7 @@ def test_rate_is_over_the_last_minute_and_the_slowest_device_sets_the_time_left(
     assert (status.held, status.windows, status.share) == (80, 3, 0.5)
     assert status.samples_per_s == 60 / 60  # what came at 130 and 170, not at 120
     # A: 50 samples in 60 s, 50 left, 15 s of it gone; B: 30 in 20 s, 30 left, long over
-    assert [device.seconds_left for device in status.devices] == [pytest.approx(45), 0.0]
+    assert status.until_sent_s == {A: pytest.approx(45), B: 0.0}
     assert status.seconds_left == pytest.approx(45)
     early = run_status(record(*INGESTING[:5]), now=130)
     assert early.samples_per_s == 20 / 20  # ingestion began 20 s ago
@@ -57,37 +62,35 @@ def test_strikes_failures_and_devices_that_are_passed_over_are_counted() -> None
     status = run_status(
         record(
             *INGESTING,
-            (171, {"event": "rejected", "device": A, "rule": "shape"}),
-            (172, {"event": "failure", "device": B, "reason": "error 5"}),
-            (173, {"event": "failure", "device": B, "reason": "error 5"}),
-            (174, {"event": "dropped", "device": B, "reason": "2 failures in a row"}),
-            (175, {"event": "refused", "node": "9", "reason": "another task"}),
+            (171, events.Rejected(A, rule="shape", detail="3 is not 4")),
+            (172, events.Failure("error 5", device=B)),
+            (173, events.Failure("error 5", device=B)),
+            (174, events.Dropped(B, "2 failures in a row")),
+            (175, events.NodeRefused("9", "another task")),
         ),
         now=180,
     )
     assert (status.strikes, status.failures, status.refused) == (1, 2, 1)
     assert [device.state for device in status.devices] == ["part sent", "dropped: 2 failures in a row"]
-    assert status.devices[1].seconds_left is None
-    again = run_status(record(*INGESTING, (174, {"event": "dropped", "device": B, "reason": "away"}),
-                              (176, {"event": "returned", "device": B})), now=180)  # fmt: skip
+    assert B not in status.until_sent_s
+    again = run_status(record(*INGESTING, (174, events.Dropped(B, "away")),
+                              (176, events.Returned(B))), now=180)  # fmt: skip
     assert again.devices[1].state == "part sent"
 
 
 def test_what_a_round_says_is_held_counts_and_later_windows_are_added() -> None:
-    round_ = {"event": "round", "num-held": 75, "cache-bytes": 4096}
+    round_ = events.Round(1, num_held=75, cache_bytes=4096)
     status = run_status(record(*INGESTING, (171, round_), (172, window(B, 10, 20))), now=180)
     assert (status.held, status.cache_bytes) == (85, 4096)
-    status = run_status(
-        record(*INGESTING, (171, round_), (190, {"event": "forgotten", "device": A, "samples": 50})), now=191
-    )
+    status = run_status(record(*INGESTING, (171, round_), (190, events.Forgotten(A, 50))), now=191)
     assert (status.held, status.devices[0].held) == (25, 0)
 
 
 TRAINING = (
     *INGESTING,
-    (200, {"event": "ingested", "samples": 80, "epochs": 5}),
-    (210, {"event": "epoch", "epoch": 1, "step": 10}),
-    (220, {"event": "epoch", "epoch": 2, "step": 20}),
+    (200, events.Ingested(samples=80, epochs=5)),
+    (210, events.Epoch(1, 10)),
+    (220, events.Epoch(2, 20)),
 )
 
 
@@ -102,25 +105,25 @@ def test_training_tells_the_epoch_and_the_time_left() -> None:
 
 def test_a_run_that_goes_on_continues_its_epochs_and_forgets_those_after_its_checkpoint() -> None:
     again = (
-        (300, {"event": "started", "run": "8"}),
+        (300, events.Started("PaeMobiLLM", run="8")),
         (301, met(A, 100)),
-        (305, {"event": "prepared", "resumed_steps": 15, "run": "8"}),
-        (306, {"event": "ingested", "samples": 80, "epochs": 5, "run": "8"}),
+        (305, prepared(15, run="8")),
+        (306, events.Ingested(80, 5, run="8")),
     )
     status = run_status(record(*TRAINING, *again), now=307)
     assert (status.run_id, status.phase_text, status.seconds_left) == ("8", "training, epoch 2 of 5", None)
-    status = run_status(record(*TRAINING, *again, (316, {"event": "epoch", "epoch": 2, "step": 20})), now=317)
+    status = run_status(record(*TRAINING, *again, (316, events.Epoch(2, 20))), now=317)
     assert (status.phase_text, status.seconds_left) == ("training, epoch 3 of 5", pytest.approx(29))
     assert (status.held, status.seconds) == (80, 17)
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
 def test_a_run_that_is_over_does_not_age(outcome: str) -> None:
-    end = {"event": "finished", "outcome": outcome, **({"reason": "no sample"} if outcome == "failed" else {})}
-    status = run_status(record(*TRAINING, (230, {"event": "trained"}), (240, end)), now=9999)
+    end = events.Finished(outcome, 1.0, "no sample" if outcome == "failed" else "")
+    status = run_status(record(*TRAINING, (230, events.Trained(30, 3)), (240, end)), now=9999)
     assert (status.phase, status.over, status.seconds, status.seconds_left) == (outcome, True, 140, None)
     assert status.reason == ("no sample" if outcome == "failed" else "")
-    assert run_status(record(*TRAINING, (230, {"event": "trained"})), now=231).phase_text == "evaluating"
+    assert run_status(record(*TRAINING, (230, events.Trained(30, 3))), now=231).phase_text == "evaluating"
 
 
 def test_the_command_prints_a_line_a_figure_and_a_line_a_device(tmp_path: Path) -> None:

@@ -173,12 +173,12 @@ def test_a_type_may_join_when_epochs_have_begun(tmp_path):
 
 
 def test_early_stopping_restores_the_best_epoch(tmp_path, spec, samples):
-    events = []
+    epochs = []
     plan = make_plan([spec], epochs=30)
     plan = dataclasses.replace(plan, options=dataclasses.replace(plan.options, patience=2, learning_rate=3e-2))
     cache = fill(tmp_path / "cache.sqlite", samples, spec)
-    trainer = train(cache, plan, on_event=lambda kind, **values: events.append(values))
-    losses = [event["validation_loss"] for event in events]
+    trainer = train(cache, plan, on_epoch=epochs.append)
+    losses = [epoch.validation_loss for epoch in epochs]
     assert len(losses) < 30
     assert losses[-1] > min(losses)
     assert losses[-2] > min(losses)

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobillm_flower.runs.events import RunRecord
+from mobillm_flower.runs import events
+from mobillm_flower.runs.devices import DeviceRecord, device_of
+from mobillm_flower.runs.log import RunRecord
 
 RATE_S = 60.0
 """Seconds over which the rate is taken."""
-
-
-@dataclass
-class DeviceStatus:
-    """One device of a run, over all its sessions.
-
-    Parameters
-    ----------
-    device : str
-        Its pseudonym.
-    backbone : str
-        What it runs.
-    num_train : int
-        Samples that it said it has.
-    held, windows : int, int
-        Samples of it that the server holds; windows that were committed.
-    strikes, failures : int, int
-        Packets that were rejected; answers that failed.
-    remaining : int or None
-        Samples that it has left to send, as it said with its last window; None: it sent none yet.
-    dropped : str
-        Why it is not asked any more; empty: it is.
-    seconds_left : float or None
-        Until it has sent everything at its pace in this session, counted from its last window; None: not known.
-    """
-
-    device: str
-    backbone: str = ""
-    num_train: int = 0
-    held: int = 0
-    windows: int = 0
-    strikes: int = 0
-    failures: int = 0
-    remaining: int | None = None
-    dropped: str = ""
-    seconds_left: float | None = None
-    _sent: int = field(default=0, repr=False)
-    _last: float = field(default=0.0, repr=False)
-
-    @property
-    def state(self) -> str:
-        """How far it got: "dropped: …", "all sent", "part sent" or "nothing sent"."""
-        if self.dropped:
-            return f"dropped: {self.dropped}"
-        if self.remaining == 0 or (self.num_train and self.held >= self.num_train):
-            return "all sent"
-        return "part sent" if self.windows else "nothing sent"
 
 
 @dataclass
@@ -72,8 +28,11 @@ class RunStatus:
         Why it failed; empty: it did not.
     epoch, epochs : int, int
         The epoch that is being trained, from 1, and how many there are; 0: not training, or not known.
-    devices : list of DeviceStatus
+    devices : list of DeviceRecord
         In the order in which they were met.
+    until_sent_s : mapping of str to float
+        By device, the seconds until it has sent everything at its pace in this session, counted from its last window;
+        a device of which it is not known is left out.
     refused : int
         Nodes that were not taken in.
     windows, held, total : int, int, int
@@ -95,7 +54,8 @@ class RunStatus:
     reason: str = ""
     epoch: int = 0
     epochs: int = 0
-    devices: list[DeviceStatus] = field(default_factory=list)
+    devices: list[DeviceRecord] = field(default_factory=list)
+    until_sent_s: dict[str, float] = field(default_factory=dict)
     refused: int = 0
     windows: int = 0
     held: int = 0
@@ -126,12 +86,24 @@ class RunStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        names = [name for name in vars(self) if name != "devices"]
+        values = {name: value for name, value in vars(self).items() if name not in ("devices", "until_sent_s")}
         devices = [
-            {**{name: value for name, value in vars(device).items() if name[0] != "_"}, "state": device.state}
+            {
+                "device": device.device,
+                "backbone": device.backbone,
+                "num_train": device.num_train,
+                "held": device.held,
+                "windows": device.windows,
+                "strikes": device.strikes.total(),
+                "failures": device.failures,
+                "remaining": device.remaining,
+                "dropped": device.dropped,
+                "seconds_left": self.until_sent_s.get(device.device),
+                "state": device.state,
+            }
             for device in self.devices
         ]
-        return {**{name: getattr(self, name) for name in names}, "share": self.share, "devices": devices}
+        return {**values, "share": self.share, "devices": devices}
 
 
 def run_status(run: RunRecord, *, now: float) -> RunStatus:
@@ -155,72 +127,59 @@ class _Reader:
 
     def __init__(self) -> None:
         self._status = RunStatus()
-        self._devices: dict[str, DeviceStatus] = {}
+        self._devices: dict[str, DeviceRecord] = {}
+        self._sent: Counter[str] = Counter()  # new samples of each device in this session
+        self._last_window: dict[str, float] = {}
         self._began = self._prepared = self._ingested = self._last = 0.0
         self._arrivals: list[tuple[float, int]] = []  # of this session: time, new samples
         self._ends: dict[int, tuple[float, int]] = {}  # of epochs: time, step
 
-    def take(self, event: dict[str, Any]) -> None:
-        status, self._last = self._status, event["time"]
-        status.run_id = event.get("run", status.run_id)
-        device = self._device(event["device"]) if "device" in event else None
-        match event["event"]:
-            case "started":
+    def take(self, event: events.Event) -> None:
+        status, self._last = self._status, event.time
+        status.run_id = event.run or status.run_id
+        if device := device_of(event):
+            self._devices.setdefault(device, DeviceRecord(device)).take(event)
+        match event:
+            case events.Started():
                 status.phase, status.reason = "meeting", ""
-                self._began, self._arrivals = event["time"], []
-            case "prepared":
-                status.phase, self._prepared = "ingesting", event["time"]
-                kept = event["resumed_steps"]
+                self._began, self._arrivals = event.time, []
+            case events.Prepared():
+                status.phase, self._prepared = "ingesting", event.time
+                kept = event.resumed_steps
                 self._ends = {number: end for number, end in self._ends.items() if end[1] <= kept}
-            case "ingested":
-                status.phase, self._ingested = "training", event["time"]
-                status.epochs = event["epochs"]
-            case "epoch":
+            case events.Ingested():
+                status.phase, self._ingested = "training", event.time
+                status.epochs = event.epochs
+            case events.Epoch():
                 if status.phase != "training":  # logs of runs that do not say that they have ingested
-                    status.phase, self._ingested = "training", event["time"]
-                self._ends[event["epoch"]] = event["time"], event["step"]
-            case "trained":
+                    status.phase, self._ingested = "training", event.time
+                self._ends[event.epoch] = event.time, event.step
+            case events.Trained():
                 status.phase = "evaluating"
-            case "finished":
-                status.phase, status.reason = event["outcome"], event.get("reason", "")
-            case "refused":
+            case events.Finished():
+                status.phase, status.reason = event.outcome, event.reason
+            case events.NodeRefused():
                 status.refused += 1
-            case "round":
-                status.held, status.cache_bytes = event["num-held"], event["cache-bytes"]
-            case "forgotten":
-                status.held -= event["samples"]
-        if device is not None:
-            self._of_device(device, event)
-
-    def _device(self, name: str) -> DeviceStatus:
-        return self._devices.setdefault(name, DeviceStatus(name))
-
-    def _of_device(self, device: DeviceStatus, event: dict[str, Any]) -> None:
-        status = self._status
-        match event["event"]:
-            case "device":
-                device.backbone, device.num_train = event["backbone"], event["num_train"]
-                device.dropped, device._sent = "", 0
-            case "window":
-                status.windows += 1
-                status.held += event["new"]
-                self._arrivals.append((event["time"], event["new"]))
-                device.windows += 1
-                device.held += event["new"]
-                device.remaining = event["remaining"]
-                device._sent, device._last = device._sent + event["new"], event["time"]
-            case "rejected":
+            case events.Round():
+                status.held = status.held if event.num_held is None else event.num_held
+                status.cache_bytes = event.cache_bytes
+            case events.DeviceMet():
+                self._sent[event.device] = 0
+            case events.Window():
+                self._take_window(event)
+            case events.Rejected():
                 status.strikes += 1
-                device.strikes += 1
-            case "failure":
+            case events.Failure():
                 status.failures += 1
-                device.failures += 1
-            case "dropped":
-                device.dropped = event["reason"]
-            case "returned":
-                device.dropped = ""
-            case "forgotten":
-                device.held = max(0, device.held - event["samples"])
+            case events.Forgotten():
+                status.held -= event.samples
+
+    def _take_window(self, window: events.Window) -> None:
+        self._status.windows += 1
+        self._status.held += window.new
+        self._arrivals.append((window.time, window.new))
+        self._sent[window.device] += window.new
+        self._last_window[window.device] = window.time
 
     def status(self, now: float) -> RunStatus:
         """Return what was read, with rates and estimates."""
@@ -243,12 +202,13 @@ class _Reader:
 
     def _until_ingested(self, now: float) -> float | None:
         """Return the seconds that the slowest device needs for what it has left, at its own pace in this session."""
-        for device in self._devices.values():
-            if device._sent and device.remaining is not None and not device.dropped:
-                pace = (device._last - self._prepared) / device._sent
-                device.seconds_left = max(0.0, device.remaining * pace - (now - device._last))
-        known = [device.seconds_left for device in self._devices.values() if device.seconds_left is not None]
-        return max(known, default=None)
+        left = self._status.until_sent_s
+        for name, device in self._devices.items():
+            sent, last = self._sent[name], self._last_window.get(name, 0.0)
+            if sent and device.remaining is not None and not device.dropped:
+                pace = (last - self._prepared) / sent
+                left[name] = max(0.0, device.remaining * pace - (now - last))
+        return max(left.values(), default=None)
 
     def _until_trained(self, done: int, now: float) -> float | None:
         """Return the seconds that the epochs left need, at the mean pace of this session's."""

@@ -1,0 +1,153 @@
+"""A run's log: events as JSON lines, how they are written and read.
+
+A line holds the time (Unix seconds), the kind, Flower's id of the run, and the event's own fields in snake_case; a
+field that has its default is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mobillm_flower.errors import RunFailed
+from mobillm_flower.runs.events import KINDS, Event, Finished, Other, Started, own_fields
+
+E = TypeVar("E", bound=Event)
+
+
+def encode(event: Event, *, time: float, run: str) -> bytes:
+    """Return an event's line."""
+    values = {item.name: getattr(event, item.name) for item in own_fields(type(event))}
+    defaults = {item.name: _default(item) for item in own_fields(type(event))}
+    own = {name: value for name, value in values.items() if value != defaults[name]}
+    head = {"time": time, "event": event.kind} | ({"run": run} if run else {})
+    return json.dumps(head | own, sort_keys=False).encode() + b"\n"
+
+
+def decode(line: bytes | str) -> Event:
+    """Return the event of a line.
+
+    Earlier releases wrote some names in kebab-case, and metrics beside the other fields: both are read. Fields that
+    a kind does not have are left out.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        It is no event.
+    """
+    values = json.loads(line)
+    kind, time, run = values.pop("event"), values.pop("time"), values.pop("run", "")
+    if not isinstance(kind, str) or not time >= 0:
+        raise TypeError("neither kind nor time")
+    cls = KINDS.get(kind)
+    if cls is None:
+        return Other(kind, values, time=time, run=run)
+    known, others = _sorted_out(cls, values)
+    if "metrics" in (item.name for item in own_fields(cls)):
+        known["metrics"] = others | known.get("metrics", {})
+    return cls(**known, time=time, run=run)
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+
+
+def _sorted_out(cls: type[Event], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return those values that are fields of a kind, by the fields' names, and the others; kebab-case is read too."""
+    names = {item.name for item in own_fields(cls)}
+    fields = {key: key.replace("-", "_") for key in values}
+    known = {fields[key]: value for key, value in values.items() if fields[key] in names}
+    return known, {key: value for key, value in values.items() if fields[key] not in names}
+
+
+class EventReader:
+    """Reads a log from where it stopped before; the file need not be there yet.
+
+    Parameters
+    ----------
+    file : Path
+        The log.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._at = 0
+
+    def read(self) -> list[Event]:
+        """Return the events of complete new lines; the last line of a run in progress may not be whole yet.
+
+        Raises
+        ------
+        OSError
+            The file cannot be read.
+        RunFailed
+            A line is no event.
+        """
+        with self._file.open("rb") as stream:
+            stream.seek(self._at)
+            lines = stream.read().split(b"\n")[:-1]
+        try:
+            events = [decode(line) for line in lines]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunFailed(f"{self._file} is damaged: a line is no event; name a run's folder") from error
+        self._at += sum(len(line) + 1 for line in lines)
+        return events
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its events tell it.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    events : list of Event
+        In order of time.
+    """
+
+    path: Path
+    events: list[Event]
+
+    def all(self, kind: type[E]) -> list[E]:
+        """Return events of a kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def last(self, kind: type[E]) -> E | None:
+        """Return the last event of a kind, or None."""
+        return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
+
+    @property
+    def session(self) -> RunRecord:
+        """The events since the run was last started: one that was interrupted has several sessions."""
+        starts = [i for i, event in enumerate(self.events) if isinstance(event, Started)]
+        return RunRecord(self.path, self.events[starts[-1] if starts else 0 :])
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: "completed" or "failed"; "in progress" where neither was said since it was last started."""
+        finished = self.session.last(Finished)
+        return finished.outcome if finished else "in progress"
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Read a run's events.
+
+    Raises
+    ------
+    RunFailed
+        The folder holds no log of events, one without any event, or one that is damaged.
+    """
+    path = Path(path).expanduser()
+    file = path / "events.jsonl"
+    try:
+        events = EventReader(file).read()
+    except OSError as error:
+        raise RunFailed(f"{path} holds no readable events.jsonl; name a run's folder") from error
+    if not events:
+        raise RunFailed(f"{file} holds no event yet; wait for the run's first, or name another run's folder")
+    return RunRecord(path, events)
