@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.config import Settings
-from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.core.side_networks import needs_of
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.tasks import LocalData, Samples, load_local_data
 
@@ -86,9 +86,10 @@ def load_devices(settings: Settings, number: int = 0) -> list[LocalData]:
     DataError
         The data is not on this machine.
     """
-    if settings.side_network.name == UPPER_LAYERS:
+    name = settings.side_network.name
+    if needs_of(name).upper_layers:
         raise UnsupportedError(
-            f"mobillm audit trains side networks that read a few vectors; side-network.name={UPPER_LAYERS} reads every "
+            f"mobillm audit trains side networks that read a few vectors; side-network.name={name} reads every "
             "token; what it uploads is what side-network.name=additive uploads with activations.pivot=all, "
             "activations.num-blocks=1 and backbone.layers=N, the layer that it goes on from: audit these settings"
         )

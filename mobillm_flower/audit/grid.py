@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mobillm_flower.config import Settings
+from mobillm_flower.config import Settings, SideNetworkSettings
+from mobillm_flower.core.side_networks import needs_of
 
 _NO_PROTECTION = {
     "activations.clip-norm": "0",
@@ -18,7 +19,15 @@ _NO_PROTECTION = {
     "privacy.mixing": "",
     "privacy.mixing-key": "",
 }
-_DISCRIMINANT = {"side-network.name": "discriminant", "loss.name": "logit", "activations.codec": "fp16"}
+_DISCRIMINANT = {
+    "side-network.name": "discriminant",
+    "loss.name": "logit",
+    "activations.codec": "fp16",
+    # what it does not use
+    "side-network.width": str(SideNetworkSettings.width),
+    "side-network.bottleneck": str(SideNetworkSettings.bottleneck),
+    "side-network.activation": SideNetworkSettings.activation,
+}
 _LABEL_EPSILONS = (1, 2, 3)
 _JOINT = {1: 16, 2: 16, 4: 32, 8: 64, 16: 64}  # ε and d
 _GAUSSIAN = ((2, 2, 32), (5, 3, 32), (10, 6, 64))  # ε of activations and of labels, and d
@@ -64,7 +73,7 @@ def grid(settings: Settings, *, quick: bool = False) -> list[Cell]:
 def _cells(settings: Settings, *, quick: bool) -> Iterator[Cell]:
     yield Cell(AS_SET, AS_SET)
     whole = dict(_NO_PROTECTION)
-    if settings.side_network.name == "discriminant":  # it takes projected vectors alone
+    if needs_of(settings.side_network.name).one_vector:  # which a projection gives
         whole["side-network.name"] = "additive"
     if is_changed(settings):
         yield Cell(UNPROTECTED, UNPROTECTED, _words(whole))

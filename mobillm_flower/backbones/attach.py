@@ -26,7 +26,7 @@ class Mixer:
     Parameters
     ----------
     step : callable
-        `CausalSideNetwork.step` with states in the place of s(A): activations [B·T, M, d_b] of T next tokens of B
+        `StepsThroughTokens.step` with states in the place of s(A): activations [B·T, M, d_b] of T next tokens of B
         texts, what their tokens before left [B, M, H, r] or None, and which of the T count [B, T] bool, to states
         [B·T, d_b] and what these leave [B, M, T, r].
     prompts : bool

@@ -95,7 +95,7 @@ class Cut:
 
 
 class UpperLayers:
-    """The layers above a cut, with something between them: see `mobillm_flower.core.side_networks.upper_layers.Upper`.
+    """The layers above a cut, with something between them: see `mobillm_flower.core.side_networks.Upper`.
 
     Attributes
     ----------

@@ -7,10 +7,19 @@ depends on the data, the backbone or the fleet; they take the few plain values o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from typing import Protocol
 
-from mobillm_flower.config.parts import CHOOSERS, EngineName, Objective, Partition, Precision, Settings
+from mobillm_flower.config.parts import (
+    CHOOSERS,
+    EngineName,
+    Objective,
+    Partition,
+    Precision,
+    Settings,
+    SideNetworkSettings,
+)
 from mobillm_flower.config.parts.ranges import check_ranges
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 
@@ -255,6 +264,51 @@ def _check_token_states(settings: Settings, pivot: str, *, every_token: bool) ->
             )
 
 
+class SideNetworkNeeds(Protocol):
+    """What a side network needs of a run; see `mobillm_flower.core.side_networks.Needs`."""
+
+    @property
+    def one_type(self) -> bool:
+        """All devices have one backbone type."""
+
+    @property
+    def every_token(self) -> bool:
+        """Rows of every token."""
+
+    @property
+    def classes(self) -> bool:
+        """The task has classes."""
+
+    @property
+    def one_vector(self) -> bool:
+        """One vector a sample."""
+
+
+def check_used(settings: Settings, taken: Collection[str]) -> None:
+    """Refuse a setting of the side network that the one that was chosen has no use for.
+
+    Parameters
+    ----------
+    settings : Settings
+        The server's.
+    taken : collection of str
+        Fields that the side network's constructor takes.
+
+    Raises
+    ------
+    SettingsError
+        A field that is not taken has another value than its default.
+    """
+    chosen, defaults = settings.side_network, SideNetworkSettings()
+    for name in ("width", "bottleneck", "activation"):
+        value = getattr(chosen, name)
+        if name not in taken and value != getattr(defaults, name):
+            raise SettingsError(
+                f"side-network.{name}={value} is not used by side-network.name={chosen.name}; leave it out, or choose "
+                "another side network, such as additive"
+            )
+
+
 def check_training(
     settings: Settings,
     *,
@@ -263,6 +317,8 @@ def check_training(
     every_token: bool,
     predicts_tokens: bool,
     predicts_numbers: bool,
+    needs: SideNetworkNeeds,
+    num_vectors: int,
 ) -> None:
     """Refuse a side network or a loss that does not go with the task and the fleet.
 
@@ -278,30 +334,40 @@ def check_training(
         Whether it keeps every token.
     predicts_tokens, predicts_numbers : bool
         Whether the task is language modelling, or regression.
+    needs : SideNetworkNeeds
+        Of the side network that was chosen.
+    num_vectors : int
+        Vectors that are sent of a sample, or of a token.
 
     Raises
     ------
     UnsupportedError
-        Language modelling or upper layers with several backbone types, language modelling with a side network that
-        predicts classes only; a causal side network where a text has one vector.
+        Language modelling with several backbone types; a run that has not what the side network needs.
     SettingsError
-        The logit loss of numbers.
+        Several vectors where the side network takes one; the logit loss of numbers.
     """
-    name = settings.side_network.name
-    if predicts_tokens and (num_types > 1 or name == "discriminant"):
+    chosen = f"side-network.name={settings.side_network.name}"
+    if predicts_tokens and num_types > 1:
         raise UnsupportedError(
-            f"language modelling takes one backbone type and a network that is trained by steps, not {num_types} "
-            f"types and side-network.name={name}; give all devices one backbone"
+            f"language modelling takes one backbone type, and there are {num_types}; give all devices one backbone"
         )
-    if name == UPPER_LAYERS and num_types > 1:
+    if needs.one_type and num_types > 1:
         raise UnsupportedError(
-            f"side-network.name={UPPER_LAYERS} runs the layers of one backbone type, and there are {num_types}; "
-            "give all devices one backbone, or choose side-network.name=additive"
+            f"{chosen} takes one backbone type, and there are {num_types}; give all devices one backbone, or choose "
+            "side-network.name=additive"
         )
-    if name == "causal" and not predicts_tokens and not every_token:
+    if needs.classes and (predicts_tokens or predicts_numbers):
         raise UnsupportedError(
-            f"side-network.name=causal reads the tokens of a text one after another, and activations.pivot={pivot} "
-            "sends one vector a text; use activations.pivot=all, or side-network.name=additive"
+            f"{chosen} predicts classes, and task.kind={settings.task.kind} has none; choose side-network.name=additive"
+        )
+    if needs.one_vector and num_vectors != 1:
+        raise SettingsError(
+            f"{chosen} takes one vector a sample, and {num_vectors} are sent; give activations.projection, such as 64"
+        )
+    if needs.every_token and not every_token:
+        raise UnsupportedError(
+            f"{chosen} reads the tokens of a text one after another, and activations.pivot={pivot} sends a few vectors "
+            "a text; use activations.pivot=all, or side-network.name=additive"
         )
     if predicts_numbers and settings.loss.name == "logit" and settings.loss.objective == Objective.difference:
         raise SettingsError("loss.name=logit needs classes; use loss.name=square for regression")

@@ -27,9 +27,9 @@ from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import (
     ActivationBatch,
-    CausalSideNetwork,
+    RunsUpperLayers,
     SideNetworkConfig,
-    UpperLayersSideNetwork,
+    StepsThroughTokens,
     state_for,
 )
 from mobillm_flower.core.targets import base_prediction
@@ -184,13 +184,15 @@ class SideTunedModel:
             side = rows.new_zeros(()) if network is None else network([ActivationBatch(self.spec.backbone, rows)])
             return self.rule.scores(side, rows[:, -1])
 
+        stepping: object = network  # mypy takes no nn.Module for one that has the method
+
         def step(rows: Tensor, before: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(network, CausalSideNetwork)
-            side, left = network.step(ActivationBatch(self.spec.backbone, rows), before, seen)
+            assert isinstance(stepping, StepsThroughTokens)
+            side, left = stepping.step(ActivationBatch(self.spec.backbone, rows), before, seen)
             return self.rule.scores(side, rows[:, -1]), left
 
         mixer = None
-        if isinstance(network, CausalSideNetwork):
+        if isinstance(stepping, StepsThroughTokens):
             mixer = Mixer(step, prompts=bool(self.contract.prompt))
         return with_side_output(self.backbone, self.spec.layers, tuned, mixer)
 
@@ -261,8 +263,9 @@ class SideTunedModel:
 
     def _ready(self, network: nn.Module | None) -> nn.Module | None:
         """Return a side network that can predict."""
-        if isinstance(network, UpperLayersSideNetwork):
-            network.attach(UpperLayers(Cut(self.backbone, self.spec.layers[-1], setting="activations.layers")))
+        running: object = network
+        if isinstance(running, RunsUpperLayers):
+            running.attach(UpperLayers(Cut(self.backbone, self.spec.layers[-1], setting="activations.layers")))
         return None if network is None else network.eval()
 
     def evaluate(self, samples: Samples) -> float:

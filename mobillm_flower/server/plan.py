@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.language import Head
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks import SideNetworkConfig
-from mobillm_flower.core.side_networks.upper_layers import Upper, UpperLayersSideNetwork
+from mobillm_flower.core.side_networks import SideNetworkConfig, Upper, attach_layers
 from mobillm_flower.errors import CacheError
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
@@ -40,7 +39,7 @@ class Frozen:
     head : Head or None
         What follows the last layer: language modelling.
     upper : Upper or None
-        The layers that `UpperLayersSideNetwork` runs.
+        The layers that a side network with `Needs.upper_layers` runs.
     """
 
     head: Head | None = None
@@ -112,8 +111,7 @@ class TrainingPlan:
         """Make a trainer with a fresh side network (or the checkpoint's); a frozen head must be on its device."""
         torch.set_num_threads(self.num_threads)
         network = self.side_config.build()
-        if isinstance(network, UpperLayersSideNetwork) and frozen.upper is not None:
-            network.attach(frozen.upper)
+        attach_layers(network, frozen.upper)
         return Trainer(
             network=network,
             loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes, device=device),

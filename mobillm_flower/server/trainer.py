@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks import ActivationBatch
-from mobillm_flower.core.side_networks.discriminant import ClassSums, DiscriminantSideNetwork
+from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, LabelledBatch
 from mobillm_flower.errors import CacheError
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.runs.folder import write_atomically
@@ -33,6 +32,10 @@ from mobillm_flower.server.sampler import draw_order, epoch_order, split_validat
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _FIT_ROWS = 1024
 _OF_STRATEGIES = ("fresh_share", "newcomer_steps")
+
+
+class _StoppedError(Exception):
+    """Reading samples for a fit was ended by `stop`."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Trainer:
         Rounds must come in order; one that is over is passed by.
         """
         position, options = self.position, self.options
-        if isinstance(self.network, DiscriminantSideNetwork):
+        if isinstance(self.network, FitsInClosedForm):
             return False
         if position.round > round_ or position.epoch or position.epoch_step or position.finished:
             return False
@@ -189,7 +192,7 @@ class Trainer:
         end, and `patience` epochs without a better one end it early.
         """
         position, options = self.position, self.options
-        if isinstance(self.network, DiscriminantSideNetwork):
+        if isinstance(self.network, FitsInClosedForm):
             return self._fit(self.network, stop)
         train, validation = self._split(self.loader.cache.rows())
         if self._adjusts:
@@ -222,34 +225,37 @@ class Trainer:
             self.save()
         return True
 
-    def _fit(self, network: DiscriminantSideNetwork, stop: Callable[[], bool]) -> bool:
-        """Fit a side network in closed form, on all rows in the order of their digests."""
-        rows, position = self.loader.cache.rows(), self.position
-        contract, specs = self.loader.contract, self.loader.specs
-        sums: dict[str, ClassSums] = {}
-        for start in range(0, 0 if position.finished else len(rows), _FIT_ROWS):
+    def _fit(self, network: FitsInClosedForm, stop: Callable[[], bool]) -> bool:
+        """Fit a side network in closed form; returns False where `stop` ended it before."""
+        position = self.position
+        if position.finished:
+            return True
+        try:
+            network.fit(self._labelled(stop))
+        except _StoppedError:
+            return False
+        self._live.load_state_dict(self.network.state_dict())
+        position.epoch, position.finished = 1, True
+        self._on_epoch(Epoch(1, position.steps))
+        self.save()
+        return True
+
+    def _labelled(self, stop: Callable[[], bool]) -> Iterator[LabelledBatch]:
+        """Yield all samples with the labels that came with them, in the order of their digests."""
+        rows, contract = self.loader.cache.rows(), self.loader.contract
+        for start in range(0, len(rows), _FIT_ROWS):
             if stop():
-                return False
+                raise _StoppedError
             batches, targets = self.loader.load(rows[start : start + _FIT_ROWS])
             truth = recovered_truth(contract, targets.to(CPU))
             assert truth is not None  # classes are checked when the network is made
-            done = 0
-            for batch in batches:
-                of_type = sums.setdefault(batch.backbone, network.empty_sums(batch.backbone))
-                of_type.add(truth[0][done : done + len(batch.rows)], batch.to(CPU).rows.flatten(1))
-                done += len(batch.rows)
-            position.steps += 1
-        if not position.finished:
-            for backbone, of_type in sums.items():
-                protection = specs[backbone].protection(contract)
-                of_type.label_rates, of_type.mixture = protection.label_rates, protection.mixture
-                of_type.variance = protection.variance
-            network.fit(sums)
-            self._live.load_state_dict(network.state_dict())
-            position.epoch, position.finished = 1, True
-            self._on_epoch(Epoch(1, position.steps))
-            self.save()
-        return True
+            labels = torch.split(truth[0], [batch.num_samples for batch in batches])
+            for batch, of_batch in zip(batches, labels, strict=True):
+                protection = self.loader.specs[batch.backbone].protection(contract)
+                yield LabelledBatch(
+                    batch.to(CPU), of_batch, protection.label_rates, protection.mixture, protection.variance
+                )
+            self.position.steps += 1
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""

@@ -49,6 +49,7 @@ from mobillm_flower.strategies.run_plan import (
     frozen_parts,
     make_plan,
     prediction_rule,
+    require_used,
     training_device,
 )
 from mobillm_flower.strategies.stopping import Stopping
@@ -91,6 +92,7 @@ class SideTuningStrategy(Strategy):
 
     def __init__(self, settings: Settings | None = None, *, run_path: str | Path | None = None) -> None:
         self.settings = settings or load_settings({"preset": self.preset})
+        require_used(self.settings)
         self.check(self.settings)
         self._run_path = Path(run_path) if run_path else None
         self.clock = Clock()

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from mobillm_flower.core.backbone_info import BackboneInfo
-from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.core.side_networks import needs_of
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.runs import events
 from mobillm_flower.server.plan import last_round, note_backbones, note_round
@@ -53,10 +53,11 @@ class FedMobiLLM(PaeMobiLLM):
         """Take in a backbone type at any time, if it is deep enough for the run's blocks."""
         if not hasattr(self, "plan") or backbone.fingerprint in self.plan.specs:
             return
-        if self.plan.contract.per_token or self.plan.side_config.name == UPPER_LAYERS:
+        name = self.plan.side_config.name
+        if self.plan.contract.per_token or needs_of(name).one_type:
             raise MismatchError(
-                f"backbone {backbone.name} is not the run's: language modelling and side-network.name={UPPER_LAYERS} "
-                "take one backbone type; give this device the others' backbone"
+                f"backbone {backbone.name} is not the run's: language modelling and some side networks "
+                f"(side-network.name={name}) take one backbone type; give this device the others' backbone"
             )
         blocks = self.plan.side_config.num_blocks
         if backbone.depth < blocks:

@@ -13,12 +13,11 @@ from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.load import load_head, load_with
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import CHOOSERS, Settings
-from mobillm_flower.config.compatibility import check_training
+from mobillm_flower.config.compatibility import check_training, check_used
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import SideNetworkConfig
-from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken, needs_of
 from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.server import TrainerOptions
@@ -60,8 +59,9 @@ def make_plan(
     Raises
     ------
     SettingsError, UnsupportedError
-        See `extraction_spec` and `check_training`.
+        See `extraction_spec`, `check_used` and `check_training`.
     """
+    require_used(settings)
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
@@ -73,6 +73,8 @@ def make_plan(
         every_token=PIVOTS[pivot].per_token,
         predicts_tokens=contract.per_token,
         predicts_numbers=contract.is_regression,
+        needs=needs_of(settings.side_network.name),
+        num_vectors=next(iter(specs.values())).vectors_per_row,
     )
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
@@ -95,6 +97,11 @@ def make_plan(
         options=_trainer_options(settings, sum(num_train), planned_rounds, overlap_steps, fresh_share),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
     )
+
+
+def require_used(settings: Settings) -> None:
+    """Refuse a setting of the side network that the one that was chosen has no use for; see `check_used`."""
+    check_used(settings, fields_taken(settings.side_network.name))
 
 
 def computes_on_tokens(specs: Mapping[str, ExtractionSpec]) -> bool:
@@ -143,7 +150,7 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
     MismatchError
         None of the named backbones is the devices'.
     """
-    upper = plan.side_config.name == UPPER_LAYERS
+    upper = needs_of(plan.side_config.name).upper_layers
     if not (plan.contract.per_token or upper):
         return Frozen()
     named, device = settings.backbone, training_device(settings)

@@ -12,11 +12,12 @@ from torch import Tensor
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.public import public_transform, text_hash
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import UPPER_LAYERS, check_pivot, settings_of
+from mobillm_flower.config.compatibility import check_pivot, settings_of
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.side_networks import needs_of
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -42,7 +43,7 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         A name is not registered, or the layers do not fit the backbone.
     """
     wanted = settings.activations
-    upper_layers = settings.side_network.name == UPPER_LAYERS
+    upper_layers = needs_of(settings.side_network.name).upper_layers
     name = wanted.pivot if wanted.pivot != "auto" else "all" if upper_layers else backbone.default_pivot
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)

@@ -33,6 +33,7 @@ PROJECTED = {
     "activations__codec": "fp16",
     "loss__name": "logit",
     "side_network__name": "discriminant",
+    "side_network__bottleneck": 64,  # the default: it has none
 }
 
 

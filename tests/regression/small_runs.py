@@ -32,6 +32,7 @@ _PRIVATE = {
     "activations__codec": "fp16",
     "loss__name": "logit",
     "side_network__name": "discriminant",
+    "side_network__bottleneck": 64,  # the default: it has none
     "privacy__joint_epsilon": 8,
 }
 _FLEET = {"preset": "fed", "backbone__name": "by-partition", "backbone__choices": "backbones/bert,backbones/opt"}

@@ -4,14 +4,25 @@ from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork, Fixe
 from mobillm_flower.core.side_networks.causal import CausalSideNetwork
 from mobillm_flower.core.side_networks.config import (
     SIDE_NETWORKS,
-    ActivationBatch,
     AlignmentSpec,
-    SideNetwork,
     SideNetworkConfig,
+    fields_taken,
+    needs_of,
     state_for,
 )
 from mobillm_flower.core.side_networks.discriminant import DiscriminantSideNetwork
 from mobillm_flower.core.side_networks.low_rank import LowRankSideNetwork
+from mobillm_flower.core.side_networks.protocol import (
+    ActivationBatch,
+    FitsInClosedForm,
+    LabelledBatch,
+    Needs,
+    RunsUpperLayers,
+    SideNetwork,
+    StepsThroughTokens,
+    Upper,
+    attach_layers,
+)
 from mobillm_flower.core.side_networks.upper_layers import UpperLayersSideNetwork
 
 __all__ = [
@@ -21,10 +32,19 @@ __all__ = [
     "AlignmentSpec",
     "CausalSideNetwork",
     "DiscriminantSideNetwork",
+    "FitsInClosedForm",
     "FixedGatesSideNetwork",
+    "LabelledBatch",
     "LowRankSideNetwork",
+    "Needs",
+    "RunsUpperLayers",
     "SideNetwork",
     "SideNetworkConfig",
+    "StepsThroughTokens",
+    "Upper",
     "UpperLayersSideNetwork",
+    "attach_layers",
+    "fields_taken",
+    "needs_of",
     "state_for",
 ]

@@ -1,7 +1,6 @@
 """The additive side network: alignment, gates, adapters, zero-initialised output (PAE MobiLLM, 2507.01216).
 
-It runs beside the backbone on M sampled activations and never inside it, so the backbone needs no gradient. To add
-another, register a class with the constructor and `forward` of `AdditiveSideNetwork`.
+It runs beside the backbone on M sampled activations and never inside it, so the backbone needs no gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.protocol import ActivationBatch
 from mobillm_flower.errors import MismatchError, SettingsError
 
 ALIGNMENT_RATE = 0.1
@@ -159,8 +159,8 @@ class AdditiveSideNetwork(nn.Module):
         """Return s(A), [B, K], of LN(h_M), [N, d]."""
         if any(batch.lengths is not None for batch in batches):
             hidden = torch.segment_reduce(hidden, "mean", lengths=_lengths(batches), axis=0)  # [B, d]
-        found: Tensor = self.output(hidden)
-        return found
+        side: Tensor = self.output(hidden)
+        return side
 
     def _through(self, batches: Sequence[ActivationBatch], mix: Callable[[int, Tensor], Tensor] = _alone) -> Tensor:
         """Return LN(h_M), [N, d], of all rows."""
@@ -173,8 +173,8 @@ class AdditiveSideNetwork(nn.Module):
                 mu = torch.sigmoid(self.gates[i - 1])
                 hidden = (1 - mu) * blocks[i] + mu * hidden
             hidden = adapter(hidden, partial(mix, i))
-        found: Tensor = self.output_norm(hidden)
-        return found
+        last: Tensor = self.output_norm(hidden)
+        return last
 
 
 @SIDE_NETWORKS.register("fixed-gates")

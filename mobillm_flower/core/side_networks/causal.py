@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, Needs
 
 
 @SIDE_NETWORKS.register("causal")
@@ -33,6 +34,7 @@ class CausalSideNetwork(AdditiveSideNetwork):
         As in `AdditiveSideNetwork`.
     """
 
+    needs = Needs(every_token=True)
     num_taps = 4
 
     def __init__(self, *, num_blocks: int, bottleneck: int, **others: Any) -> None:

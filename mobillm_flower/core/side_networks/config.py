@@ -1,16 +1,16 @@
-"""What a side network takes and gives, the registry of side networks, and how one is built again."""
+"""The registry of side networks, and everything that is needed to build one again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.placement import moved
 from mobillm_flower.core.registry import Registry
+from mobillm_flower.core.side_networks.protocol import NOTHING_NEEDED, Needs
 from mobillm_flower.errors import MismatchError
 
 PER_TYPE = ("alignment", "heads")
@@ -41,47 +41,6 @@ class AlignmentSpec:
         return self.width * self.num_vectors
 
 
-@dataclass(frozen=True)
-class ActivationBatch:
-    """Activations of samples of one backbone type.
-
-    Parameters
-    ----------
-    backbone : str
-        The type's fingerprint.
-    rows : Tensor
-        [N, M, P·d_b] float32; one row a sample, or with pivot `all` one row a token, samples one after another.
-    lengths : Tensor or None
-        [B] int64, rows of each sample, with pivot `all`; None means one row a sample (N = B).
-    sequences : Tensor or None
-        [S] int64, rows of each text in language modelling: its tokens in order, and s(A) is wanted of each.
-    """
-
-    backbone: str
-    rows: Tensor
-    lengths: Tensor | None = None
-    sequences: Tensor | None = None
-
-    def to(self, device: torch.device) -> ActivationBatch:
-        """Return it on a device, see `moved`."""
-        return replace(
-            self,
-            rows=moved(self.rows, device),
-            lengths=None if self.lengths is None else moved(self.lengths, device),
-            sequences=None if self.sequences is None else moved(self.sequences, device),
-        )
-
-
-class SideNetwork(Protocol):
-    """What the trainer and the model need of a side network; an `nn.Module` besides."""
-
-    def __call__(self, batches: Sequence[ActivationBatch]) -> Tensor:
-        """Return s(A), [B, K] float32, samples in the order of the batches."""
-
-    def learning_rate_factor(self, parameter: str) -> float:
-        """Return what the trainer multiplies the learning rate of a named parameter with."""
-
-
 SIDE_NETWORKS: Registry[Callable[..., nn.Module]] = Registry("side network")
 """Side networks by the name that `side-network.name` gives: what makes one from a `SideNetworkConfig`'s fields."""
 
@@ -93,7 +52,7 @@ class SideNetworkConfig:
     Parameters
     ----------
     name : str
-        Name in `SIDE_NETWORKS`; the other fields are what is given to the class it names.
+        Name in `SIDE_NETWORKS`; the class it names is given those of the other fields that it takes.
     types : mapping of str to AlignmentSpec
         Backbone fingerprint to input shape.
     num_blocks : int
@@ -141,9 +100,8 @@ class SideNetworkConfig:
         return cls(types=dict(types), width=width, identity_alignment=identity, **others)
 
     def build(self) -> nn.Module:
-        """Make a fresh side network."""
-        arguments = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
-        return SIDE_NETWORKS[self.name](**arguments)
+        """Make a fresh side network, from those fields that its constructor takes."""
+        return SIDE_NETWORKS[self.name](**{name: getattr(self, name) for name in fields_taken(self.name)})
 
     def only(self, backbone: str) -> SideNetworkConfig:
         """Return the part that one backbone type needs: its own alignment and what is shared.
@@ -194,3 +152,25 @@ def state_for(state: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.split(".")[0] not in PER_TYPE or name.split(".")[1] == backbone
     }
+
+
+def fields_taken(name: str) -> tuple[str, ...]:
+    """Return the fields of `SideNetworkConfig` that a registered side network's constructor takes.
+
+    Raises
+    ------
+    SettingsError
+        No side network has this name.
+    """
+    parameters = inspect.signature(SIDE_NETWORKS[name]).parameters.values()
+    known = [item.name for item in fields(SideNetworkConfig) if item.name != "name"]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return tuple(known)
+    taken = {parameter.name for parameter in parameters}
+    return tuple(field for field in known if field in taken)
+
+
+def needs_of(name: str) -> Needs:
+    """Return what a side network needs of a run; nothing where it is registered on the other side only."""
+    needs: Needs = getattr(SIDE_NETWORKS[name], "needs", NOTHING_NEEDED) if name in SIDE_NETWORKS else NOTHING_NEEDED
+    return needs

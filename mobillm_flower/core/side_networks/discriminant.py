@@ -6,13 +6,14 @@ and what it leaves in their squared norm is subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, LabelledBatch, Needs
 from mobillm_flower.errors import MismatchError, SettingsError
 
 _RIDGE = 1.1  # the vectors' covariance is taken for I/d, raised by a tenth
@@ -29,7 +30,7 @@ class ClassSums:
     sums : Tensor
         [K, d] float64, sum of their vectors.
     label_rates, mixture, variance
-        Of the protection, see `Protection`: ((kept, flipped), (a, b), noise variance of a value).
+        As in `LabelledBatch`.
     """
 
     counts: Tensor
@@ -58,8 +59,6 @@ class DiscriminantSideNetwork(nn.Module):
         Backbone fingerprint to input shape; one vector each.
     num_blocks, num_outputs : int
         1, and K.
-    _others
-        What other side networks take; not used.
 
     Raises
     ------
@@ -67,9 +66,9 @@ class DiscriminantSideNetwork(nn.Module):
         There is more than one vector a sample, or no classes.
     """
 
-    def __init__(
-        self, *, types: Mapping[str, AlignmentSpec], num_blocks: int, num_outputs: int, **_others: object
-    ) -> None:
+    needs = Needs(classes=True, one_vector=True)
+
+    def __init__(self, *, types: Mapping[str, AlignmentSpec], num_blocks: int, num_outputs: int) -> None:
         super().__init__()
         if num_blocks != 1 or any(spec.num_vectors != 1 for spec in types.values()):
             raise SettingsError(
@@ -109,8 +108,14 @@ class DiscriminantSideNetwork(nn.Module):
         classes = self.num_outputs
         return ClassSums(torch.zeros(classes, dtype=torch.long), torch.zeros(classes, width, dtype=torch.double))
 
-    def fit(self, sums: Mapping[str, ClassSums]) -> None:
-        """Set each type's head from its samples; a type without any predicts as the base model does."""
+    def fit(self, samples: Iterable[LabelledBatch]) -> None:
+        """Set each type's head from its samples; a type without any keeps the head that it has."""
+        sums: dict[str, ClassSums] = {}
+        for part in samples:
+            name = part.batch.backbone
+            of_type = sums.setdefault(name, self.empty_sums(name))
+            of_type.add(part.labels, part.batch.rows.flatten(1))
+            of_type.label_rates, of_type.mixture, of_type.variance = part.label_rates, part.mixture, part.variance
         for name, of_type in sums.items():
             weight, bias = _discriminant(of_type)
             self.heads[name].load_state_dict({"weight": weight, "bias": bias})

@@ -8,37 +8,18 @@ forward only, up to layer ℓ.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, ActivationBatch, AlignmentSpec
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, Needs, Upper
 from mobillm_flower.errors import MismatchError, SettingsError
 
 NAME = "upper-layers"
-
-
-class Upper(Protocol):
-    """Layers ℓ+1 … L of a frozen backbone."""
-
-    causal: bool
-
-    def __call__(self, hidden: Tensor, mask: Tensor, between: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Return what the last layer leaves, [B, T, d_b] float32, of states that layer ℓ leaves.
-
-        Parameters
-        ----------
-        hidden : Tensor
-            [B, T, d_b], padded on the right.
-        mask : Tensor
-            [B, T] of 0/1.
-        between : callable
-            (i, states [B, T, d_b] float32) -> states: what the i-th of these layers left, as the next one reads it.
-        """
-        ...
 
 
 @SIDE_NETWORKS.register(NAME)
@@ -58,8 +39,6 @@ class UpperLayersSideNetwork(nn.Module):
         1: the states of one layer.
     width, bottleneck, num_outputs, activation, seed
         As in `AdditiveSideNetwork`; the width is the backbone's.
-    **_others
-        The other fields of `SideNetworkConfig`, of no use here.
 
     Raises
     ------
@@ -68,6 +47,8 @@ class UpperLayersSideNetwork(nn.Module):
     SettingsError
         The activation function is unknown, or the width is another than the backbone's.
     """
+
+    needs = Needs(one_type=True, every_token=True, upper_layers=True)
 
     def __init__(
         self,
@@ -79,7 +60,6 @@ class UpperLayersSideNetwork(nn.Module):
         num_outputs: int,
         activation: str = "gelu",
         seed: int = 0,
-        **_others: Any,
     ) -> None:
         super().__init__()
         if len(types) != 1 or num_blocks != 1:
@@ -144,12 +124,12 @@ class UpperLayersSideNetwork(nn.Module):
             pooled = states[torch.arange(len(states), device=states.device), lengths - 1]
         else:
             pooled = (states * mask.unsqueeze(2)).sum(1) / lengths.unsqueeze(1)
-        found: Tensor = self.output(pooled)
-        return found
+        side: Tensor = self.output(pooled)
+        return side
 
     def _adapted(self, place: int, states: Tensor) -> Tensor:
-        found: Tensor = self.adapters[place](states)
-        return found
+        adapted: Tensor = self.adapters[place](states)
+        return adapted
 
 
 class _Shared:

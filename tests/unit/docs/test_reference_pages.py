@@ -22,7 +22,7 @@ def test_the_rule_finds_what_it_says() -> None:
     assert {
         "mobillm_flower.CODECS",  # in __all__
         "mobillm_flower.errors.CacheFull",  # an exception
-        "mobillm_flower.core.side_networks.config.ActivationBatch",  # imported by a how-to guide
+        "mobillm_flower.core.side_networks.protocol.ActivationBatch",  # imported by a how-to guide
         "mobillm_flower.core.codecs.Codec",  # in the annotation of CODECS
         "mobillm_flower.wire.contract.TaskContract",  # in a signature of Task
     } <= PUBLIC.keys()

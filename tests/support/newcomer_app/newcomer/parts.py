@@ -86,7 +86,7 @@ TASKS.add("speaks-of-time", SpeaksOfTime())
 class LayerWeights(nn.Module):
     """One linear map of a learned average over the layers."""
 
-    def __init__(self, *, types, num_blocks, width, num_outputs, seed=0, **_unused):
+    def __init__(self, *, types, num_blocks, width, num_outputs, seed=0):
         super().__init__()
         self.alignment = nn.ModuleDict()
         for name, spec in sorted(types.items()):

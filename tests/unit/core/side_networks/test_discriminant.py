@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig, state_for
+from mobillm_flower.core.side_networks import (
+    ActivationBatch,
+    AlignmentSpec,
+    LabelledBatch,
+    SideNetworkConfig,
+    state_for,
+)
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.protect import Protection
 
@@ -39,10 +45,8 @@ def fitted(protection, count):
     keys = [number.to_bytes(32, "big") for number in range(count)]
     noisy, released = protection([v.reshape(1, 1, 1, -1) for v in vectors], labels, keys)
     head = network()
-    sums = head.empty_sums(TYPE)
-    sums.add(released, torch.cat(noisy).flatten(1))
-    sums.label_rates, sums.mixture, sums.variance = protection.label_rates, protection.mixture, protection.variance
-    head.fit({TYPE: sums})
+    batch = ActivationBatch(TYPE, torch.cat(noisy).flatten(2))
+    head.fit([LabelledBatch(batch, released, protection.label_rates, protection.mixture, protection.variance)])
     return head, released, labels
 
 
@@ -67,7 +71,7 @@ def test_shares_are_corrected_for_randomized_labels():
 
 def test_without_samples_it_is_the_base_model():
     head = network()
-    head.fit({TYPE: head.empty_sums(TYPE)})
+    head.fit([])
     assert head([ActivationBatch(TYPE, torch.randn(5, 1, WIDTH))]).abs().max() == 0
 
 

@@ -200,7 +200,7 @@ def test_several_types_are_refused(bert: Path, tmp_path: Path) -> None:
         load_settings(overrides=["side-network.name=upper-layers"]),
         {one.fingerprint: one for one in infos},
     )
-    with pytest.raises(UnsupportedError, match="runs the layers of one backbone type, and there are 2"):
+    with pytest.raises(UnsupportedError, match="takes one backbone type, and there are 2"):
         make_plan(settings, make_contract(), types, [4, 4], planned_rounds=1, overlap_steps=0)
 
 

@@ -1,0 +1,179 @@
+"""What a side network is given and gives, and what it may offer or need beyond that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mobillm_flower.core.placement import moved
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Activations of samples of one backbone type.
+
+    Parameters
+    ----------
+    backbone : str
+        The type's fingerprint.
+    rows : Tensor
+        [N, M, P·d_b] float32; one row a sample, or with pivot `all` one row a token, samples one after another.
+    lengths : Tensor or None
+        [B] int64, rows of each sample, with pivot `all`; None means one row a sample (N = B).
+    sequences : Tensor or None
+        [S] int64, rows of each text in language modelling: its tokens in order, and s(A) is wanted of each.
+    """
+
+    backbone: str
+    rows: Tensor
+    lengths: Tensor | None = None
+    sequences: Tensor | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """B; of language modelling the number of tokens."""
+        return len(self.rows if self.lengths is None else self.lengths)
+
+    def to(self, device: torch.device) -> ActivationBatch:
+        """Return it on a device, see `moved`."""
+        return replace(
+            self,
+            rows=moved(self.rows, device),
+            lengths=None if self.lengths is None else moved(self.lengths, device),
+            sequences=None if self.sequences is None else moved(self.sequences, device),
+        )
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Samples of one backbone type with their labels, as they were uploaded.
+
+    Parameters
+    ----------
+    batch : ActivationBatch
+        B samples, on the CPU.
+    labels : Tensor
+        [B] int64.
+    label_rates : tuple of float
+        P[ỹ = y] and P[ỹ = k] of each other label k; (1, 0) where labels are not randomized.
+    mixture : tuple of float
+        (a, b): the expected vector of a sample that is sent with label k is a times the mean of k's samples and b times
+        those of the others, see `mobillm_flower.privacy.protect.Protection`.
+    variance : float
+        Variance of the noise in each value of the rows.
+    """
+
+    batch: ActivationBatch
+    labels: Tensor
+    label_rates: tuple[float, float] = (1.0, 0.0)
+    mixture: tuple[float, float] = (1.0, 0.0)
+    variance: float = 0.0
+
+
+class Upper(Protocol):
+    """Layers ℓ+1 … L of a frozen backbone."""
+
+    causal: bool
+
+    def __call__(self, hidden: Tensor, mask: Tensor, between: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Return what the last layer leaves, [B, T, d_b] float32, of states that layer ℓ leaves.
+
+        Parameters
+        ----------
+        hidden : Tensor
+            [B, T, d_b], padded on the right.
+        mask : Tensor
+            [B, T] of 0/1.
+        between : callable
+            (i, states [B, T, d_b] float32) -> states: what the i-th of these layers left, as the next one reads it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a side network needs of a run; a class says it in its attribute `needs`, and without one needs nothing.
+
+    Parameters
+    ----------
+    one_type : bool
+        All devices have one backbone type.
+    every_token : bool
+        Rows of every token, those of a text in order.
+    upper_layers : bool
+        The layers above the sampled one, which is then a single one: see `RunsUpperLayers`.
+    classes : bool
+        The task has classes: neither numbers nor tokens are predicted.
+    one_vector : bool
+        One vector a sample, which is a projection's.
+    """
+
+    one_type: bool = False
+    every_token: bool = False
+    upper_layers: bool = False
+    classes: bool = False
+    one_vector: bool = False
+
+
+NOTHING_NEEDED = Needs()
+
+
+class SideNetwork(Protocol):
+    """What the trainer and the model need of a side network; an `nn.Module` besides.
+
+    Its constructor takes those fields of `SideNetworkConfig` that it uses, by name. A network that offers more has the
+    methods of `FitsInClosedForm`, `RunsUpperLayers` or `StepsThroughTokens` too.
+    """
+
+    def __call__(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K] float32, samples in the order of the batches."""
+
+    def learning_rate_factor(self, parameter: str) -> float:
+        """Return what the trainer multiplies the learning rate of a named parameter with; may be missing: 1."""
+
+
+@runtime_checkable
+class FitsInClosedForm(Protocol):
+    """A side network that is not trained by steps, for tasks with classes."""
+
+    def fit(self, samples: Iterable[LabelledBatch]) -> None:
+        """Set the parameters from all samples, which are read once, in parts.
+
+        An error that reading them raises must leave the parameters as they were.
+        """
+
+
+@runtime_checkable
+class RunsUpperLayers(Protocol):
+    """A side network that runs layers of the frozen backbone; it has `Needs.upper_layers`."""
+
+    def attach(self, upper: Upper) -> None:
+        """Give it the layers, before it is called; copies of the network share them."""
+
+
+@runtime_checkable
+class StepsThroughTokens(Protocol):
+    """A side network whose output of a token depends on tokens before it, for generation token by token."""
+
+    def step(self, batch: ActivationBatch, before: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s(A) of the next tokens, and what these leave for those after them.
+
+        Parameters
+        ----------
+        batch : ActivationBatch
+            T rows each of B texts, [B·T, M, P·d_b].
+        before : Tensor or None
+            What the texts' tokens before left, float32, beginning with [B, M]; None: there are none.
+        seen : Tensor
+            [B, T] bool; later tokens do not read those where it is false.
+        """
+
+
+def attach_layers(network: nn.Module, upper: Upper | None) -> None:
+    """Give a side network the backbone's layers, if it runs them and they are there."""
+    if upper is not None and isinstance(network, RunsUpperLayers):
+        network.attach(upper)

@@ -1,0 +1,66 @@
+"""A setting that the chosen side network has no use for is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from mobillm_flower import SIDE_NETWORKS, PaeMobiLLM, load_settings
+from mobillm_flower.config import PRESETS
+from mobillm_flower.core.side_networks import fields_taken
+from mobillm_flower.errors import SettingsError
+from mobillm_flower.strategies.run_plan import require_used
+
+CHANGED = {"width": 48, "bottleneck": 128, "activation": "relu"}
+UNUSED = {
+    "additive": set(),
+    "causal": set(),
+    "discriminant": {"width", "bottleneck", "activation"},
+    "fixed-gates": set(),
+    "low-rank": set(),
+    "upper-layers": set(),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+@pytest.mark.parametrize("field", CHANGED)
+def test_each_network_says_what_it_does_not_use(name: str, field: str) -> None:
+    words = [f"side-network.name={name}", f"side-network.{field}={CHANGED[field]}", "loss.name=logit"]
+    settings = load_settings(overrides=words)
+    if field not in UNUSED[name]:
+        require_used(settings)
+        return
+    said = f"side-network.{field}={CHANGED[field]} is not used by side-network.name={name}; leave it out"
+    with pytest.raises(SettingsError, match=said):
+        require_used(settings)
+    with pytest.raises(SettingsError, match=said):
+        PaeMobiLLM(settings)  # before any device is asked
+
+
+def test_every_built_in_network_is_above() -> None:
+    ours = [name for name in SIDE_NETWORKS if SIDE_NETWORKS[name].__module__.startswith("mobillm_flower.")]
+    assert sorted(UNUSED) == sorted(ours)
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_defaults_are_never_refused(name: str) -> None:
+    require_used(load_settings(overrides=[f"side-network.name={name}", "loss.name=logit"]))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_never_refused(preset: str) -> None:
+    require_used(load_settings({"preset": preset}))
+
+
+def test_a_constructor_that_names_nothing_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(nn.Module):
+        def __init__(self, *, types: object, num_outputs: int) -> None: ...
+
+    class Any(nn.Module):
+        def __init__(self, **shape: object) -> None: ...
+
+    monkeypatch.setattr(SIDE_NETWORKS, "_entries", {"named": Named, "any": Any})
+    assert fields_taken("named") == ("types", "num_outputs")
+    assert {"width", "bottleneck", "activation", "seed", "joined"} <= set(fields_taken("any"))
+    with pytest.raises(SettingsError, match=r"side-network\.width=48 is not used by side-network\.name=named"):
+        require_used(load_settings(overrides=["side-network.name=named", "side-network.width=48"]))
