@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.engine import output_mask
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
@@ -257,6 +257,8 @@ def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel
     named, rank = settings.backbone, settings.peer.rank
     key = repr((named, rank, settings.run.seed, settings.strategy, contract))
     if key not in _BASELINE_MODELS:
+        from mobillm_flower.backbones.load import load_backbone  # loads transformers
+
         backbone = load_backbone(
             named.name,
             revision=named.revision,

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mobillm_flower.backbones import Backbone, fingerprint, load_backbone, resolve_folder
-from mobillm_flower.backbones.attach import Mixer, with_side_output
+from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
+from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
@@ -176,6 +177,8 @@ class SideTunedModel:
         >>> from transformers import pipeline  # doctest: +SKIP
         >>> write = pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)  # doctest: +SKIP
         """
+        from mobillm_flower.backbones.attach import Mixer, with_side_output  # loads transformers
+
         network = None if self.side_network is None else copy.deepcopy(self.side_network).to(self._head.device)
 
         def tuned(rows: Tensor) -> Tensor:
@@ -362,6 +365,8 @@ class SideTunedModel:
         specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
         if not isinstance(backbone, Backbone):
             named, info = _which(backbone, list(config["backbones"].values()))
+            from mobillm_flower.backbones.load import load_backbone  # loads transformers
+
             backbone = load_backbone(
                 named or info["name"],
                 revision=info.get("revision", ""),

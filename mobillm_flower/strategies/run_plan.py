@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mobillm_flower.backbones import fingerprint, resolve_folder
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.load import load_backbone, load_head
+from mobillm_flower.backbones.describe import fingerprint
+from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -145,6 +145,8 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
     upper = plan.side_config.name == UPPER_LAYERS
     if not (plan.contract.per_token or upper):
         return Frozen()
+    from mobillm_flower.backbones.load import load_backbone, load_head  # loads transformers
+
     named, device = settings.backbone, training_device(settings)
     (spec,) = plan.specs.values()
     info = backbones[spec.backbone]
