@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
@@ -23,6 +19,11 @@ def is_causal(config: Any) -> bool:
     That is an encoder-decoder (its decoder is the backbone), a family which transformers knows as a causal but not as a
     masked language model, or any with `is_decoder`.
     """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
     family = config.model_type
     only_causal = family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return bool(config.is_encoder_decoder or getattr(config, "is_decoder", False)) or only_causal

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 LEAST_TOKENS, LEAST_SAMPLES = 16, 4
 """A prefix is computed from so many tokens on, that so many samples of a batch share."""
@@ -44,28 +43,15 @@ class Prefix:
 
     def rest(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return a model's inputs [B, T] without these tokens, which it reads from a key-value cache."""
+        from mobillm_flower.backbones.key_values import key_value_cache  # loads transformers
+
         n = len(self.ids)
         rest: dict[str, Any] = {name: one if name == "attention_mask" else one[:, n:] for name, one in inputs.items()}
-        layers = [_Given(*one) for one in zip(self.keys, self.values, strict=True)]
-        return {**rest, "past_key_values": Cache(layers=layers), "use_cache": True}
+        return {**rest, "past_key_values": key_value_cache(self.keys, self.values), "use_cache": True}
 
     def before(self, hidden: Tensor, layer: int) -> Tensor:
         """Return a 1-based layer's hidden states [B, T, d_b] of all tokens, of those that were run [B, T - n, d_b]."""
         return torch.cat([self.hidden[layer - 1].expand(len(hidden), -1, -1), hidden], 1)
-
-
-class _Given(DynamicLayer):  # type: ignore[misc]
-    """One layer's states of a prefix: later tokens see them once for all samples, and leave none of their own."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.dtype, self.device = keys, values, keys.dtype, keys.device
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_named: Any) -> tuple[Tensor, Tensor]:
-        texts = (len(key_states), -1, -1, -1)
-        keys = torch.cat([self.keys.expand(texts), key_states], -2)
-        return keys, torch.cat([self.values.expand(texts), value_states], -2)
 
 
 class PrefixCache:
@@ -108,6 +94,8 @@ class PrefixCache:
 
         So it does in models that keep other states than keys and values of each token.
         """
+        from transformers.cache_utils import DynamicCache
+
         cache, (ids,) = DynamicCache(), inputs["input_ids"]
         try:
             hidden = self._compute({**inputs, "past_key_values": cache, "use_cache": True})

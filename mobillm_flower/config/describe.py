@@ -52,11 +52,11 @@ def describe_settings() -> list[SettingDescription]:
     """Return every setting, in the order of the dataclasses."""
     defaults = Settings()
     parts = {item.name: getattr(defaults, item.name) for item in fields(defaults)}
-    found = _describe(defaults, [name for name, part in parts.items() if not is_dataclass(part)], "")
+    described = _describe(defaults, [name for name, part in parts.items() if not is_dataclass(part)], "")
     for name, part in parts.items():
         if is_dataclass(part):
-            found += _describe(part, [leaf.name for leaf in fields(part)], f"{name}.")
-    return found
+            described += _describe(part, [leaf.name for leaf in fields(part)], f"{name}.")
+    return described
 
 
 def part_summaries() -> dict[str, str]:
@@ -71,13 +71,13 @@ def part_summaries() -> dict[str, str]:
 
 def setting_values(settings: Settings) -> dict[str, Any]:
     """Return the values of settings by dotted key in kebab-case: text, numbers, booleans and lists of these."""
-    found = {}
+    values = {}
     for description in describe_settings():
         value: Any = settings
         for name in description.key.replace("-", "_").split("."):
             value = getattr(value, name)
-        found[description.key] = plain(value)
-    return found
+        values[description.key] = plain(value)
+    return values
 
 
 def plain(value: Any) -> Any:
@@ -97,25 +97,25 @@ def value_text(value: Any) -> str:
 def parameters(docstring: str) -> dict[str, str]:
     """Return what a numpy docstring says of each parameter; a line may name several, `width, depth : int`."""
     section = re.search(r"^Parameters\n-+\n(.*?)(?=^\S[^\n]*\n-+$|\Z)", inspect.cleandoc(docstring), re.M | re.S)
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     names: list[str] = []
     for line in section.group(1).splitlines() if section else []:
         if line.startswith(" "):
-            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+            texts |= {name: f"{texts[name]} {line.strip()}".strip() for name in names}
         else:
             names = [name.strip(" *") for name in line.split(" : ")[0].split(",") if name.strip()]
-            found |= dict.fromkeys(names, "")
-    return found
+            texts |= dict.fromkeys(names, "")
+    return texts
 
 
 def _describe(part: Any, names: list[str], prefix: str) -> list[SettingDescription]:
     hints = typing.get_type_hints(type(part))
     meanings = parameters(type(part).__doc__ or "")
     rules = {item.name: ", ".join(item.metadata) for item in fields(part)}
-    found = []
+    described = []
     for name in names:
         key, default = prefix + name, plain(getattr(part, name))
-        found.append(
+        described.append(
             SettingDescription(
                 key=_kebab(key),
                 type=_type(hints[name]),
@@ -129,7 +129,7 @@ def _describe(part: Any, names: list[str], prefix: str) -> list[SettingDescripti
                 meaning=meanings.get(name, ""),
             )
         )
-    return found
+    return described
 
 
 def _kebab(key: str) -> str:

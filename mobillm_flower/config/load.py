@@ -192,13 +192,13 @@ def _leaves(part: Any, prefix: str = "") -> list[str]:
 
 
 def _words(words: Iterable[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise SettingsError(f"{word!r} is not of the form key=value, such as trainer.epochs=5")
-        found[_snake(key.strip())] = unquoted(value)
-    return found
+        values[_snake(key.strip())] = unquoted(value)
+    return values
 
 
 def unquoted(text: str) -> str:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobillm_flower.backbones import skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
+from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.clients.device import together
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from mobillm_flower.backbones import Backbone
+from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.engine import output_mask
-from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
@@ -259,6 +258,8 @@ def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel
     named, rank = settings.backbone, settings.peer.rank
     key = repr((named, rank, settings.run.seed, settings.strategy, contract))
     if key not in _BASELINE_MODELS:
+        from mobillm_flower.backbones.load import load_with  # loads transformers
+
         backbone = load_with(LoadOptions.of(named, engine="torch").for_task(contract))
         method = _BASELINE_METHODS[settings.strategy]
         _BASELINE_MODELS.clear()  # one at a time: a device has memory for one

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mobillm_flower.backbones import Backbone, fingerprint, resolve_folder
-from mobillm_flower.backbones.attach import Mixer, with_side_output
+from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
+from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.head import LanguageHead
-from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
@@ -178,6 +178,8 @@ class SideTunedModel:
         >>> from transformers import pipeline  # doctest: +SKIP
         >>> write = pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)  # doctest: +SKIP
         """
+        from mobillm_flower.backbones.attach import Mixer, with_side_output  # loads transformers
+
         network = None if self.side_network is None else copy.deepcopy(self.side_network).to(self._head.device)
 
         def tuned(rows: Tensor) -> Tensor:
@@ -367,6 +369,8 @@ class SideTunedModel:
         specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
         if not isinstance(backbone, Backbone):
             named, info = _which(backbone, list(config["backbones"].values()))
+            from mobillm_flower.backbones.load import load_with  # loads transformers
+
             backbone = load_with(
                 LoadOptions(
                     name=named or info["name"],

@@ -140,14 +140,14 @@ class DeviceFolder:
 
     def outbox(self, wanted: Sequence[bytes]) -> dict[bytes, Release]:
         """Return prepared releases among `wanted`, byte for byte as they were prepared."""
-        found: dict[bytes, Release] = {}
+        prepared: dict[bytes, Release] = {}
         for release in wanted:
             row = self._db.execute(
                 "SELECT tokens, activations, target FROM releases WHERE release = ? AND held = 0", (release,)
             ).fetchone()
             if row:
-                found[release] = Release(release, *row)
-        return found
+                prepared[release] = Release(release, *row)
+        return prepared
 
     def check(self, sample: bytes, release: bytes, *, epsilon: float | None = None) -> None:
         """Raise ReleaseRefused where this release must not be made.

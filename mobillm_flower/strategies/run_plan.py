@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mobillm_flower.backbones import fingerprint, resolve_folder
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.load import load_head, load_with
+from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training, check_used
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -153,6 +153,8 @@ def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str,
     upper = needs_of(plan.side_config.name).upper_layers
     if not (plan.contract.per_token or upper):
         return Frozen()
+    from mobillm_flower.backbones.load import load_head, load_with  # loads transformers
+
     named, device = settings.backbone, training_device(settings)
     (spec,) = plan.specs.values()
     info = backbones[spec.backbone]

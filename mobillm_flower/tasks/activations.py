@@ -46,6 +46,6 @@ def read_activations(
     if pairs is None:
         raise DataError("activations.bi-encoder compares two texts, and these samples have one; give both")
     tokens = backbone.tokenize([*texts, *pairs], None, contract.max_length)
-    found = backbone.extract(tokens, layers=layers, pivot=pivot).activations
-    sides = zip(found[: len(texts)], found[len(texts) :], strict=True)
+    activations = backbone.extract(tokens, layers=layers, pivot=pivot).activations
+    sides = zip(activations[: len(texts)], activations[len(texts) :], strict=True)
     return Extraction([compare(first, second) for first, second in sides], None)

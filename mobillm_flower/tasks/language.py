@@ -126,14 +126,14 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     """Return the tokens that a response follows, by the tokenizer's chat template where it has one."""
     if getattr(tokenizer, "chat_template", None):
         return _chat(tokenizer, [{"role": "user", "content": prompt}], answer=True)
-    found: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
-    return found
+    tokens: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+    return tokens
 
 
 def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer: bool) -> list[int]:
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
-    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return found
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokens
 
 
 def read_tokens(
@@ -163,9 +163,9 @@ def read_tokens(
         pivot=spec.pivot,
         kept=[slice(window.first - 1, len(window.ids) - 1) for window in flat],
     )
-    found, activations, labels = iter(extraction.activations), [], []
+    pieces, activations, labels = iter(extraction.activations), [], []
     for of_sample in windows:
-        activations.append(torch.cat([next(found) for _ in of_sample]))
+        activations.append(torch.cat([next(pieces) for _ in of_sample]))
         labels.append(torch.tensor([token for window in of_sample for token in window.ids[window.first :]]))
     return activations, labels
 

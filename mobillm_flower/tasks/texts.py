@@ -119,7 +119,7 @@ def _rows(batch: Any, columns: list[str]) -> Iterator[list[Any]]:
     return (list(row) for row in zip(*values, strict=True))
 
 
-def _require(file: Path, columns: list[str], found: list[str]) -> None:
+def _require(file: Path, columns: list[str], present: list[str]) -> None:
     for column in columns:
-        if column not in found:
-            raise DataError(f"{file.name} has no column {column!r}; it has {', '.join(found) or 'none'}")
+        if column not in present:
+            raise DataError(f"{file.name} has no column {column!r}; it has {', '.join(present) or 'none'}")

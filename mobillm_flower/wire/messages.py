@@ -266,16 +266,16 @@ def open_metrics(content: RecordDict, *, metric: str, num_test: int) -> dict[str
     record = content.get(keys.METRICS)
     if not isinstance(record, MetricRecord) or keys.NUM_EXAMPLES not in record:
         raise PacketRejected("metrics", f"{keys.METRICS!r} must be a MetricRecord with {keys.NUM_EXAMPLES!r}")
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, value in record.items():
         if not isinstance(value, int | float) or not abs(value) < 1e15:
             raise PacketRejected("metrics", f"{name!r} must be a finite number")
-        found[name] = float(value)
-    if found[keys.NUM_EXAMPLES] != num_test:
+        metrics[name] = float(value)
+    if metrics[keys.NUM_EXAMPLES] != num_test:
         raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of test samples described, {num_test}")
-    if set(found) != ({keys.NUM_EXAMPLES, metric} if num_test else {keys.NUM_EXAMPLES}):
+    if set(metrics) != ({keys.NUM_EXAMPLES, metric} if num_test else {keys.NUM_EXAMPLES}):
         raise PacketRejected("metrics", f"must hold {keys.NUM_EXAMPLES} and {metric}, and nothing else")
-    return found
+    return metrics
 
 
 def pack_refusal(reason: str) -> RecordDict:

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mobillm_flower import load_settings
-from mobillm_flower.backbones import load_backbone, skeleton
+from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.dry_run import dry_run
+from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.cli import app
 from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError
