@@ -31,7 +31,8 @@ generated from the JSON files named below, which hold every repetition. Do not e
 - A *ratio* is the median of our side over the median of the other side. Its *spread* is the quartiles of the ratios
   turn by turn.
 - A *bar* is a limit that we set for a ratio. Bars apply to wall time. Figures with `_cpu` are processor time, which
-  other processes disturb less. The page states each bar that does not hold. Commands end with 0 in either case. """
+  other processes disturb less. The page states each bar that does not hold. Commands end with 0 in either case.
+"""
 
 MEANINGS = {
     "device": """\
