@@ -15,36 +15,40 @@ NAMES = ("device", "codecs", "cache", "trainer", "neighbours", "fleet_scale", "l
 INTRODUCTION = """\
 # Benchmarks
 
-What the library costs beside the bare thing. Generated from the JSON files named below, which hold every repetition;
-do not edit it by hand:
+How fast the library is, and how much memory it takes, compared with the same work without the library. This page is
+generated from the JSON files named below, which hold every repetition. Do not edit it by hand:
 
     make bench
     python -m benchmarks limit --json benchmarks/results/bench_limit.json
     python docs/generate_benchmarks.py > docs/reference/benchmarks.md
 
 `python -m benchmarks device|codecs|cache|trainer|neighbours|fleet-scale|limit --json FILE` measures one of them
-([options](benchmark-commands.md#python-m-benchmarks-device)). No absolute time is a result: a shared machine is never
-as fast twice. But for `fleet-scale`, the two sides are measured in turns (A B A B …) in one process, memory in fresh
-processes, ten turns or more. A *ratio* is the median of ours over the median of the other side; its *spread* is the
-quartiles of the ratios turn by turn. Seconds are taken on the wall's clock, which bars are held to, and on the
-processor's (`_cpu`), which other processes disturb less. Commands end with 0 whether a bar holds or not; a bar that
-does not hold is said. """
+([options](benchmark-commands.md#python-m-benchmarks-device)).
+
+- Read the ratios, not the absolute times, since the speed of a shared machine varies.
+- Except for `fleet-scale`, both sides are measured in turns (A B A B …) in one process, memory in fresh processes, in
+  ten turns or more.
+- A *ratio* is the median of our side over the median of the other side. Its *spread* is the quartiles of the ratios
+  turn by turn.
+- A *bar* is a limit that we set for a ratio. Bars apply to wall time. Figures with `_cpu` are processor time, which
+  other processes disturb less. The page states each bar that does not hold. Commands end with 0 in either case.
+"""
 
 MEANINGS = {
     "device": """\
 256 texts of `phone-messages`, all-MiniLM-L6-v2 in fp32, every layer sampled, batches by length under 4,096 tokens.
 
 - `forward_ratio`: `Backbone.extract` (sorting, padding, hooks, pivots, copies to the CPU) over the bare, truncated
-  model in inference mode on the same batches, which it gets padded.
-- `memory_ratio`: the peak of a device's whole window (tokens, forward pass, pivots, NF4, ledger) over the bare
-  model's forward pass without LM head on the same batches. Both above the loaded, idle model: before, every weight is
-  read and one sample runs, so that neither the mapped model file nor the libraries' code is counted as activations.
-  The allocator is told to give freed blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that the figure is what a
-  side needs, the same in each process, and not what the allocator keeps.
+  model in inference mode on the same, padded batches.
+- `memory_ratio`: the peak of all work for a message (tokens, forward pass, pivots, NF4, ledger) over the bare model's
+  forward pass without LM head on the same batches. Both are above the loaded, idle model: before, every weight is
+  read and one sample runs, so that the mapped model file and the libraries' code do not count as activations. The
+  allocator gives freed blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so the figure is what a side needs and not
+  what the allocator keeps.
 - `memory_beside_hidden-states`: ours over `output_hidden_states=True`, which keeps every layer's hidden states.
 - `memory_beside_lora`: ours over a LoRA training step (peft, r = 8, query and value, AdamW) on the same batches.
-  A trainer would take smaller ones, and need less: this compares like with like, and is no statement about the
-  smallest memory that LoRA can do with.
+  LoRA could use smaller batches and less memory. This compares the same batches; it is not the least memory that
+  LoRA needs.
 
 `--backbone opt-125m` measures that model's shape with random weights, which is right for seconds and bytes.
 """,

@@ -86,7 +86,8 @@ def test_links_to_files_beside_docs_lead_into_the_site(site: Path, pages: dict[P
     overview = pages[(site / "overview.html").resolve()]
     assert "index.html" in overview.links  # docs/index.md
     assert "images/flow.svg" in overview.loaded  # docs/images/flow.svg
-    assert "benchmarks/results/quality.json" in overview.links
+    quality = pages[(site / "reference" / "quality.html").resolve()]
+    assert "../benchmarks/results/quality.json" in quality.links
 
 
 def test_the_search_works_in_a_page_opened_from_the_folder(site: Path, tmp_path: Path) -> None:

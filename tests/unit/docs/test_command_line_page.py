@@ -49,7 +49,7 @@ def test_every_command_has_a_section() -> None:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_option_of_a_command_has_an_entry(name: str) -> None:
-    entries = re.findall(r"^- ((?:`--?[a-z-]+`(?:, )?)+)", SECTIONS[name], re.MULTILINE)
+    entries = re.findall(r"^- ((?:`--?[a-z-]+`(?:,\s+)?)+)", SECTIONS[name], re.MULTILINE)
     named = {word for entry in entries for word in re.findall(r"`(--?[a-z-]+)`", entry)}
     assert not options(COMMANDS[name]) - named
 

@@ -51,7 +51,7 @@ def test_memory_and_generation_stay_under_their_bars(generator: ModuleType) -> N
 def test_a_step_never_holds_whole_logits(tmp_path) -> None:
     """Of 1,024 tokens they are 0.57 GiB a copy, and a step would need three of them beside the head's 1.14 GiB."""
     file = tmp_path / "memory.json"
-    script = ROOT / "benchmarks" / "language_memory.py"
+    script = ROOT / "benchmarks" / "overhead" / "language_memory.py"
     subprocess.run(
         [sys.executable, str(script), "--tokens", "1024", "--turns", "1", "--json", str(file)], check=True, timeout=280
     )
