@@ -170,8 +170,6 @@ def _trained(settings: Settings, data: LocalData, seeds: int) -> list[float]:
                 data.contract,
                 {info.fingerprint: info},
                 [len(data.train)],
-                planned_rounds=1,
-                overlap_steps=0,
             )
             spec = plan.specs[info.fingerprint]
             if not seed:

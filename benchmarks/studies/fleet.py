@@ -152,8 +152,7 @@ def join_late(run: Path, tested: dict[str, Tested], rule: PredictionRule, *, see
     for device, sample in samples:
         cache.add(device, [sample], backbone=newcomer.info.fingerprint, round_=1000)
     plan = plan.joined_by(whole.specs[newcomer.info.fingerprint])
-    trainer.loader.specs[newcomer.info.fingerprint] = plan.specs[newcomer.info.fingerprint]
-    trainer.grow(plan.side_config.build(), newcomer.info.fingerprint)
+    trainer.add_type(plan.specs[newcomer.info.fingerprint], plan.side_config.build())
     trainer.run_epochs(stop=lambda: trainer.position.steps >= half + options.newcomer_steps)
     found["after its first steps"] = measured(trainer, list(tested))
     trainer.run_epochs()

@@ -119,7 +119,7 @@ class Bench:
     def plan(self, settings: Settings) -> TrainingPlan:
         backbones = {self.backbone.info.fingerprint: self.backbone.info}
         count = [len(self.data.train)]
-        return make_plan(settings, self.data.contract, backbones, count, planned_rounds=0, overlap_steps=0)
+        return make_plan(settings, self.data.contract, backbones, count)
 
     def train(self, cache: ActivationCache, settings: Settings, state: dict[str, torch.Tensor] | None = None) -> Any:
         """Train from a cache; returns the network and its cross-entropy on the test texts."""

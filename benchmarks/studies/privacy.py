@@ -248,8 +248,6 @@ class Measured:
             self.contract,
             {spec.backbone: self.backbone.info},
             [len(cache)],
-            planned_rounds=0,
-            overlap_steps=0,
         )
         rule = prediction_rule(plan, send_base=settings.loss.send_base)
         trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=1 << 30)

@@ -209,8 +209,6 @@ def _train(
         uploads.contract,
         {uploads.spec.backbone: backbone.info},
         [len(uploads.samples)],
-        planned_rounds=0,
-        overlap_steps=0,
     )
     plan = replace(plan, num_threads=torch.get_num_threads())
     rule = prediction_rule(plan, send_base=settings.loss.send_base)

@@ -42,7 +42,7 @@ def check_names(app: App, settings: Settings) -> None:
     from mobillm_flower.core.codecs import CODECS
     from mobillm_flower.core.pivots import PIVOTS
     from mobillm_flower.core.side_networks import SIDE_NETWORKS
-    from mobillm_flower.strategies.base import STRATEGIES
+    from mobillm_flower.strategies.registry import STRATEGIES
     from mobillm_flower.tasks import METRICS, TASKS, TOKEN_METRICS
 
     task = TASKS[settings.task.kind]

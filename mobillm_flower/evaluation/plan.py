@@ -159,9 +159,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     model = getattr(whole, "base_model", whole)
     share = work.num_samples / work.num_devices
     weights = sum(parameter.numel() for parameter in model.parameters()) * 4
-    plan = make_plan(
-        settings, contract, {info.fingerprint: info}, [math.ceil(share)], planned_rounds=1, overlap_steps=0
-    )
+    plan = make_plan(settings, contract, {info.fingerprint: info}, [math.ceil(share)])
     (spec,) = plan.specs.values()
     network = _network_bytes(plan.side_config, settings.side_network.codec)
     rows = _rows_of_a_sample(spec, work)

@@ -22,7 +22,7 @@ from mobillm_flower.runs.events import DeviceMet, Prepared, TypeEvaluation
 from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
-from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
+from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
 from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
 from mobillm_flower.wire.contract import TaskContract
 
@@ -135,7 +135,7 @@ def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
             cache,
             scores=rule.scores,
             memory_bytes=settings.cache.memory_mib << 20,
-            frozen=frozen_parts(plan, settings, backbones),
+            frozen=load_frozen_parts(plan, settings, backbones),
             device=training_device(settings),
         )
     finally:

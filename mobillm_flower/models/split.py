@@ -61,7 +61,7 @@ class SplitModel:
         with _dropout(self.model, seed), self._cut.entering(hidden, prepare=partial(torch.manual_seed, seed)):
             return self.model({"input_ids": torch.zeros_like(mask), "attention_mask": mask})  # type: ignore[no-any-return]
 
-    def teach(self, rows: Tensor, lengths: Tensor, labels: Tensor, *, seed: int) -> tuple[float, Tensor]:
+    def loss_and_gradients(self, rows: Tensor, lengths: Tensor, labels: Tensor, *, seed: int) -> tuple[float, Tensor]:
         """Return the loss of a batch and its gradients at the cut; those of the server's part are left in it.
 
         Parameters
@@ -93,7 +93,7 @@ def token_rows(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Half:
+class TrainedPart:
     """One end's trained parameters and their AdamW, as they are kept between steps.
 
     Parameters
@@ -117,7 +117,9 @@ class Half:
                 parameter.copy_(self.weights[name])
                 parameter.grad = self.gradients[name].to(parameter.device).clone() if with_gradients else None
 
-    def stepped(self, parameters: Mapping[str, nn.Parameter], norms: Sequence[Tensor], *, learning_rate: float) -> Half:
+    def stepped(
+        self, parameters: Mapping[str, nn.Parameter], norms: Sequence[Tensor], *, learning_rate: float
+    ) -> TrainedPart:
         """Return what is there after a step of AdamW on the parameters' gradients.
 
         Parameters
@@ -136,7 +138,7 @@ class Half:
         if self.optimizer:
             optimizer.load_state_dict(dict(self.optimizer))
         optimizer.step()
-        return Half(copied(parameters), optimizer.state_dict(), {})
+        return TrainedPart(copied(parameters), optimizer.state_dict(), {})
 
 
 def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -171,7 +171,7 @@ def _kept(source: ReportSource) -> Iterator[str]:
     )
     days = source.setting("cache.retention-days")
     yield (
-        f"Rows older than {_shown(days)} days are deleted when the cache is opened."
+        f"Rows older than {_shown(days)} days are deleted when a run starts in the folder."
         if days
         else "Rows are kept for ever."
     )

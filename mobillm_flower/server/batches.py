@@ -64,6 +64,10 @@ class BatchLoader:
         """Whether a label that can be read from a target may not be the sample's own."""
         return any(spec.labels_protected for spec in self.specs.values())
 
+    def add_type(self, spec: ExtractionSpec) -> None:
+        """Read rows of one more backbone type too."""
+        self.specs[spec.backbone] = spec
+
     def load(self, rows: Sequence[RowRef]) -> tuple[list[ActivationBatch], TargetBatch]:
         """Return activations grouped by backbone type, and targets in the same order, on the device."""
         groups: dict[str, list[RowRef]] = {}
@@ -74,7 +78,7 @@ class BatchLoader:
             spec = self.specs[backbone]
             samples = self._samples(members, spec)
             tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
-            found = decode_targets([target for _, target in samples], spec, self.contract, tokens).to(self.device)
+            of_type = decode_targets([target for _, target in samples], spec, self.contract, tokens).to(self.device)
             lengths = sequences = None
             if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
                 sequences = torch.tensor(tokens)
@@ -82,19 +86,19 @@ class BatchLoader:
                 lengths = torch.tensor(tokens)
             batch = ActivationBatch(backbone, activations, lengths, sequences).to(self.device)
             batches.append(batch)
-            targets.append(replace(found, base=batch.rows[:, -1]) if self.contract.per_token else found)
+            targets.append(replace(of_type, base=batch.rows[:, -1]) if self.contract.per_token else of_type)
         return batches, _join(targets)
 
     def targets(self, rows: Rows) -> dict[str, TargetBatch]:
         """Return the targets of rows by backbone type, without their activations, on the CPU."""
         by_type = rows.column("backbone")
-        found = {}
+        targets = {}
         for number in np.unique(by_type).tolist():
             backbone, members = rows.names("backbone")[number], rows.take(by_type == number)
             blobs = self.cache.targets(row.id for row in members)
             tokens = members.column("tokens").tolist()
-            found[backbone] = decode_targets(blobs, self.specs[backbone], self.contract, tokens)
-        return found
+            targets[backbone] = decode_targets(blobs, self.specs[backbone], self.contract, tokens)
+        return targets
 
     def _samples(self, rows: Sequence[RowRef], spec: ExtractionSpec) -> list[tuple[Tensor, bytes]]:
         """Return (activations [T, M, P·d], target) of rows of one type."""

@@ -69,7 +69,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that `ActivationCache.verify` found.
+    """Something that is wrong with a cache, by `ActivationCache.verify`.
 
     Parameters
     ----------
@@ -98,8 +98,6 @@ class ActivationCache:
         SQLite file, made with mode 0600.
     quota_bytes : int
         Most bytes of activations and targets (0: no limit).
-    retention_s : float
-        Rows older than this are deleted when the cache is opened and by `expire` (0: kept for ever).
 
     Raises
     ------
@@ -107,9 +105,9 @@ class ActivationCache:
         The file is no cache, or of another version.
     """
 
-    def __init__(self, file: str | Path, *, quota_bytes: int = 0, retention_s: float = 0.0) -> None:
+    def __init__(self, file: str | Path, *, quota_bytes: int = 0) -> None:
         self.file = Path(file)
-        self.quota_bytes, self.retention_s = quota_bytes, retention_s
+        self.quota_bytes = quota_bytes
         self.file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
         self.file.chmod(0o600)
@@ -132,7 +130,6 @@ class ActivationCache:
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int] | None = None
         self._data_version = 0
-        self.expire()
 
     def close(self) -> None:
         """Close the file."""
@@ -149,7 +146,7 @@ class ActivationCache:
     def _size(self) -> tuple[int, int]:
         """Return the number of rows and their bytes; counted once, then kept up to date by `add`."""
         with self._access():
-            self._heed_others()
+            self._notice_other_writers()
             if self._known_size is None:
                 query = "SELECT COUNT(*), COALESCE(SUM(LENGTH(activations) + LENGTH(target)), 0) FROM samples"
                 count, size = self._db.execute(query).fetchone()
@@ -230,7 +227,7 @@ class ActivationCache:
         """Return references in the order of their digests, optionally only those committed before a round."""
         columns = "SELECT digest, id, backbone, tokens, round, device FROM samples"
         with self._access(), self._one_state():
-            self._heed_others()
+            self._notice_other_writers()
             if self._rows is None:
                 self._rows = Rows(self._db.execute(f"{columns} ORDER BY digest, id"), len(self))
             else:  # ids only grow, unless rows are deleted, and then nothing is known any more
@@ -269,27 +266,27 @@ class ActivationCache:
         """Read rows by one statement for all; CROSS JOIN keeps the order of the array."""
         wanted = list(ids)
         with self._access():
-            found = self._db.execute(query, (json.dumps(wanted),)).fetchall()
-        if [row[0] for row in found] != wanted:
-            gone = sorted(set(wanted) - {row[0] for row in found})
+            rows = self._db.execute(query, (json.dumps(wanted),)).fetchall()
+        if [row[0] for row in rows] != wanted:
+            gone = sorted(set(wanted) - {row[0] for row in rows})
             raise CacheError(f"{self.file}: row {gone[0]} is gone; it was forgotten while it was in use")
-        return [row[1:] for row in found]
+        return [row[1:] for row in rows]
 
     def verify(self) -> list[Damage]:
         """Check SQLite's own integrity and every row's digest; returns what is wrong."""
-        found = []
+        damage = []
         with self._lock, self._one_state():
             try:
-                found += self._integrity()
+                damage += self._integrity()
                 # from the index, then row by row: an unreadable page shall not hide the others
                 numbers = self._db.execute("SELECT id, device FROM samples ORDER BY device, release").fetchall()
                 for number, device in sorted(numbers):
                     problem = self._problem(number)
                     if problem:
-                        found.append(Damage(problem, number, device))
+                        damage.append(Damage(problem, number, device))
             except sqlite3.DatabaseError as error:
-                found.append(Damage(f"the rows cannot be listed: {error}"))
-        return found
+                damage.append(Damage(f"the rows cannot be listed: {error}"))
+        return damage
 
     def _integrity(self) -> list[Damage]:
         try:
@@ -327,14 +324,14 @@ class ActivationCache:
                 )
             return int(count)
 
-    def expire(self, now: float | None = None) -> int:
-        """Delete rows older than the retention time and return how many there were.
+    def expire(self, retention_s: float, *, now: float | None = None) -> int:
+        """Delete rows older than a retention time (0: none) and return how many there were.
 
         While another process has the file open, their bytes stay on disk until the last one closes it.
         """
-        if not self.retention_s:
+        if not retention_s:
             return 0
-        oldest = (time.time() if now is None else now) - self.retention_s
+        oldest = (time.time() if now is None else now) - retention_s
         with self._access():
             count = self._db.execute("DELETE FROM samples WHERE received < ?", (oldest,)).rowcount
             self._shrink(count)
@@ -355,7 +352,7 @@ class ActivationCache:
         """Overwrite the pages of deleted rows; False where another process is in the way."""
         if not count:
             return True
-        self._forget_what_is_known()
+        self._invalidate()
         try:
             self._db.execute("VACUUM")
             (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -363,16 +360,16 @@ class ActivationCache:
             return False
         return not busy
 
-    def _forget_what_is_known(self) -> None:
+    def _invalidate(self) -> None:
         """Read all again when it is next asked for: rows were deleted, and SQLite may give their ids to others."""
         self._rows = self._known_size = None
 
-    def _heed_others(self) -> None:
+    def _notice_other_writers(self) -> None:
         """Forget what is known if another connection has committed since."""
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         if version != self._data_version:
             self._data_version = version
-            self._forget_what_is_known()
+            self._invalidate()
 
     @contextlib.contextmanager
     def _one_state(self) -> Iterator[None]:

@@ -52,8 +52,8 @@ class LabelShift:
             for backbone, targets in self._loader.targets(fresh[start : start + _CHUNK]).items():
                 truth = recovered_truth(contract, targets)
                 if truth is not None:
-                    found = torch.bincount(truth[0], minlength=contract.num_outputs)
-                    self._counts[backbone] = self._counts.get(backbone, 0) + found
+                    counts = torch.bincount(truth[0], minlength=contract.num_outputs)
+                    self._counts[backbone] = self._counts.get(backbone, 0) + counts
 
     def recount(self, rows: Rows) -> None:
         """Count the labels of rows anew, in place of what was counted."""

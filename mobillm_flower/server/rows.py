@@ -89,8 +89,8 @@ class _Table:
         known = self._derived.get(key, np.empty(0, bool))
         if len(known) < self.count:
             fresh = self.columns["digest"][len(known) : self.count].tobytes()
-            found = [function(fresh[i : i + 32]) for i in range(0, len(fresh), 32)]
-            known = self._derived[key] = np.concatenate([known, np.array(found, bool)])
+            answers = [function(fresh[i : i + 32]) for i in range(0, len(fresh), 32)]
+            known = self._derived[key] = np.concatenate([known, np.array(answers, bool)])
         return known
 
     def _numbered(self, values: Iterable[Value]) -> Iterator[tuple[bytes, int, int, int, int, int]]:
@@ -129,8 +129,8 @@ class Rows(Sequence[RowRef]):
         digests = self._table.columns["digest"]
 
         def digest(place: int) -> bytes:
-            found: bytes = digests[place].tobytes()
-            return found
+            value: bytes = digests[place].tobytes()
+            return value
 
         # equal digests: those that are there have the lower ids
         after = [bisect_right(self._places, value[0], key=digest) for value in values]
@@ -187,8 +187,8 @@ class Rows(Sequence[RowRef]):
         function : callable
             Digest -> bool, the same answer for the same digest.
         """
-        found: np.ndarray = self._table.by_digest(key, function)[self._places]
-        return found
+        answers: np.ndarray = self._table.by_digest(key, function)[self._places]
+        return answers
 
     def _part(self, places: np.ndarray) -> Rows:
         part = object.__new__(Rows)

@@ -68,6 +68,6 @@ def _occurrence(values: np.ndarray) -> np.ndarray:
     """Return, for each place, how often its value occurred before."""
     by_value = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[by_value], return_index=True, return_counts=True)
-    found = np.empty(len(values), np.int64)
-    found[by_value] = np.arange(len(values)) - np.repeat(starts, counts)
-    return found
+    before = np.empty(len(values), np.int64)
+    before[by_value] = np.arange(len(values)) - np.repeat(starts, counts)
+    return before

@@ -28,6 +28,7 @@ from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import Loss, recovered_truth
 from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
+from mobillm_flower.wire.contract import ExtractionSpec
 
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _FIT_ROWS = 1024
@@ -331,18 +332,19 @@ class Trainer:
         self._best = saved["best"]
         self.position = Position(**saved["position"])
 
-    def grow(self, network: nn.Module, newcomer: str) -> None:
+    def add_type(self, spec: ExtractionSpec, network: nn.Module) -> None:
         """Go on with a side network that has one more type; what it shares with the old one keeps its state.
 
         Parameters
         ----------
+        spec : ExtractionSpec
+            What devices of the type upload.
         network : nn.Module
             Fresh, from the configuration with the type. Since a parameter without a gradient is left alone, the
             result is the same as if the type had been there, silent, from the start.
-        newcomer : str
-            The type's fingerprint.
         """
-        self._newcomers |= {newcomer}
+        self.loader.add_type(spec)
+        self._newcomers |= {spec.backbone}
         states = self.network.state_dict(), self._live.state_dict(), self._moments()
         self._hold(network)
         self._take_over(*states)

@@ -1,10 +1,10 @@
-"""What the server knows of its devices: who they are, what they sent, what went wrong, whom it still asks."""
+"""What the server knows of its devices: who they are, what they sent, what went wrong, which of them it still asks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from logging import WARNING, getLogger
 
 from flwr.app import Message, RecordDict
@@ -12,111 +12,11 @@ from flwr.app import Message, RecordDict
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
 from mobillm_flower.runs import events
+from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.wire.contract import TaskContract
-from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal
-from mobillm_flower.wire.window import Window
+from mobillm_flower.wire.messages import open_description, refusal
 
 logger = getLogger("flwr")
-
-
-@dataclass
-class DeviceState:
-    """One device of a run.
-
-    Parameters
-    ----------
-    node_id : int
-        Flower's node, which it authenticated as.
-    description : DeviceDescription
-        What it said of itself when it was met.
-    refused : int
-        Samples that it declines to release.
-    samples, windows : int
-        Committed samples that were new, and windows.
-    bytes_up, bytes_down : int
-        Records of its answers, and of the messages to it.
-    forward_seconds, peak_memory_bytes : float
-        As it reports them: the sum, and the largest.
-    strikes : Counter of str
-        Bad packets by the rule that was broken.
-    failures, total_failures : int
-        Answers that did not come: in a row, and altogether.
-    done : bool
-        Whether it has no data left.
-    dropped : str
-        Why it is asked nothing more; empty: it is.
-    window : int
-        Samples it is asked for at once.
-    asked_at, seen_at : float
-        When it was last asked for a window, and last connected, on the strategy's clock.
-    left : bool
-        Whether it was dropped because it was away.
-    last_forward_seconds : float
-        Forward pass of its last window.
-    """
-
-    node_id: int
-    description: DeviceDescription
-    refused: int = 0
-    samples: int = 0
-    windows: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    forward_seconds: float = 0.0
-    peak_memory_bytes: float = 0.0
-    strikes: Counter[str] = field(default_factory=Counter)
-    failures: int = 0
-    total_failures: int = 0
-    done: bool = False
-    dropped: str = ""
-    window: int = 0
-    asked_at: float = 0.0
-    seen_at: float = 0.0
-    left: bool = False
-    last_forward_seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The pseudonym's first 8 digits, for logs."""
-        return self.description.pseudonym[:8]
-
-    @property
-    def active(self) -> bool:
-        """Whether it is to be asked for more."""
-        return not self.done and not self.dropped
-
-    def count(self, window: Window, added: int) -> None:
-        """Note a committed window and how many of its samples are new."""
-        self.failures = 0
-        self.windows += 1
-        self.samples += added
-        self.refused = window.refused
-        self.bytes_up += window.num_bytes
-        self.forward_seconds += window.forward_seconds
-        self.last_forward_seconds = window.forward_seconds
-        self.peak_memory_bytes = max(self.peak_memory_bytes, window.peak_memory_bytes)
-        self.done = self.done or window.remaining == 0
-        if self.done and self.refused:
-            logger.log(WARNING, "device %s declines to release %d samples", self.name, self.refused)
-
-    def summary(self) -> events.DeviceSummary:
-        """Return what it did in this session."""
-        return events.DeviceSummary(
-            device=self.description.pseudonym,
-            backbone=self.description.backbone.name,
-            layers=self.description.backbone.depth,
-            samples=self.samples,
-            num_train=self.description.num_train,
-            windows=self.windows,
-            refused=self.refused,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            forward_seconds=round(self.forward_seconds, 4),
-            peak_memory_bytes=self.peak_memory_bytes,
-            strikes=dict(self.strikes),
-            failures=self.total_failures,
-            dropped=self.dropped,
-        )
 
 
 class Fleet:
@@ -131,8 +31,6 @@ class Fleet:
         See `rounds` in the settings.
     on_event : callable
         Called with each event, for the run's log.
-    accept : callable
-        Called with a backbone before its first device is taken in; raises MismatchError where the type cannot join.
     """
 
     def __init__(
@@ -141,10 +39,10 @@ class Fleet:
         max_strikes: int,
         max_failures: int,
         on_event: events.OnEvent,
-        accept: Callable[[BackboneInfo], None] = lambda _backbone: None,
     ) -> None:
         self.max_strikes, self.max_failures = max_strikes, max_failures
-        self._event, self._accept = on_event, accept
+        self._event = on_event
+        self._accept: Callable[[BackboneInfo], None] = lambda _backbone: None
         self.devices: dict[int, DeviceState] = {}
         self._nodes: dict[str, int] = {}  # by pseudonym
         self.backbones: dict[str, BackboneInfo] = {}
@@ -171,6 +69,24 @@ class Fleet:
         if node in self._second:
             return self._second[node] in present
         return node in self.devices or node in self._refused
+
+    def restrict(self, accept: Callable[[BackboneInfo], None]) -> None:
+        """Take in only backbone types that a run can have from now on; devices of others that are there are refused.
+
+        Parameters
+        ----------
+        accept : callable
+            Called with a backbone before its first device is taken in; raises MismatchError where the type cannot join.
+        """
+        self._accept = accept
+        for device in self:
+            backbone = device.description.backbone
+            try:
+                accept(backbone)
+            except MismatchError as error:
+                del self.devices[device.node_id]
+                self.backbones.pop(backbone.fingerprint, None)
+                self.refuse(device.node_id, str(error))
 
     def meet(self, node: int, reply: Message, num_held: Callable[[str], int], *, present: Collection[int]) -> None:
         """Take in a node by its description, or note why not; one that failed to answer may be asked again.
@@ -232,6 +148,46 @@ class Fleet:
         logger.log(WARNING, "device %s failed: %s", device.name, reason)
         if device.failures >= self.max_failures:
             self.drop(device, f"{device.failures} failures in a row, the last: {reason}")
+
+    def note_unreachable(self, node: int) -> None:
+        """Count a message that could not be sent."""
+        if node in self.devices:
+            self.fail(self.devices[node], "the node is not connected")
+
+    def note_late(self, node: int, reason: str) -> bool:
+        """Count an answer that is late; returns whether the device is still one to wait for."""
+        device = self.devices.get(node)
+        if device is None:
+            self.refuse(node, reason)
+            return False
+        self.fail(device, reason)
+        return not device.dropped
+
+    def note_held(self, num_held: Callable[[str], int]) -> None:
+        """Ask devices again for samples that are held no more.
+
+        Parameters
+        ----------
+        num_held : callable
+            Pseudonym -> samples that the server holds.
+        """
+        for device in self:
+            device.done = num_held(device.description.pseudonym) >= device.description.num_train
+
+    def drop_absent(self, device: DeviceState, reason: str) -> None:
+        """Drop a device for being away, until `take_back`."""
+        device.left = True
+        self.drop(device, reason)
+
+    def take_back(self, device: DeviceState) -> None:
+        """Ask a device again that was dropped for being away."""
+        device.left, device.dropped, device.failures = False, "", 0
+        self._event(events.Returned(device.description.pseudonym))
+
+    def log_summaries(self) -> None:
+        """Log what each device did."""
+        for device in self:
+            self._event(device.summary())
 
     def drop(self, device: DeviceState, reason: str) -> None:
         """Ask a device nothing more."""

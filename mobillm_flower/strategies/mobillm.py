@@ -5,7 +5,8 @@ from __future__ import annotations
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import check_label_strategy
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy
+from mobillm_flower.strategies.registry import STRATEGIES
+from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 
 
 @STRATEGIES.register("mobillm")

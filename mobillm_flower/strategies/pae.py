@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import check_difference_strategy
-from mobillm_flower.strategies.base import STRATEGIES, SideTuningStrategy
+from mobillm_flower.strategies.registry import STRATEGIES
+from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 
 
 @STRATEGIES.register("pae")

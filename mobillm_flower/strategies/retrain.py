@@ -12,7 +12,7 @@ from mobillm_flower.runs.events import Retrained
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
-from mobillm_flower.strategies.run_plan import frozen_parts, prediction_rule, training_device
+from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
 
 
 def require_retrainable(cache: ActivationCache, settings: Settings, *, without: str) -> None:
@@ -75,7 +75,7 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         memory_bytes=settings.cache.memory_mib << 20,
         checkpoint=run.checkpoint,
         device=training_device(settings),
-        frozen=frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
+        frozen=load_frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
     )
     train_again(trainer)
     save_side_network(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -26,15 +27,35 @@ from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Steps that the server takes while devices compute.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds that such steps will follow, for the learning rate's schedule.
+    steps : int
+        How many a round.
+    fresh_share : float
+        See `TrainerOptions`.
+    """
+
+    rounds: int = 0
+    steps: int = 0
+    fresh_share: float = 0.0
+
+
+NO_OVERLAP = Overlap()
+
+
 def make_plan(
     settings: Settings,
     contract: TaskContract,
     backbones: Mapping[str, BackboneInfo],
     num_train: Sequence[int],
     *,
-    planned_rounds: int,
-    overlap_steps: int,
-    fresh_share: float = 0.0,
+    overlap: Overlap = NO_OVERLAP,
     num_blocks: int = 0,
 ) -> TrainingPlan:
     """Fix a run's plan from its settings and from the devices that are there when it starts.
@@ -49,10 +70,8 @@ def make_plan(
         Types by fingerprint; M is the depth of the shallowest unless the settings name it.
     num_train : sequence of int
         Samples of each device, for the length of the learning rate's schedule.
-    planned_rounds : int
-        Rounds that overlapping steps follow, likewise.
-    overlap_steps, fresh_share : int, float
-        See `TrainerOptions`.
+    overlap : Overlap
+        Steps that are taken while devices compute.
     num_blocks : int
         M of a run that is gone on with, whose shallowest device may be away (0: from the settings and backbones).
 
@@ -94,7 +113,7 @@ def make_plan(
         objective=settings.loss.objective.value,
         loss=settings.loss.name,
         scale=settings.loss.scale or automatic_scale(contract.num_outputs),
-        options=_trainer_options(settings, sum(num_train), planned_rounds, overlap_steps, fresh_share),
+        options=_trainer_options(settings, sum(num_train), overlap),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
     )
 
@@ -140,7 +159,7 @@ def training_device(settings: Settings) -> torch.device:
     return choose_device(settings.trainer.device, setting="trainer.device", accelerators=("cuda",))
 
 
-def frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Frozen:
+def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping[str, BackboneInfo]) -> Frozen:
     """Load what training needs of the backbone that the server's own settings name: often nothing.
 
     It goes where the server trains. Nothing is loaded by a name that a device gave.
@@ -185,22 +204,20 @@ def prediction_rule(plan: TrainingPlan, *, send_base: bool) -> PredictionRule:
     return PredictionRule(loss, plan.scale, use_base=send_base)
 
 
-def _trainer_options(
-    settings: Settings, num_samples: int, rounds: int, overlap_steps: int, fresh_share: float
-) -> TrainerOptions:
+def _trainer_options(settings: Settings, num_samples: int, overlap: Overlap) -> TrainerOptions:
     trainer = settings.trainer
     return TrainerOptions.of(
         trainer,
-        overlap_steps=overlap_steps,
+        overlap_steps=overlap.steps,
         planned_steps=planned_steps(
             num_samples,
             epochs=trainer.epochs,
             batch_size=trainer.batch_size,
             validation_share=trainer.validation_share,
-            rounds=rounds,
-            overlap_steps=overlap_steps,
+            rounds=overlap.rounds,
+            overlap_steps=overlap.steps,
         ),
         seed=settings.run.seed,
-        fresh_share=fresh_share,
+        fresh_share=overlap.fresh_share,
         newcomer_steps=settings.arrivals.newcomer_steps,
     )

@@ -161,7 +161,7 @@ def test_corrections_teach_what_labels_do(labelled, tmp_path, backbone, data, lo
     run(make_config(tmp_path, backbone, data, preset="pae", loss__name=loss))
     test = strategy_test(config)
     by_label, model = (
-        SideTunedModel.from_pretrained(folder / "side_network") for folder in (strategy.run.path, tmp_path)
+        SideTunedModel.from_pretrained(folder / "side_network") for folder in (strategy.run.folder.path, tmp_path)
     )
     base = model.with_network(None).evaluate(test)
     assert base - model.evaluate(test) > share * (base - by_label.evaluate(test))
@@ -187,12 +187,15 @@ def measured_page(folder: Path) -> str:
 def test_responses_are_measured_if_asked_and_their_texts_shown_only_if_asked_too(labelled, tmp_path, backbone, data):
     config, _ = labelled
     assert measure_language(Path(config["run.folder"])) == {}
-    shown = {"task__responses": 6, "task__show_responses": 2, "trainer__epochs": 1}
+    shown = {"task__responses": 6, "task__show_responses": 6, "trainer__epochs": 1}
     run(make_config(tmp_path / "shown", backbone, data, **shown))
     found = measure_language(tmp_path / "shown")["responses"]
     assert found["num"] == 6
-    assert all(0 <= found[which][name] <= 1 for which in ("base", "tuned") for name in ROUGE)
-    assert [set(texts) for texts in found["shown"]] == [{"prompt", "reference", "base", "tuned"}] * 2
+    assert [set(texts) for texts in found["shown"]] == [{"prompt", "reference", "base", "tuned"}] * 6
+    references = [texts["reference"] for texts in found["shown"]]
+    for which in ("base", "tuned"):
+        again = rouge(references, [texts[which] for texts in found["shown"]])
+        assert {name: found[which][name] for name in ROUGE} == pytest.approx(again)
     page = measured_page(tmp_path / "shown")
     assert page.count(found["shown"][0]["prompt"]) >= 1
     assert "ROUGE-L" in page

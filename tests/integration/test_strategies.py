@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
+from mobillm_flower.tasks import load_local_data
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import pack_refusal
 from tests.support.caches import state_bytes
@@ -67,6 +69,14 @@ def cached(config: dict) -> ActivationCache:
     return ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
 
 
+def measured_again(config: dict, devices: Sequence[int] = range(NODES)) -> float:
+    """The metric of the saved side network over some devices' test samples."""
+    settings = load_settings(config)
+    model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
+    tests = [load_local_data(settings, partition, NODES).test for partition in devices]
+    return sum(model.evaluate(test) * len(test) for test in tests) / sum(map(len, tests))
+
+
 @pytest.fixture(scope="module")
 def pae(tmp_path_factory):
     config = make_config(tmp_path_factory.mktemp("pae"))
@@ -80,7 +90,7 @@ def test_every_sample_is_uploaded_once_and_the_run_ends_well(pae):
     assert events[-1]["outcome"] == "completed"
     windows = [event for event in events if event["event"] == "window"]
     assert [w["samples"] for w in windows] == [12] * 6 + [6] * 3
-    assert 0 <= result.evaluate_metrics_clientapp[3]["accuracy"] <= 1
+    assert result.evaluate_metrics_clientapp[3]["accuracy"] == pytest.approx(measured_again(config))
     kinds = {m.metadata.message_type for m in grid.sent}
     assert kinds == {"query.describe", "train.extract", "evaluate"}
 
@@ -230,7 +240,7 @@ def test_text_pairs_and_regression_run_to_the_end(tmp_path):
     )
     _, result, _, _ = run(config)
     (metrics,) = result.evaluate_metrics_clientapp.values()
-    assert -1 <= metrics["spearman"] <= 1
+    assert metrics["spearman"] == pytest.approx(measured_again(config))
     assert measure_references(tmp_path / "run")["identical"] is True
 
 
@@ -382,7 +392,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
     grid = LocalGrid(app, nodes(), config)
     interrupted = make_strategy(load_settings(config))
     interrupted.poll_s = 0.0
-    take = interrupted._take_window
+    take = interrupted.intake.take_window
     count = 0
 
     def stop_at_the_fifth_window(*arguments):
@@ -392,7 +402,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
             raise KeyboardInterrupt
         return take(*arguments)
 
-    interrupted._take_window = stop_at_the_fifth_window
+    interrupted.intake.take_window = stop_at_the_fifth_window
     with pytest.raises(KeyboardInterrupt):
         interrupted.start(grid, ArrayRecord())
     assert len(cached(config)) == 4 * 12
@@ -471,7 +481,8 @@ def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path):
         return reply
 
     _, result, _, events = run(config, tamper=tamper)
-    assert all(metrics["accuracy"] <= 1 for metrics in result.evaluate_metrics_clientapp.values())
+    (metrics,) = result.evaluate_metrics_clientapp.values()
+    assert metrics["accuracy"] == pytest.approx(measured_again(config, devices=[1, 2]))
     assert [e["rule"] for e in events if e["event"] == "rejected"] == ["metrics"]
     assert events[-1]["outcome"] == "completed"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mobillm_flower.clients.baselines.devices import BASELINE_DEVICES, BaselineDevice
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.models.fine_tuned import Work
-from mobillm_flower.models.split import Half, SplitModel, gradient_norms, token_rows
+from mobillm_flower.models.split import SplitModel, TrainedPart, gradient_norms, token_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import (
     open_arrays,
@@ -51,22 +51,22 @@ class SplitDevice(BaselineDevice):
         """Begin a round, or take a step by the gradients that came, and return what the next step needs."""
         steps, work, arrays = open_config(content, keys.STEP), Work(), {}
         if steps == 0:
-            half = Half(open_arrays(content).to_torch_state_dict(), {}, {})
+            own = TrainedPart(open_arrays(content).to_torch_state_dict(), {}, {})
         else:
-            half, norms, work = self._learn(self._kept(server_round(content), steps), content)
+            own, norms, work = self._learn(self._kept(server_round(content), steps), content)
             arrays[keys.NORMS] = tensor_array(norms)
         metrics = {keys.FLOPS: float(work.flops), keys.SECONDS: work.seconds, keys.SAMPLES: work.samples}
         if steps == self._num_steps:
             self._file.unlink(missing_ok=True)
             metrics[keys.NUM_EXAMPLES] = len(self.data.train)
-            weights = ArrayRecord(dict(half.weights))
+            weights = ArrayRecord(dict(own.weights))
             return RecordDict(
                 {keys.ARRAYS: pack_arrays(arrays), keys.WEIGHTS: weights, keys.METRICS: pack_numbers(metrics)}
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        torch.save({"round": server_round(content), "steps": steps, **asdict(half)}, self._file)
+        torch.save({"round": server_round(content), "steps": steps, **asdict(own)}, self._file)
         inputs, labels = self._batch(content, steps)
-        half.put_into(self.split.device_part)
+        own.put_into(self.split.device_part)
         hidden = self._forward(inputs, content, steps)
         arrays |= {
             keys.HIDDEN: tensor_array(token_rows(hidden, inputs["attention_mask"])),
@@ -76,11 +76,11 @@ class SplitDevice(BaselineDevice):
         config = ConfigRecord({keys.STEP: steps, keys.SEED: self._dropout_seeds(content, steps)[1]})
         return RecordDict({keys.ARRAYS: pack_arrays(arrays), keys.CONFIG: config, keys.METRICS: pack_numbers(metrics)})
 
-    def _learn(self, half: Half, content: RecordDict) -> tuple[Half, Tensor, Work]:
+    def _learn(self, own: TrainedPart, content: RecordDict) -> tuple[TrainedPart, Tensor, Work]:
         """Take the step before, whose gradients came; returns also the norms of this end's gradients."""
         part, batch = self.split.device_part, open_config(content, keys.STEP) - 1
         inputs, labels = self._batch(content, batch)
-        half.put_into(part)
+        own.put_into(part)
         started = time.perf_counter()
         with self.model.counted(("split", *inputs["input_ids"].shape)) as counted:
             hidden = self._forward(inputs, content, batch)
@@ -88,13 +88,13 @@ class SplitDevice(BaselineDevice):
             token_rows(hidden, inputs["attention_mask"]).backward(gradients)  # type: ignore[no-untyped-call]
         norms = gradient_norms(part)
         of_both = [norms, open_tensor(content, keys.NORMS)]
-        half = half.stepped(part, of_both, learning_rate=self.settings.peer.learning_rate)
-        return half, norms, Work(counted.flops, time.perf_counter() - started, len(labels))
+        own = own.stepped(part, of_both, learning_rate=self.settings.peer.learning_rate)
+        return own, norms, Work(counted.flops, time.perf_counter() - started, len(labels))
 
     def _forward(self, inputs: dict[str, Tensor], content: RecordDict, batch: int) -> Tensor:
         return self.split.below(inputs, seed=self._dropout_seeds(content, batch)[0])
 
-    def _kept(self, round_: int, steps: int) -> Half:
+    def _kept(self, round_: int, steps: int) -> TrainedPart:
         """Return what this device kept before the step; raises MismatchError where it is of another one."""
         kept = torch.load(self._file) if self._file.exists() else {"round": 0, "steps": 0}
         if (kept.pop("round"), kept.pop("steps")) != (round_, steps - 1):
@@ -102,7 +102,7 @@ class SplitDevice(BaselineDevice):
                 f"gradients of step {steps} of round {round_} came, but {self._file} is not of the step before; the "
                 "device takes part again from the next round on"
             )
-        return Half(**kept)
+        return TrainedPart(**kept)
 
     @property
     def _steps_an_epoch(self) -> int:

@@ -140,7 +140,7 @@ class CacheSettings:
     quota_mib : int
         Most activations and targets on disk, in MiB; 0: no limit.
     retention_days : float
-        Rows older than this are deleted when the cache is opened; 0: kept for ever.
+        Rows older than this are deleted when a run starts in the folder; 0: kept for ever.
     """
 
     memory_mib: int = number(512, at_least=0)

@@ -1,6 +1,10 @@
-"""The peers that side-tuning is measured beside, on Flower's own FedAvg."""
+"""The baselines that side-tuning is measured beside, on Flower's own FedAvg."""
 
-from mobillm_flower.strategies.baselines.peers import FedBitFit, FedKSeed, FedLoRA, PeerStrategy, UploadAll
-from mobillm_flower.strategies.baselines.split import SplitFed
+from mobillm_flower.strategies.baselines.base import BaselineStrategy
+from mobillm_flower.strategies.baselines.fed_bitfit import FedBitFit
+from mobillm_flower.strategies.baselines.fed_kseed import FedKSeed
+from mobillm_flower.strategies.baselines.fed_lora import FedLoRA
+from mobillm_flower.strategies.baselines.split_fed import SplitFed
+from mobillm_flower.strategies.baselines.upload_all import UploadAll
 
-__all__ = ["FedBitFit", "FedKSeed", "FedLoRA", "PeerStrategy", "SplitFed", "UploadAll"]
+__all__ = ["BaselineStrategy", "FedBitFit", "FedKSeed", "FedLoRA", "SplitFed", "UploadAll"]

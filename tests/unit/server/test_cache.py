@@ -73,10 +73,11 @@ def test_a_window_beyond_the_quota_is_refused_whole(tmp_path, samples):
 
 
 def test_rows_past_the_retention_time_are_deleted(tmp_path, samples):
-    cache = ActivationCache(tmp_path / "cache.sqlite", retention_s=100)
+    cache = ActivationCache(tmp_path / "cache.sqlite")
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
-    assert cache.expire(now=time.time() + 50) == 0
-    assert cache.expire(now=time.time() + 101) == 20
+    assert cache.expire(0) == 0
+    assert cache.expire(100, now=time.time() + 50) == 0
+    assert cache.expire(100, now=time.time() + 101) == 20
     assert list(cache.rows()) == []
 
 

@@ -163,10 +163,9 @@ def test_a_type_may_join_when_epochs_have_begun(tmp_path):
     trainer.run_epochs(stop=lambda: trainer.position.epoch >= 2)
     cache.add("c" * 32, make_samples(60, late, seed=4), backbone=late.backbone, round_=1)
     plan = plan.joined_by(late)
-    trainer.loader.specs[late.backbone] = late
     fresh = plan.side_config.build()
     start = fresh.state_dict()[f"alignment.{late.backbone}.weight"].clone()
-    trainer.grow(fresh, late.backbone)
+    trainer.add_type(late, fresh)
     assert trainer.run_epochs()
     assert trainer.position.epoch == 6
     assert not torch.equal(trainer.network.state_dict()[f"alignment.{late.backbone}.weight"], start)

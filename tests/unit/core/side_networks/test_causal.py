@@ -227,6 +227,4 @@ def test_one_vector_a_text_is_refused(folders):
             make_contract(),
             {backbone.info.fingerprint: backbone.info},
             [8],
-            planned_rounds=1,
-            overlap_steps=0,
         )

@@ -188,7 +188,7 @@ def test_settings_that_change_states_are_refused(bert: Path, words: list[str], r
 
     def build() -> None:
         settings = load_settings(overrides=["side-network.name=upper-layers", *words])
-        make_plan(settings, make_contract(), types, [4], planned_rounds=1, overlap_steps=0).side_config.build()
+        make_plan(settings, make_contract(), types, [4]).side_config.build()
 
     with pytest.raises(SettingsError, match=reason):
         build()
@@ -201,7 +201,7 @@ def test_several_types_are_refused(bert: Path, tmp_path: Path) -> None:
         {one.fingerprint: one for one in infos},
     )
     with pytest.raises(UnsupportedError, match="takes one backbone type, and there are 2"):
-        make_plan(settings, make_contract(), types, [4, 4], planned_rounds=1, overlap_steps=0)
+        make_plan(settings, make_contract(), types, [4, 4])
 
 
 def test_the_pivot_is_every_token(bert: Path) -> None:

@@ -1,34 +1,66 @@
-"""Peers as Flower strategies: Flower's own FedAvg, with a log of what each device's work and messages cost."""
+"""What the baselines share: Flower's own FedAvg, with a log of what each device's work and messages cost."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.config.compatibility import check_rounds
-from mobillm_flower.errors import MobiLLMError, RunFailed
+from mobillm_flower.errors import RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.strategies.base import STRATEGIES, EvaluateFn
-from mobillm_flower.tasks import Samples
+from mobillm_flower.strategies.lifecycle import running
+from mobillm_flower.strategies.run_state import EvaluateFn
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.baseline_messages import open_array, open_holdings, open_numbers, pack_arrays
+from mobillm_flower.wire.baseline_messages import open_holdings, open_numbers
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.window import record_bytes
 
+_POLL_S = 0.2  # between looks for devices
 
-class PeerStrategy(FedAvg):
-    """What the peers share: Flower's FedAvg over all devices, and the run's folder.
+
+@dataclass
+class BaselineRun:
+    """A baseline's run, once its devices are met.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's grid.
+    folder : RunFolder
+        The run's files, and its log.
+    contract : TaskContract
+        The devices' task.
+    timeout_s : float
+        Seconds a round waits for an answer.
+    first : ArrayRecord
+        What the devices began with.
+    arrays : ArrayRecord
+        What the last round made; before the first, `first`.
+    bytes_down : dict of int to int
+        Bytes of the round's message to each node.
+    """
+
+    grid: Grid
+    folder: RunFolder
+    contract: TaskContract
+    timeout_s: float
+    first: ArrayRecord
+    arrays: ArrayRecord
+    bytes_down: dict[int, int] = field(default_factory=dict)
+
+
+class BaselineStrategy(FedAvg):
+    """Flower's FedAvg over all devices, and the run's folder.
 
     `events.jsonl` gets an event `work` for each answer of a device: round, node, FLOPs, seconds, samples passed, bytes
     up and down; and `evaluation` after each evaluation. With `peer.keep-rounds`, `rounds/N.pt` holds the weights after
@@ -50,17 +82,28 @@ class PeerStrategy(FedAvg):
         super().__init__(min_train_nodes=devices, min_evaluate_nodes=devices, min_available_nodes=devices)
         check_rounds(self.name, self.settings.rounds.num_rounds)
         self._run_path = Path(run_path) if run_path else None
-        self.contract: TaskContract
-        self._bytes_down: dict[int, int] = {}
+        self._run: BaselineRun | None = None
+
+    @property
+    def run(self) -> BaselineRun:
+        """The run; raises RunFailed before there is one."""
+        if self._run is None:
+            raise RunFailed("there is no run yet: it begins with start, when devices are met")
+        return self._run
+
+    @property
+    def contract(self) -> TaskContract:
+        """The devices' task."""
+        return self.run.contract
 
     @property
     def model(self) -> FineTunedModel:
         """The model as the devices have it."""
         return baseline_model(self.settings, self.contract)
 
-    def initial(self) -> ArrayRecord:
+    def initial(self, contract: TaskContract) -> ArrayRecord:
         """Return what the devices begin with."""
-        return ArrayRecord(self.model.trained_state())
+        return ArrayRecord(baseline_model(self.settings, contract).trained_state())
 
     def start(
         self,
@@ -81,55 +124,46 @@ class PeerStrategy(FedAvg):
         InUseError
             Another run goes on in the run folder; nothing in it is touched.
         """
-        run_id = str(getattr(grid.run, "run_id", "local"))
-        self.run = RunFolder(self._run_path or run_folder(self.settings, run_id), run_id=run_id)
-        lock = self.run.hold()
-        self.run.settings.write_text(to_yaml(self.settings), "utf-8")
-        self.run.append(events.Started(type(self).__name__))
-        started = time.monotonic()
-        try:
-            self.timeout = timeout = timeout or self.settings.rounds.timeout_s
-            self._meet(grid, timeout)
-            result = super().start(
+        with running(self.settings, self._run_path, grid, strategy=type(self).__name__) as started:
+            timeout_s = timeout or self.settings.rounds.timeout_s
+            contract = self._meet(grid, timeout_s, started.folder)
+            first = initial_arrays if len(initial_arrays) else self.initial(contract)
+            self._run = BaselineRun(grid, started.folder, contract, timeout_s, first, arrays=first)
+            started.keep_settings()
+            return super().start(
                 grid,
-                initial_arrays if len(initial_arrays) else self.initial(),
+                first,
                 num_rounds or self.settings.rounds.num_rounds,
-                timeout,
+                timeout_s,
                 train_config,
                 evaluate_config,
                 evaluate_fn,
             )
-        except BaseException as error:
-            reason = str(error) if isinstance(error, MobiLLMError | OSError) else type(error).__name__
-            self.run.append(events.Finished("failed", time.monotonic() - started, reason))
-            raise
-        finally:
-            lock.release()
-        self.run.append(events.Finished("completed", round(time.monotonic() - started, 3)))
-        return result
 
-    def _meet(self, grid: Grid, timeout: float) -> None:
-        """Wait for the devices and learn their task."""
-        deadline, nodes = time.monotonic() + timeout, list(grid.get_node_ids())
+    def _meet(self, grid: Grid, timeout_s: float, folder: RunFolder) -> TaskContract:
+        """Wait for the devices and return their task."""
+        deadline, nodes = time.monotonic() + timeout_s, list(grid.get_node_ids())
         while len(nodes) < self.min_available_nodes:
             if time.monotonic() > deadline:
-                raise RunFailed(f"{len(nodes)} of {self.min_available_nodes} device(s) are there after {timeout:g} s")
-            time.sleep(0.2)
+                raise RunFailed(f"{len(nodes)} of {self.min_available_nodes} device(s) are there after {timeout_s:g} s")
+            time.sleep(_POLL_S)
             nodes = list(grid.get_node_ids())
+        agreed: TaskContract | None = None
         asked = [Message(RecordDict(), dst_node_id=node, message_type=keys.DESCRIBE) for node in nodes]
-        for reply in grid.send_and_receive(asked, timeout=timeout):
+        for reply in grid.send_and_receive(asked, timeout=timeout_s):
             if reply.has_error():
                 lines = (reply.error.reason or "").strip().splitlines()
                 raise RunFailed(
                     f"a device answered with error {reply.error.code}: {(lines or ['no reason given'])[-1][:300]}"
                 )
             contract, num_train, num_test = open_holdings(reply.content)
-            if hasattr(self, "contract"):
-                self.contract.require_same(contract, mine="in the fleet", theirs="on the device")
-            self.contract = contract
-            self.run.append(events.NodeMet(str(reply.metadata.src_node_id), num_train, num_test))
-        if not hasattr(self, "contract"):
-            raise RunFailed(f"no device answered within {timeout:g} s")
+            if agreed is not None:
+                agreed.require_same(contract, mine="in the fleet", theirs="on the device")
+            agreed = contract
+            folder.append(events.NodeMet(str(reply.metadata.src_node_id), num_train, num_test))
+        if agreed is None:
+            raise RunFailed(f"no device answered within {timeout_s:g} s")
+        return agreed
 
     # ---- Flower's four -------------------------------------------------------------------------------------------
 
@@ -138,7 +172,7 @@ class PeerStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Send the model to all devices."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._bytes_down = {message.metadata.dst_node_id: record_bytes(message.content) for message in messages}
+        self.run.bytes_down = {message.metadata.dst_node_id: record_bytes(message.content) for message in messages}
         return messages
 
     def aggregate_train(
@@ -152,13 +186,13 @@ class PeerStrategy(FedAvg):
                 continue
             answers.append(reply)
             node = reply.metadata.src_node_id
-            size, sent = record_bytes(reply.content), self._bytes_down.get(node, 0)
+            size, sent = record_bytes(reply.content), self.run.bytes_down.get(node, 0)
             self.note_work(server_round, node, open_numbers(reply.content), bytes_up=size, bytes_down=sent)
         return self.kept(server_round, answers)
 
     def note_failure(self, node: int, reason: str) -> None:
         """Log that a device did not answer."""
-        self.run.append(events.Failure(reason, node=str(node)))
+        self.run.folder.append(events.Failure(reason, node=str(node)))
 
     def note_work(
         self, server_round: int, node: int, numbers: Mapping[str, float], *, bytes_up: int, bytes_down: int
@@ -175,13 +209,16 @@ class PeerStrategy(FedAvg):
             loss=numbers[keys.LOSS],
             server_seconds=numbers.get(keys.SERVER_SECONDS, 0.0),
         )
-        self.run.append(work)
+        self.run.folder.append(work)
 
     def kept(self, server_round: int, answers: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the devices' answers, and keep what comes out with `peer.keep-rounds`."""
         arrays, record = self.combine(server_round, answers)
-        if arrays is not None and self.settings.peer.keep_rounds:
-            folder = self.run.path / "rounds"
+        if arrays is None:
+            return None, record
+        self.run.arrays = arrays
+        if self.settings.peer.keep_rounds:
+            folder = self.run.folder.path / "rounds"
             folder.mkdir(exist_ok=True)
             torch.save(arrays.to_torch_state_dict(), folder / f"{server_round}.pt")
         return arrays, record
@@ -203,78 +240,5 @@ class PeerStrategy(FedAvg):
         """Average the devices' metrics by their number of test samples."""
         metrics = super().aggregate_evaluate(server_round, replies)
         if metrics is not None:
-            self.run.append(events.Evaluation.of(server_round, dict(metrics)))
+            self.run.folder.append(events.Evaluation.of(server_round, dict(metrics)))
         return metrics
-
-
-@STRATEGIES.register("fed-lora")
-class FedLoRA(PeerStrategy):
-    """LoRA (arXiv 2106.09685) on the attention's query and value and a linear head, averaged by FedAvg."""
-
-    name = "fed-lora"
-
-
-@STRATEGIES.register("fed-bitfit")
-class FedBitFit(PeerStrategy):
-    """The layers' biases (BitFit, arXiv 2106.10199) and a linear head, averaged by FedAvg."""
-
-    name = "fed-bitfit"
-
-
-@STRATEGIES.register("fed-kseed")
-class FedKSeed(PeerStrategy):
-    """Full-parameter zeroth-order training by K seeds and scalars (FedKSeed, arXiv 2312.06353).
-
-    What travels down is the sum of projected gradients of each seed, what travels up the seeds of a round's steps and
-    their projected gradients. Deviation: the embeddings stay frozen, and the linear head starts at zero.
-    """
-
-    name = "fed-kseed"
-
-    def initial(self) -> ArrayRecord:
-        """Return a sum of zero for each seed."""
-        self._sums = np.zeros(self.settings.peer.num_seeds, np.float64)
-        return pack_arrays({keys.SUMS: self._sums})
-
-    def combine(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the devices' projected gradients to their seeds' sums, weighted by number of samples."""
-        weights = [open_numbers(reply.content)[keys.NUM_EXAMPLES] for reply in replies]
-        for weight, reply in zip(weights, replies, strict=True):
-            seeds, gradients = open_array(reply.content, keys.SEEDS), open_array(reply.content, keys.GRADIENTS)
-            np.add.at(self._sums, seeds, weight / sum(weights) * gradients.astype(np.float64))
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return pack_arrays({keys.SUMS: self._sums}), metrics
-
-
-@STRATEGIES.register("upload-all")
-class UploadAll(PeerStrategy):
-    """Every device sends its texts and labels; the server trains LoRA on them: the ceiling that privacy forbids."""
-
-    name = "upload-all"
-
-    def initial(self) -> ArrayRecord:
-        """Return the model's own weights, from which each training starts."""
-        self._first = self.model.trained_state()
-        return ArrayRecord(self._first)
-
-    def combine(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Train on all rows for `peer.local-epochs`; the devices' part is over after the first round.
-
-        The event `server-work` has the seconds that it took.
-        """
-        rows = [json.loads(open_array(reply.content, keys.ROWS).tobytes()) for reply in replies]
-        texts = [text for row in rows for text in row["texts"]]
-        pairs = [pair for row in rows for pair in row["pairs"] or []]
-        labels = torch.tensor([label for row in rows for label in row["labels"]])
-        peer = self.settings.peer
-        self.model.load_trained(self._first)
-        work = self.model.fit(
-            Samples(texts, pairs or None, labels),
-            epochs=peer.local_epochs,
-            batch_size=peer.batch_size,
-            learning_rate=peer.learning_rate,
-            seed=self.settings.run.seed,
-        )
-        self.run.append(events.ServerWork(server_round, work.seconds, work.samples))
-        metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return ArrayRecord(self.model.trained_state()), metrics

@@ -13,10 +13,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from mobillm_flower.models.split import Half, SplitModel, copied, gradient_norms
-from mobillm_flower.strategies.base import STRATEGIES
-from mobillm_flower.strategies.baselines.peers import PeerStrategy
+from mobillm_flower.models.split import SplitModel, TrainedPart, copied, gradient_norms
+from mobillm_flower.strategies.baselines.base import BaselineStrategy
 from mobillm_flower.strategies.exchange import Clock, Exchange
+from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import (
     open_arrays,
@@ -34,10 +34,10 @@ _POLL_S = 0.05
 
 
 @dataclass
-class _Seat:
-    """A device in a round, as the server sees it: its own copy of the server's part, and what the round has cost."""
+class _DeviceRound:
+    """A device's round, as the server sees it: its own copy of the server's part, and what the round has cost."""
 
-    half: Half
+    part: TrainedPart
     norms: Tensor = field(default_factory=lambda: torch.zeros(0))
     device_weights: Mapping[str, Tensor] | None = None
     bytes_up: int = 0
@@ -48,7 +48,7 @@ class _Seat:
 
 
 @STRATEGIES.register("split-fed")
-class SplitFed(PeerStrategy):
+class SplitFed(BaselineStrategy):
     """LoRA on both sides of a cut after layer `peer.cut` (SplitFed's first version, arXiv 2004.12088).
 
     In every step a device sends the hidden states at the cut and the labels, and gets the gradients of the hidden
@@ -73,15 +73,6 @@ class SplitFed(PeerStrategy):
     ) -> Iterable[Message]:
         """Send the devices their part of the model."""
         state = arrays.to_torch_state_dict()
-        self._first = Half({name: state[name] for name in self.split.server_part}, {}, {})
-        self._exchange = Exchange(
-            grid,
-            timeout_s=self.timeout,
-            poll_s=_POLL_S,
-            clock=Clock(),
-            on_unreachable=lambda node: self.note_failure(node, "not connected"),
-            on_late=self._on_late,
-        )
         part = ArrayRecord({name: state[name] for name in self.split.device_part})
         return super().configure_train(server_round, part, config, grid)
 
@@ -89,7 +80,10 @@ class SplitFed(PeerStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Go on with every device until its samples have passed, average both parts, and log what it cost."""
-        seats: dict[int, _Seat] = {}
+        state = self.run.arrays.to_torch_state_dict()  # whole, while devices have their part of it
+        first = TrainedPart({name: state[name] for name in self.split.server_part}, {}, {})
+        exchange = self._exchange()
+        devices: dict[int, _DeviceRound] = {}
         answered = [(reply.metadata.src_node_id, reply) for reply in replies]
         while answered:
             requests = []
@@ -97,50 +91,51 @@ class SplitFed(PeerStrategy):
                 if reply.has_error():
                     self.note_failure(node, f"error {reply.error.code}")
                     continue
-                seat = seats.setdefault(node, _Seat(self._first, bytes_down=self._bytes_down.get(node, 0)))
+                fresh = _DeviceRound(first, bytes_down=self.run.bytes_down.get(node, 0))
+                device = devices.setdefault(node, fresh)
                 started = time.perf_counter()
-                content = self._answer(seat, server_round, reply.content)
-                seat.server_seconds += time.perf_counter() - started
+                content = self._answer(device, server_round, reply.content)
+                device.server_seconds += time.perf_counter() - started
                 if content is not None:
-                    seat.bytes_down += record_bytes(content)
+                    device.bytes_down += record_bytes(content)
                     requests.append(Message(content, dst_node_id=node, message_type=_TRAIN))
-            arrived = self._exchange.exchange(requests, _TRAIN)
-            answered = [(self._exchange.sender(reply) or 0, reply) for reply in arrived]
+            arrived = exchange.exchange(requests, _TRAIN)
+            answered = [(exchange.sender(reply) or 0, reply) for reply in arrived]
         answers = []
-        for node, seat in seats.items():
-            if seat.device_weights is None:  # it failed on the way
+        for node, device in devices.items():
+            if device.device_weights is None:  # it failed on the way
                 continue
-            samples = max(1.0, seat.numbers[keys.SAMPLES])
-            numbers = {**seat.numbers, keys.LOSS: seat.loss / samples, keys.SERVER_SECONDS: seat.server_seconds}
-            self.note_work(server_round, node, numbers, bytes_up=seat.bytes_up, bytes_down=seat.bytes_down)
-            whole = {**seat.device_weights, **seat.half.weights}
+            samples = max(1.0, device.numbers[keys.SAMPLES])
+            numbers = {**device.numbers, keys.LOSS: device.loss / samples, keys.SERVER_SECONDS: device.server_seconds}
+            self.note_work(server_round, node, numbers, bytes_up=device.bytes_up, bytes_down=device.bytes_down)
+            whole = {**device.device_weights, **device.part.weights}
             arrays = ArrayRecord({name: whole[name] for name in self.model.trained()})
             record = RecordDict({keys.ARRAYS: arrays, keys.METRICS: pack_numbers(numbers)})
             answers.append(Message(record, dst_node_id=node, message_type=_TRAIN))
         return self.kept(server_round, answers)
 
-    def _answer(self, seat: _Seat, server_round: int, content: RecordDict) -> RecordDict | None:
+    def _answer(self, device: _DeviceRound, server_round: int, content: RecordDict) -> RecordDict | None:
         """Take the server's share of a step, and return the gradients; None: the device is done."""
-        seat.bytes_up += record_bytes(content)
-        seat.numbers.update(open_numbers(content))
+        device.bytes_up += record_bytes(content)
+        device.numbers.update(open_numbers(content))
         part = self.split.server_part
-        if seat.half.gradients:
-            seat.half.put_into(part, with_gradients=True)
-            norms = [open_tensor(content, keys.NORMS), seat.norms]
-            seat.half = seat.half.stepped(part, norms, learning_rate=self.settings.peer.learning_rate)
+        if device.part.gradients:
+            device.part.put_into(part, with_gradients=True)
+            norms = [open_tensor(content, keys.NORMS), device.norms]
+            device.part = device.part.stepped(part, norms, learning_rate=self.settings.peer.learning_rate)
         if keys.WEIGHTS in content:
-            seat.device_weights = open_arrays(content, keys.WEIGHTS).to_torch_state_dict()
+            device.device_weights = open_arrays(content, keys.WEIGHTS).to_torch_state_dict()
             return None
-        seat.half.put_into(part)
+        device.part.put_into(part)
         states, labels = open_tensor(content, keys.HIDDEN), open_tensor(content, keys.LABELS)
-        loss, gradients = self.split.teach(
+        loss, gradients = self.split.loss_and_gradients(
             states, open_tensor(content, keys.LENGTHS), labels, seed=open_config(content, keys.SEED)
         )
-        seat.loss += loss * len(labels)
-        seat.norms = gradient_norms(part)
-        found = {name: value.grad for name, value in part.items() if value.grad is not None}
-        seat.half = replace(seat.half, gradients=copied(found))
-        answer = {keys.GRADIENTS: tensor_array(gradients), keys.NORMS: tensor_array(seat.norms)}
+        device.loss += loss * len(labels)
+        device.norms = gradient_norms(part)
+        of_part = {name: value.grad for name, value in part.items() if value.grad is not None}
+        device.part = replace(device.part, gradients=copied(of_part))
+        answer = {keys.GRADIENTS: tensor_array(gradients), keys.NORMS: tensor_array(device.norms)}
         steps = open_config(content, keys.STEP) + 1
         return RecordDict(
             {
@@ -149,6 +144,18 @@ class SplitFed(PeerStrategy):
             }
         )
 
-    def _on_late(self, node: int, _kind: str) -> bool:
-        self.note_failure(node, "late")
-        return False
+    def _exchange(self) -> Exchange:
+        """Return what sends a round's messages; a device that is late or away is out of the round."""
+
+        def on_late(node: int, _kind: str) -> bool:
+            self.note_failure(node, "late")
+            return False
+
+        return Exchange(
+            self.run.grid,
+            timeout_s=self.run.timeout_s,
+            poll_s=_POLL_S,
+            clock=Clock(),
+            on_unreachable=lambda node: self.note_failure(node, "not connected"),
+            on_late=on_late,
+        )

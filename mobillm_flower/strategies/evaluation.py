@@ -1,0 +1,111 @@
+"""Evaluation on the devices, and by the caller's own function at the server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+
+from mobillm_flower.core.side_networks import state_for
+from mobillm_flower.errors import PacketRejected
+from mobillm_flower.runs import events
+from mobillm_flower.strategies.averages import Average
+from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import EvaluationRequest, open_metrics, pack_evaluation
+from mobillm_flower.wire.window import record_bytes
+
+
+class Evaluation:
+    """Sends the side network to devices and averages what they measure.
+
+    Parameters
+    ----------
+    codec : str
+        How the side network's values are encoded for the way down.
+    """
+
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+
+    def requests(self, run: RunState, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
+        """Yield the side network, with the asking type's alignment alone, for each device.
+
+        A device whose type sent no sample gets none and evaluates its base model. The request also shows what the
+        server holds, so that a device can empty its outbox.
+        """
+        state = arrays.to_torch_state_dict()
+        trained = run.cache.rows().names("backbone")
+        busy = run.exchange.busy_nodes
+        for device in run.fleet:
+            if device.dropped or device.node_id in busy:
+                continue
+            backbone = device.description.backbone.fingerprint
+            request = EvaluationRequest(
+                contract=run.plan.contract,
+                spec=run.plan.specs[backbone],
+                side_config=run.plan.side_config.only(backbone),
+                prediction=dataclasses.asdict(run.rule),
+                state=state_for(state, backbone) if backbone in trained else {},
+                held=run.cache.held(device.description.pseudonym),
+                codec=self._codec,
+            )
+            yield run.connections.message(device, pack_evaluation(request), keys.EVALUATE, config)
+
+    def average(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord | None:
+        """Average the devices' metrics by their number of test samples, in all and by backbone type, and log them."""
+        everyone, by_type = Average(), defaultdict(Average)  # type: Average, dict[str, Average]
+        for reply in replies:
+            device = run.connections.sender(reply)
+            if device is None:
+                continue
+            try:
+                content = run.fleet.content(device, reply)
+                if content is None:
+                    continue
+                metrics = open_metrics(content, metric=run.plan.contract.metric, num_test=device.description.num_test)
+            except PacketRejected as error:
+                run.fleet.strike(device, error)
+                continue
+            device.bytes_up += record_bytes(content)
+            weight = metrics.pop(keys.NUM_EXAMPLES)
+            everyone.add(weight, metrics)
+            by_type[device.description.backbone.fingerprint].add(weight, metrics)
+        if not everyone.weight:
+            return None
+        record = MetricRecord({**everyone.values(), keys.NUM_EXAMPLES: int(everyone.weight)})
+        run.folder.append(events.Evaluation.of(server_round, dict(record), devices=everyone.count))
+        trained = run.cache.rows().names("backbone")
+        for name, average in sorted(by_type.items()):
+            if average.weight:
+                _log_type(run, server_round, name, average, trained=name in trained)
+        return record
+
+    def at_the_server(self, run: RunState, server_round: int) -> None:
+        """Call the caller's own function, where there is one."""
+        function = run.own_evaluation.function
+        if function is None:
+            return
+        metrics = function(server_round, run.arrays())
+        if metrics is not None:
+            run.result.evaluate_metrics_serverapp[server_round] = metrics
+            run.folder.append(events.ServerEvaluation(server_round, dict(metrics)))
+
+
+def _log_type(run: RunState, round_: int, fingerprint: str, average: Average, *, trained: bool) -> None:
+    """Log what the devices of one backbone type measured."""
+    backbone = run.fleet.backbones[fingerprint]
+    event = events.TypeEvaluation(
+        round=round_,
+        type=fingerprint[:12],
+        backbone=backbone.name,
+        layers=backbone.depth,
+        width=backbone.width,
+        trained=trained,
+        num_examples=int(average.weight),
+        devices=average.count,
+        metrics=average.values(),
+    )
+    run.folder.append(event)

@@ -1,0 +1,141 @@
+"""Samples on their way in: requests for windows, checks of what comes, commits, strikes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from logging import WARNING, getLogger
+
+from flwr.app import ConfigRecord, Message, MetricRecord
+
+from mobillm_flower.config import RoundSettings
+from mobillm_flower.errors import CacheFull, PacketRejected
+from mobillm_flower.runs import events
+from mobillm_flower.strategies.device_state import DeviceState
+from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import WindowRequest, pack_request
+from mobillm_flower.wire.window import Window, open_window
+
+logger = getLogger("flwr")
+
+_HEADER_BYTES = 1 << 20  # what a packet may have beside the samples' own bytes
+
+
+class Intake:
+    """Asks devices for windows and commits what they send.
+
+    Parameters
+    ----------
+    rounds : RoundSettings
+        Of which the sizes of windows are used.
+    """
+
+    def __init__(self, rounds: RoundSettings) -> None:
+        self._window, self._max_bytes = rounds.window, rounds.max_window_mib << 20
+
+    def requests(
+        self,
+        run: RunState,
+        devices: Iterable[DeviceState],
+        server_round: int,
+        config: ConfigRecord,
+        *,
+        at_most: int | None = None,
+    ) -> Iterator[Message]:
+        """Yield a request for the next window of those devices that have data left and no message out."""
+        busy = run.exchange.busy_nodes
+        idle = [device for device in devices if device.active and device.node_id not in busy]
+        for device in idle[:at_most]:
+            device.window = device.window or self._window
+            device.asked_at = run.connections.clock.now()
+            request = WindowRequest(
+                contract=run.plan.contract,
+                spec=run.plan.specs[device.description.backbone.fingerprint],
+                round=server_round,
+                window=device.window,
+                max_bytes=self._max_bytes,
+                held=run.cache.held(device.description.pseudonym),
+            )
+            yield run.connections.message(device, pack_request(request), keys.EXTRACT, config)
+
+    def take(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord:
+        """Check and commit windows as they arrive; nothing of a bad one is kept."""
+        samples = rejected = 0
+        for reply in replies:
+            device = run.connections.sender(reply)
+            if device is None:
+                continue
+            try:
+                samples += self.take_window(run, device, reply, server_round)
+            except PacketRejected as error:
+                rejected += 1
+                run.fleet.strike(device, error)
+            except CacheFull as error:
+                _stop_asking(run, error)
+        values: dict[str, int | float | list[int] | list[float]] = {
+            "num-examples": samples,
+            "num-held": len(run.cache),
+            "num-rejected": rejected,
+            "cache-bytes": run.cache.num_bytes,
+        }
+        return MetricRecord(values)
+
+    def take_window(self, run: RunState, device: DeviceState, reply: Message, round_: int) -> int:
+        """Open, check and commit one window; returns the number of new samples.
+
+        Raises
+        ------
+        PacketRejected
+            It breaks a rule.
+        CacheFull
+            The cache's quota is used up.
+        """
+        content = run.fleet.content(device, reply)
+        if content is None:
+            return 0
+        backbone = device.description.backbone.fingerprint
+        window = open_window(
+            content,
+            spec=run.plan.specs[backbone],
+            contract=run.plan.contract,
+            max_samples=device.window,
+            max_bytes=self._max_bytes + _HEADER_BYTES,
+        )
+        _require_as_described(window, device)
+        added = run.cache.add(window.pseudonym, window.samples, backbone=backbone, round_=round_)
+        if not added and window.remaining:
+            raise PacketRejected("progress", f"nothing new was sent, and {window.remaining} samples are said to remain")
+        device.count(window, added)
+        run.stopping.count_upload(window.num_bytes)
+        committed = events.Window(
+            round=round_,
+            device=device.description.pseudonym,
+            window=device.windows,
+            samples=len(window.samples),
+            new=added,
+            remaining=window.remaining,
+            refused=window.refused,
+            bytes=window.num_bytes,
+            forward_seconds=round(window.forward_seconds, 4),
+        )
+        run.folder.append(committed)
+        return added
+
+
+def _require_as_described(window: Window, device: DeviceState) -> None:
+    """Check that a packet fits what its device said of itself."""
+    if window.pseudonym != device.description.pseudonym:
+        raise PacketRejected("pseudonym", "the packet names another device than the node it came from")
+    if window.total != device.description.num_train:
+        raise PacketRejected(
+            "total", f"{window.total} samples, {device.description.num_train} were described; the data has changed"
+        )
+
+
+def _stop_asking(run: RunState, error: CacheFull) -> None:
+    """Train on what is held: a full cache ends the ingestion, not the run."""
+    if any(device.active for device in run.fleet):
+        run.folder.append(events.CacheFull(str(error)))
+        logger.log(WARNING, "no more samples are taken: %s", error)
+    for device in run.fleet:
+        device.done = True

@@ -1,0 +1,95 @@
+"""A run from its start to its end, the same for side-tuning and for the baselines: folder, log, cache, outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from mobillm_flower.config import Settings, run_folder, to_yaml
+from mobillm_flower.errors import MobiLLMError
+from mobillm_flower.runs.events import Finished, Started
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache
+
+
+class StartedRun:
+    """A run whose folder this process holds.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Held by the caller.
+    settings : Settings
+        The run's.
+    """
+
+    def __init__(self, folder: RunFolder, settings: Settings) -> None:
+        self.folder, self._settings = folder, settings
+        self._resources = contextlib.ExitStack()
+        self._last_words: list[Callable[[], None]] = []
+        if not folder.settings.exists():
+            self.keep_settings()
+
+    def open_cache(self) -> ActivationCache:
+        """Open the run's cache until the run ends."""
+        cache = ActivationCache(self.folder.cache, quota_bytes=self._settings.cache.quota_mib << 20)
+        return self._resources.enter_context(contextlib.closing(cache))
+
+    def keep_settings(self) -> None:
+        """Write settings.yaml, which in a new folder is there from the start.
+
+        Only when nothing can refuse the settings any more: a refused run changes nothing that the folder keeps of the
+        run before it, but for the log, which says that it was tried.
+        """
+        self.folder.settings.write_text(to_yaml(self._settings), "utf-8")
+
+    def before_the_end(self, function: Callable[[], None]) -> None:
+        """Call a function before the end is logged, however the run ends."""
+        self._last_words.append(function)
+
+    def finish(self, outcome: str, seconds: float, reason: str = "") -> None:
+        """Log the end; the cache is closed even if that fails."""
+        with self._resources:
+            for function in self._last_words:
+                function()
+            self.folder.append(Finished(outcome, round(seconds, 3), reason))
+
+
+@contextlib.contextmanager
+def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: str) -> Iterator[StartedRun]:
+    """Hold a run's folder inside, and log how the run starts and ends.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's.
+    run_path : Path or None
+        The run's folder; None: `run.folder`, or one named by the run id.
+    grid : Grid
+        Knows the run id.
+    strategy : str
+        The strategy's class, for the log.
+
+    Raises
+    ------
+    InUseError
+        Another run goes on in the folder; nothing in it is touched.
+    """
+    run_id = str(getattr(grid.run, "run_id", "local"))
+    folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id)
+    with folder.hold():
+        begin = time.monotonic()
+        folder.append(Started(strategy))
+        started = StartedRun(folder, settings)
+        try:
+            yield started
+        except BaseException as error:
+            reason = str(error) if isinstance(error, MobiLLMError | OSError) else type(error).__name__
+            with contextlib.suppress(OSError):  # a full disk takes no event; what went wrong comes out all the same
+                started.finish("failed", time.monotonic() - begin, reason)
+            raise
+        started.finish("completed", time.monotonic() - begin)

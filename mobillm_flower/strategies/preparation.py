@@ -1,0 +1,118 @@
+"""From met devices to a run that can begin: its plan, made or taken over, and a trainer with what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mobillm_flower.config import Settings
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.errors import MismatchError
+from mobillm_flower.runs.events import Epoch, Prepared
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import TrainingPlan, note_backbones
+from mobillm_flower.strategies.connections import Connections
+from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.strategies.lifecycle import StartedRun
+from mobillm_flower.strategies.run_plan import (
+    Overlap,
+    differences,
+    load_frozen_parts,
+    make_plan,
+    prediction_rule,
+    training_device,
+)
+from mobillm_flower.strategies.run_state import OwnEvaluation, RunState
+from mobillm_flower.strategies.stopping import Stopping
+from mobillm_flower.tasks.extraction import release_guarantee
+
+
+def prepare(
+    started: StartedRun,
+    cache: ActivationCache,
+    connections: Connections,
+    settings: Settings,
+    *,
+    overlap: Overlap,
+    stopping: Stopping,
+    own_evaluation: OwnEvaluation,
+) -> RunState:
+    """Fix what the run keeps fixed, or take it over from the cache of an interrupted run.
+
+    Nothing is written before all that can refuse the settings or the devices is passed.
+
+    Raises
+    ------
+    MismatchError
+        The folder holds a run with other settings or other backbones.
+    CacheError
+        The folder's checkpoint cannot be gone on with.
+    """
+    folder, fleet = started.folder, connections.fleet
+    stored = TrainingPlan.of(cache)
+    known = {name: b for name, b in fleet.backbones.items() if stored is None or name in stored.specs}
+    if not known:
+        raise MismatchError(
+            f"{folder.path} holds a run with other backbones than those of the devices that are there; connect "
+            "one of its devices, or use another run.folder"
+        )
+    fresh = _fresh_plan(settings, fleet, known, overlap, stored)
+    if stored is not None and (differing := differences(stored, fresh)):
+        raise MismatchError(
+            f"{folder.path} holds a run with another {', '.join(differing)}; use another run.folder, or the "
+            "settings it was started with"
+        )
+
+    def on_epoch(epoch: Epoch) -> None:
+        stopping.note_accuracy(epoch.validation_accuracy)
+        folder.append(epoch)
+
+    plan = stored or fresh
+    rule = prediction_rule(plan, send_base=settings.loss.send_base)
+    trainer = plan.trainer(
+        cache,
+        scores=rule.scores,
+        memory_bytes=settings.cache.memory_mib << 20,
+        checkpoint=folder.checkpoint,
+        on_epoch=on_epoch,
+        device=training_device(settings),
+        frozen=load_frozen_parts(plan, settings, known),
+    )
+    started.keep_settings()
+    if stored is None:
+        plan.store(cache)
+    note_backbones(cache, {name: dataclasses.asdict(known[name]) for name in fresh.specs})
+    if cache.expire(settings.cache.retention_days * 86400):
+        fleet.note_held(lambda pseudonym: len(cache.held(pseudonym)))
+    return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation)
+
+
+def log_prepared(run: RunState, *, delta: float) -> None:
+    """Log what the run keeps fixed; the guarantee is for this δ."""
+    plan = run.plan
+    guarantee = release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=delta)
+    prepared = Prepared(
+        devices=len(run.fleet),
+        num_train=sum(device.description.num_train for device in run.fleet),
+        num_blocks=plan.side_config.num_blocks,
+        width=plan.side_config.width,
+        parameters=run.num_parameters,
+        trained_on=run.trainer.loader.device.type,
+        planned_steps=plan.options.planned_steps,
+        resumed_steps=run.trainer.position.steps,
+        layers={name[:12]: list(spec.layers) for name, spec in plan.specs.items()},
+        pivots={name[:12]: spec.pivot for name, spec in plan.specs.items()},
+        scale=plan.scale,
+        guarantee=dataclasses.asdict(guarantee),
+    )
+    run.folder.append(prepared)
+
+
+def _fresh_plan(
+    settings: Settings, fleet: Fleet, known: dict[str, BackboneInfo], overlap: Overlap, stored: TrainingPlan | None
+) -> TrainingPlan:
+    """Return the plan that a new run with these settings and devices would have."""
+    contract = fleet.contract
+    assert contract is not None  # there is a device
+    num_train = [device.description.num_train for device in fleet]
+    num_blocks = stored.side_config.num_blocks if stored else 0
+    return make_plan(settings, contract, known, num_train, overlap=overlap, num_blocks=num_blocks)

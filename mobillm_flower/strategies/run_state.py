@@ -1,0 +1,132 @@
+"""A run that is prepared: what was fixed when it started, and where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import Result
+
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.models.side_tuned import save_side_network
+from mobillm_flower.runs.events import Gates, TypeJoined
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.server import ActivationCache, Trainer
+from mobillm_flower.server.plan import TrainingPlan, known_backbones, last_round, note_backbones
+from mobillm_flower.strategies.connections import Connections
+from mobillm_flower.strategies.exchange import Exchange
+from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.strategies.stopping import Stopping
+from mobillm_flower.wire.contract import ExtractionSpec
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True)
+class OwnEvaluation:
+    """What the caller of `start` adds to the evaluation.
+
+    Parameters
+    ----------
+    function : callable or None
+        (round, arrays) -> MetricRecord, called at the server.
+    config : ConfigRecord
+        Sent along with requests to devices.
+    """
+
+    function: EvaluateFn | None = None
+    config: ConfigRecord = field(default_factory=ConfigRecord)
+
+
+@dataclass
+class RunState:
+    """What the methods of a strategy work on while it runs, and what is left to look at when it has ended.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run's files, and its log.
+    cache : ActivationCache
+        The samples that are held.
+    connections : Connections
+        Devices, and the messages that are out.
+    plan : TrainingPlan
+        What was fixed when the run started; grows when a backbone type joins.
+    rule : PredictionRule
+        How s(A) and p_b become a prediction.
+    trainer : Trainer
+        Trains the side network from the cache.
+    stopping : Stopping
+        What ends the run before its schedule does.
+    own_evaluation : OwnEvaluation
+        What the caller of `start` adds to the evaluation.
+    result : Result
+        Arrays and metrics, as Flower returns them.
+    """
+
+    folder: RunFolder
+    cache: ActivationCache
+    connections: Connections
+    plan: TrainingPlan
+    rule: PredictionRule
+    trainer: Trainer
+    stopping: Stopping
+    own_evaluation: OwnEvaluation
+    result: Result = field(default_factory=Result)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The devices."""
+        return self.connections.fleet
+
+    @property
+    def exchange(self) -> Exchange:
+        """The messages that are out."""
+        return self.connections.exchange
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers of the side network."""
+        return sum(parameter.numel() for parameter in self.trainer.network.parameters())
+
+    def arrays(self) -> ArrayRecord:
+        """Return the side network's state."""
+        return ArrayRecord(self.trainer.state)
+
+    def take_steps_of(self, round_: int) -> None:
+        """Take the overlapping steps that a round still owes, however fast the devices were."""
+        while self.trainer.overlap_step(round_):
+            pass
+
+    def catch_up(self) -> int:
+        """Take the overlapping steps that an interrupted run's finished rounds still owe; returns the last of them."""
+        last = last_round(self.cache)
+        for round_ in range(1, last + 1):
+            self.take_steps_of(round_)
+        return last
+
+    def add_type(self, backbone: BackboneInfo, spec: ExtractionSpec) -> None:
+        """Go on with one more backbone type."""
+        self.plan = self.plan.joined_by(spec)
+        self.plan.store(self.cache)
+        note_backbones(self.cache, {backbone.fingerprint: dataclasses.asdict(backbone)})
+        self.trainer.add_type(spec, self.plan.side_config.build())
+        self.folder.append(TypeJoined(backbone.name, backbone.depth, backbone.width))
+
+    def save(self) -> None:
+        """Write the trained side network."""
+        known = known_backbones(self.cache)  # the only device of a type may be away
+        save_side_network(
+            self.folder.side_network,
+            state=self.trainer.state,
+            side_config=self.plan.side_config,
+            specs=self.plan.specs,
+            backbones={name: known[name] for name in self.plan.specs},
+            contract=self.plan.contract,
+            rule=self.rule,
+        )
+        gates = getattr(self.trainer.network, "gate_values", [])
+        self.folder.append(Gates([round(value, 4) for value in gates]))

@@ -1,0 +1,82 @@
+"""A start that is refused leaves what the folder keeps of the run before: settings, samples, checkpoint, network."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from flwr.app import ArrayRecord
+
+from mobillm_flower import SideTuningClient, load_settings, make_strategy
+from mobillm_flower.errors import CacheError, MismatchError
+from tests.support.local_grid import LocalGrid
+from tests.support.runs import NUM_DEVICES, run, tiny_config
+from tests.support.superlink import events
+from tests.support.tiny_models import save_tiny
+
+NODES = [{"partition-id": i, "num-partitions": NUM_DEVICES} for i in range(NUM_DEVICES)]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> dict:
+    parent = tmp_path_factory.mktemp("refused")
+    return tiny_config(parent / "run", save_tiny(parent / "backbone", "bert"))
+
+
+@pytest.fixture(scope="module")
+def finished(config) -> dict:
+    run(config)
+    folder = Path(config["run.folder"])
+    with closing(sqlite3.connect(folder / "cache.sqlite")) as db, db:
+        db.execute("UPDATE samples SET received = received - 200000")  # from two days ago and more
+    return kept(folder)
+
+
+def kept(folder: Path) -> dict:
+    """What a folder has beside its log, its lock and the devices' own folders."""
+    with closing(sqlite3.connect(folder / "cache.sqlite")) as db:
+        tables = [db.execute(f"SELECT * FROM {name}").fetchall() for name in ("samples", "meta")]
+    files = [folder / "settings.yaml", *folder.glob("checkpoint/*"), *folder.glob("side_network/*")]
+    return {"tables": tables, **{str(file.relative_to(folder)): file.read_bytes() for file in files}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"side-network.bottleneck": 8}, MismatchError, "another side network"),
+        ({"trainer.epochs": 9}, MismatchError, "another trainer"),
+        ({"backbone.layers": 2}, MismatchError, "with other backbones"),
+    ],
+)
+def test_it_is_refused_by_name_and_nothing_is_changed(config, finished, changes, error, reason):
+    refused = {**config, "cache.retention-days": 1, **changes}
+    grid = LocalGrid(SideTuningClient().app, NODES, refused)
+    strategy = make_strategy(load_settings(refused))
+    strategy.poll_s = 0.0
+    with pytest.raises(error, match=reason):
+        strategy.start(grid, ArrayRecord())
+    assert kept(Path(config["run.folder"])) == finished
+    assert reason in events(Path(config["run.folder"]), "finished")[-1]["reason"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config, finished):
+    folder = Path(config["run.folder"])
+    whole = (folder / "checkpoint" / "trainer.pt").read_bytes()
+    (folder / "checkpoint" / "trainer.pt").write_bytes(b"torn")
+    try:
+        with pytest.raises(CacheError, match="cannot be read"):
+            run({**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0})
+    finally:
+        (folder / "checkpoint" / "trainer.pt").write_bytes(whole)
+    assert kept(folder) == finished
+
+
+def test_one_that_is_accepted_keeps_its_own_settings_and_retention(config, finished):
+    again = {**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0}
+    strategy = run(again)
+    folder = Path(config["run.folder"])
+    assert load_settings(folder / "settings.yaml").rounds.timeout_s == 99.0
+    assert len(strategy.fleet) == NUM_DEVICES
+    assert {row[0] for row in kept(folder)["tables"][0]}.isdisjoint(row[0] for row in finished["tables"][0])

@@ -1,0 +1,65 @@
+"""A run's life: the folder is held, the log has both ends, a refused start leaves what is kept of the run before."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from mobillm_flower import load_settings
+from mobillm_flower.errors import CacheError, RunFailed
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.strategies.lifecycle import running
+from tests.support.superlink import events
+
+GRID = SimpleNamespace(run=SimpleNamespace(run_id=7))
+
+
+def start(folder, **overrides):
+    settings = load_settings(overrides)
+    return running(settings, folder, GRID, strategy="PaeMobiLLM")
+
+
+def test_a_run_that_ends_well_is_logged_from_its_start_to_its_end(tmp_path):
+    with start(tmp_path) as started:
+        cache = started.open_cache()
+        started.before_the_end(lambda: started.folder.settings.write_text(str(len(cache)), "utf-8"))
+        assert started.folder.holder() is not None
+    (first,), (last,) = events(tmp_path, "started"), events(tmp_path, "finished")
+    assert (first["strategy"], first["run"], last["outcome"]) == ("PaeMobiLLM", "7", "completed")
+    assert started.folder.settings.read_text("utf-8") == "0"  # the cache was open still
+    assert started.folder.holder() is None
+    with pytest.raises(CacheError, match="closed"):
+        len(cache)
+
+
+def test_a_run_that_fails_is_logged_with_the_reason_and_the_error_goes_on(tmp_path):
+    said = []
+
+    def fail() -> None:
+        with start(tmp_path) as started:
+            started.before_the_end(lambda: said.append("last words"))
+            raise RunFailed("nobody came")
+
+    with pytest.raises(RunFailed, match="nobody came"):
+        fail()
+    (last,) = events(tmp_path, "finished")
+    assert (last["outcome"], last["reason"], said) == ("failed", "nobody came", ["last words"])
+    assert RunFolder(tmp_path).holder() is None
+
+
+def test_an_error_that_is_not_ours_is_named_without_its_text(tmp_path):
+    with pytest.raises(KeyError, match="a private sentence"), start(tmp_path):
+        raise KeyError("a private sentence")
+    assert events(tmp_path, "finished")[0]["reason"] == "KeyError"
+
+
+def test_settings_are_written_at_once_in_a_new_folder_and_else_when_nothing_can_refuse_them(tmp_path):
+    with start(tmp_path, **{"run.seed": 1}) as started:
+        first = started.folder.settings.read_text("utf-8")
+    with pytest.raises(RunFailed, match="refused"), start(tmp_path, **{"run.seed": 2}):
+        raise RunFailed("refused")
+    assert started.folder.settings.read_text("utf-8") == first
+    with start(tmp_path, **{"run.seed": 2}) as again:
+        again.keep_settings()
+    assert started.folder.settings.read_text("utf-8") != first
