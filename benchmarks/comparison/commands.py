@@ -12,8 +12,8 @@ from mobillm_flower.cli.output import print_rows, relative
 
 if TYPE_CHECKING:
     from benchmarks.comparison.variants import Variants
-    from mobillm_flower.evaluation.compare.cells import BenchTask
     from mobillm_flower.evaluation.compare.curves import Plan
+    from mobillm_flower.evaluation.compare.task import ComparedTask
     from mobillm_flower.evaluation.turns import Report
 
 PageFile = Annotated[Path | None, typer.Option("--report", help="Write a page with tables and figures to this file.")]
@@ -156,7 +156,6 @@ def robustness(
         shares=SHARES[-1:] if quick else SHARES,
         choices=("minilm@1", "minilm@2") if quick else ("minilm@3", "minilm@6"),
         turns=1 if quick else 5,
-        data=data,
         work=work,
     )
     link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
@@ -304,21 +303,20 @@ def _variants(
         seeds=range(1 if quick else seeds),
         num_devices=3 if quick else devices,
         common={**PAE, **(_QUICK_SETTINGS if quick else {})},
-        data=data,
         work=work,
         say=say,
     )
 
 
-def _tasks(names: str, data: Path | None) -> list[BenchTask]:
-    from mobillm_flower.evaluation.compare.methods import TASKS
+def _tasks(names: str, data: Path | None) -> list[ComparedTask]:
+    from benchmarks.comparison.tasks import DATA_SETS, compared_task
 
     for name in names.split(","):
-        if name not in TASKS:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(TASKS)}", param_hint="--tasks")
-        if TASKS[name].folder and data is None:
+        if name not in DATA_SETS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(DATA_SETS)}", param_hint="--tasks")
+        if DATA_SETS[name].folder and data is None:
             raise typer.BadParameter(f"{name} needs --data, the folder of data sets", param_hint="--data")
-    return [TASKS[name] for name in names.split(",")]
+    return [compared_task(name, data) for name in names.split(",")]
 
 
 def _plan(
@@ -345,11 +343,10 @@ def _plan(
         tasks=_tasks(tasks, data),
         methods=compared(3 if quick else rounds, names, trials=not quick),
         seeds=range(1 if quick else seeds),
-        alphas=(0.1,) if quick else (None, 0.1),
+        partitions=("alpha=0.1",) if quick else ("iid", "alpha=0.1"),
         num_devices=3 if quick else devices,
         common=_common(precision, quick=quick),
         turns=1 if quick else 5,
-        data=data,
         work=work,
     )
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import UnsupportedError
-from mobillm_flower.evaluation.compare.cells import SIDE_TUNING, BenchTask, Cell, Point
+from mobillm_flower.evaluation.compare.cells import SIDE_TUNING, Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link, wall_seconds
 from mobillm_flower.evaluation.compare.costs import DeviceCost, device_costs
 from mobillm_flower.evaluation.compare.curves import Method
+from mobillm_flower.evaluation.compare.task import ComparedTask, partition_name
 from mobillm_flower.evaluation.turns import Plot, Report, Table
 from mobillm_flower.models.fine_tuned import baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
@@ -49,11 +50,11 @@ class HarmedCell(Cell):
 
     answers: Mapping[str, int] = field(default_factory=dict)
 
-    def launch(self, data: Path | None, work: Path) -> Path:
+    def launch(self, work: Path) -> Path:
         """Run it with the devices' app told who vanishes."""
         os.environ[_VANISH] = json.dumps(dict(self.answers))
         try:
-            return super().launch(data, work)
+            return super().launch(work)
         finally:
             del os.environ[_VANISH]
 
@@ -64,7 +65,7 @@ class Fleets:
 
     Parameters
     ----------
-    task : BenchTask
+    task : ComparedTask
         Its data.
     methods : sequence of Method
         Of `METHODS`; of each the first trial's settings are taken.
@@ -82,11 +83,11 @@ class Fleets:
         Backbones of the mixed fleet, as NAME@LAYERS, in turns.
     turns : int
         Repetitions of what a device's work costs.
-    data, work : Path
+    work : Path
         As with `Cell.run`.
     """
 
-    task: BenchTask
+    task: ComparedTask
     methods: Sequence[Method]
     seeds: Sequence[int]
     alpha: float
@@ -95,7 +96,6 @@ class Fleets:
     shares: Sequence[float]
     choices: Sequence[str]
     turns: int
-    data: Path | None
     work: Path
 
     def cell(self, method: Method, seed: int, answers: Mapping[str, int]) -> Cell:
@@ -104,19 +104,19 @@ class Fleets:
         if method.name in SIDE_TUNING:
             window = -(-self.task.num_train // (self.num_devices * _WINDOWS))
             settings |= {"rounds.window": str(window), "arrivals.grow-windows": "false"}
-        whole = (self.task, method.name, self.alpha, seed, self.num_devices, "test", settings)
+        whole = (self.task, method.name, partition_name(self.alpha), seed, self.num_devices, "test", settings)
         return HarmedCell(*whole, answers) if answers else Cell(*whole)
 
     def messages(self, cell: Cell) -> list[int]:
         """Return how many messages of training each device is sent if none vanishes."""
-        settings = load_settings(overrides=cell.words(self.data, self.work))
+        settings = load_settings(overrides=cell.words(self.work))
         if cell.method not in SIDE_TUNING:
             return [settings.rounds.num_rounds] * self.num_devices
         return [-(-size // settings.rounds.window) for size in self.sizes(cell)]
 
     def sizes(self, cell: Cell) -> list[int]:
         """Return each device's number of training samples."""
-        settings = load_settings(overrides=cell.words(self.data, self.work))
+        settings = load_settings(overrides=cell.words(self.work))
         return [len(load_local_data(settings, i, self.num_devices).train) for i in range(self.num_devices)]
 
 
@@ -150,13 +150,12 @@ def bench_robustness(fleets: Fleets, link: Link, *, say: Callable[[str], None]) 
     """
 
     def run(cell: Cell) -> Point:
-        point = cell.run(fleets.data, fleets.work)[-1]
+        point = cell.run(fleets.work)[-1]
         say(f"{cell.title}, {_harm(cell)}: {point.metric:.4f}")
         return point
 
     costs = device_costs(
         {method.name: fleets.cell(method, fleets.seeds[0], {}) for method in fleets.methods},
-        fleets.data,
         fleets.work,
         turns=fleets.turns,
     )
@@ -228,7 +227,7 @@ def _mixed(fleets: Fleets, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"{choice} in a mixed fleet, seed {seed}: {metric:.4f}")
         for choice in fleets.choices:
             alone = replace(cell, settings={**cell.settings, **_backbone(choice)})
-            found[choice]["alone"].append(alone.run(fleets.data, fleets.work)[-1].metric)
+            found[choice]["alone"].append(alone.run(fleets.work)[-1].metric)
             say(f"{choice} in a fleet of its own, seed {seed}: {found[choice]['alone'][-1]:.4f}")
     return {"fed": found, "fed-lora": _refusal(fleets)}
 
@@ -237,8 +236,8 @@ def _by_type(cell: Cell, fleets: Fleets) -> dict[str, float]:
     """Return the metric on the whole held-out split with each backbone of a mixed fleet."""
     kept = cell.folder(fleets.work) / "types.json"
     if not kept.exists():
-        path = cell.launch(fleets.data, fleets.work)
-        test = load_central_data(load_settings(overrides=cell.words(fleets.data, fleets.work))).test
+        path = cell.launch(fleets.work)
+        test = load_central_data(load_settings(overrides=cell.words(fleets.work))).test
         found = {
             choice: SideTunedModel.from_pretrained(path / "side_network", backbone=choice).evaluate(test)
             for choice in fleets.choices
@@ -260,7 +259,7 @@ def _refusal(fleets: Fleets) -> str:
     state: Mapping[str, Any] = {}
     for choice in fleets.choices:
         cell = fleets.cell(method, fleets.seeds[0], {})
-        words = replace(cell, settings={**cell.settings, **_backbone(choice)}).words(fleets.data, fleets.work)
+        words = replace(cell, settings={**cell.settings, **_backbone(choice)}).words(fleets.work)
         settings = load_settings(overrides=words)
         model = baseline_model(settings, load_central_data(settings).contract)
         if state:

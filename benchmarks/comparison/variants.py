@@ -14,7 +14,8 @@ from mobillm_flower.backbones import load_backbone
 from mobillm_flower.config import load_settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples, encode_sample
-from mobillm_flower.evaluation.compare.cells import BenchTask, Cell
+from mobillm_flower.evaluation.compare.cells import Cell
+from mobillm_flower.evaluation.compare.task import IID, ComparedTask
 from mobillm_flower.evaluation.device_cost import tokens
 from mobillm_flower.evaluation.turns import Report, Table
 from mobillm_flower.tasks import load_local_data
@@ -59,13 +60,12 @@ ABLATION: Variants = {
 
 def bench_variants(
     name: str,
-    task: BenchTask,
+    task: ComparedTask,
     variants: Variants,
     *,
     seeds: Sequence[int],
     num_devices: int,
     common: Mapping[str, str],
-    data: Path | None,
     work: Path,
     say: Callable[[str], None],
 ) -> Report:
@@ -89,15 +89,15 @@ def bench_variants(
     found: dict[str, Any] = {}
     for variant, changed in variants.items():
         settings = {**common, **changed}
-        cells = [Cell(task, "pae", None, seed, num_devices, "test", settings) for seed in seeds]
-        points = [cell.run(data, work)[-1] for cell in cells]
+        cells = [Cell(task, "pae", IID, seed, num_devices, "test", settings) for seed in seeds]
+        points = [cell.run(work)[-1] for cell in cells]
         with safe_open(work / "cells" / cells[0].key() / "side_network" / "model.safetensors", "pt") as file:
             parameters = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 - it is no mapping
         found[variant] = {
             "settings": dict(changed),
             "metrics": [point.metric for point in points],
             "bytes_a_sample": mean(point.bytes_up / point.samples for point in points),
-            "relative_error": relative_error(cells[0], data, work),
+            "relative_error": relative_error(cells[0], work),
             "mb_down": mean(point.bytes_down for point in points) / 1e6,
             "gflops": mean(point.flops for point in points) / 1e9,
             "parameters": parameters,
@@ -110,9 +110,9 @@ def bench_variants(
     return report
 
 
-def relative_error(cell: Cell, data: Path | None, work: Path, *, num_samples: int = 64) -> float:
+def relative_error(cell: Cell, work: Path, *, num_samples: int = 64) -> float:
     """Return ‖x − x̂‖/‖x‖ over all values of the first samples' activations, encoded and decoded as the cell does."""
-    settings = load_settings(overrides=cell.words(data, work))
+    settings = load_settings(overrides=cell.words(work))
     local = load_local_data(settings, 0, settings.data.num_devices)
     backbone = load_backbone(settings.backbone.name, layers=settings.backbone.layers)
     spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)

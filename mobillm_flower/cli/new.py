@@ -48,8 +48,6 @@ class Recipe:
         Column of the second text; empty: there is none.
     has_labels : bool
         Whether there is a column of labels or numbers.
-    extra : str
-        Extra of the package that brings the backbone.
     settings : mapping
         Settings by dotted key, beside those of the data.
     rows : str
@@ -58,26 +56,23 @@ class Recipe:
 
     pair_column: str
     has_labels: bool
-    extra: str
     settings: Mapping[str, Any]
     rows: str
 
 
 _OF_SENTENCES = {"preset": "pae", "backbone.name": "minilm", "task.max-length": 64}
 RECIPES: Mapping[TaskKind, Recipe] = {
-    TaskKind.classification: Recipe("", True, "[demo]", _OF_SENTENCES, "sentences on cooking, travel and sport"),
+    TaskKind.classification: Recipe("", True, _OF_SENTENCES, "sentences on cooking, travel and sport"),
     TaskKind.pairs: Recipe(
         "text_pair",
         True,
-        "[demo]",
         {**_OF_SENTENCES, "activations.bi-encoder": True, "activations.pivot": "mean"},
         "pairs of sentences that say the same, or do not",
     ),
-    TaskKind.regression: Recipe("", True, "[demo]", _OF_SENTENCES, "opinions, from 0 (the worst) to 1 (the best)"),
+    TaskKind.regression: Recipe("", True, _OF_SENTENCES, "opinions, from 0 (the worst) to 1 (the best)"),
     TaskKind.language_modelling: Recipe(
         "response",
         False,
-        "",
         {
             "preset": "mobillm",
             "backbone.name": "facebook/opt-125m",
@@ -213,7 +208,6 @@ def _files(name: str, task: TaskKind, settings: Mapping[str, Any], rows: str) ->
         "name": name,
         "project": name.replace("_", "-"),  # Flower takes no _ there
         "task": task.value,
-        "extra": RECIPES[task].extra,
         "config": _toml(settings),
         "backbone": settings["backbone.name"],
         "columns": ", ".join(f"`{column}`" for column in columns),

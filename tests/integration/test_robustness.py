@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.robustness import _VANISH, Fleets, HarmedCell, _refusal, _straggler, vanishing
+from benchmarks.comparison.tasks import compared_task
 from mobillm_flower import load_settings, make_strategy
 from mobillm_flower.evaluation.compare.app.measured import client_app
 from mobillm_flower.evaluation.compare.cells import Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.compare.costs import DeviceCost
-from mobillm_flower.evaluation.compare.methods import TASKS, methods
+from mobillm_flower.evaluation.compare.methods import methods
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 
@@ -80,8 +81,8 @@ def test_who_vanishes_is_drawn_from_the_seed_alone() -> None:
 
 
 def test_a_harmed_cell_is_another_cell() -> None:
-    cell = Cell(TASKS["phone-messages"], "fed", 0.1, 0, 4, "test", {})
-    one, other = (HarmedCell(cell.task, "fed", 0.1, 0, 4, "test", {}, {"1": count}) for count in (1, 2))
+    cell = Cell(compared_task("phone-messages"), "fed", "alpha=0.1", 0, 4, "test", {})
+    one, other = (HarmedCell(cell.task, "fed", "alpha=0.1", 0, 4, "test", {}, {"1": count}) for count in (1, 2))
     assert len({cell.key(), one.key(), other.key()}) == 3
     assert "answers" not in asdict(cell)  # finished runs are known by what a cell was
 
@@ -99,7 +100,7 @@ def test_a_straggler_slows_all_that_wait_for_it() -> None:
 def fleets(tmp_path: Path, choices: list[str]) -> Fleets:
     common = {"backbone.token-budget": "1024"}
     return Fleets(
-        TASKS["phone-messages"],
+        compared_task("phone-messages"),
         methods(3, ["fed"], trials=False),
         [0],
         0.1,
@@ -108,7 +109,6 @@ def fleets(tmp_path: Path, choices: list[str]) -> Fleets:
         [0.5],
         choices,
         1,
-        None,
         tmp_path,
     )
 

@@ -16,19 +16,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.evaluation.compare.task import ComparedTask, partition_words
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.reports import read_run
-from mobillm_flower.tasks import load_central_data, load_local_data, load_splits
+from mobillm_flower.tasks import load_central_data, load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 
 APP = Path(__file__).parent / "app"
@@ -38,50 +38,6 @@ SIDE_TUNING = ("pae", "mobillm", "fed", UPPER_LAYERS)
 """Methods that are named as their presets."""
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
-
-
-@dataclass(frozen=True)
-class BenchTask:
-    """A data set of the comparison.
-
-    Parameters
-    ----------
-    name : str
-        Its own.
-    folder : str
-        Below the data folder; empty: the package's phone messages.
-    settings : mapping
-        Columns, metric, length.
-    num_train : int
-        Training rows, cut from the train split after shuffling with seed 0.
-    num_validation : int
-        Further rows of the train split, on which settings are chosen.
-    """
-
-    name: str
-    folder: str
-    settings: Mapping[str, str]
-    num_train: int
-    num_validation: int = 500
-
-    def write(self, data: Path | None, work: Path, *, held_out: str) -> Path:
-        """Write the cut data set as parquet, tested on `held_out` ("validation" or "test"), and return its folder."""
-        folder = work / "data" / f"{self.name}-{self.num_train}-{self.num_validation}-{held_out}"
-        if (folder / "test.parquet").exists():
-            return folder
-        words = [f"{key}={value}" for key, value in self.settings.items()]
-        if self.folder:
-            assert data is not None
-            words.append(f"data.source={(data / self.folder).resolve()}")
-        datasets.disable_progress_bars()
-        train, test = load_splits(load_settings(overrides=words).data)
-        train = train.shuffle(seed=0)
-        if held_out == "validation":
-            test = train.select(range(self.num_train, min(len(train), self.num_train + self.num_validation)))
-        folder.mkdir(parents=True, exist_ok=True)
-        train.select(range(min(self.num_train, len(train)))).to_parquet(folder / "train.parquet")
-        test.to_parquet(folder / "test.parquet")
-        return folder
 
 
 @dataclass(frozen=True)
@@ -121,12 +77,12 @@ class Cell:
 
     Parameters
     ----------
-    task : BenchTask
+    task : ComparedTask
         Its data.
     method : str
         A strategy, or `central-lora`.
-    alpha : float or None
-        Of the Dirichlet partition; None: IID.
+    partition : str
+        "iid", "natural", or "alpha=0.1".
     seed : int
         Of weights, order, dropout and partition.
     num_devices : int
@@ -137,9 +93,9 @@ class Cell:
         The method's own.
     """
 
-    task: BenchTask
+    task: ComparedTask
     method: str
-    alpha: float | None
+    partition: str
     seed: int
     num_devices: int
     held_out: str
@@ -148,41 +104,39 @@ class Cell:
     @property
     def title(self) -> str:
         """What it is, for people."""
-        partition = "IID" if self.alpha is None else f"α = {self.alpha:g}"
         changed = ", ".join(f"{key}={value}" for key, value in self.settings.items())
-        return f"{self.task.name}, {self.method}, {partition}, seed {self.seed}, {self.held_out} ({changed})"
+        return f"{self.task.name}, {self.method}, {self.partition}, seed {self.seed}, {self.held_out} ({changed})"
 
     def key(self) -> str:
         """Return the hash of everything that shapes the cell."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
-    def words(self, data: Path | None, work: Path) -> list[str]:
+    def words(self, work: Path) -> list[str]:
         """Return its settings as ``key=value`` words."""
         peer = {"strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method, "peer.keep-rounds": "true"}
         words = {
             **self.task.settings,
-            "data.source": str(self.task.write(data, work, held_out=self.held_out).resolve()),
+            "data.source": str(self.task.write(work, held_out=self.held_out).resolve()),
             "data.num-devices": str(self.num_devices),
-            "data.partition": "iid" if self.alpha is None else "dirichlet",
+            **partition_words(self.partition),
             "data.seed": str(self.seed),
             "run.seed": str(self.seed),
-            **({} if self.alpha is None else {"data.alpha": str(self.alpha)}),
             **({"preset": self.method} if self.method in SIDE_TUNING else peer),
             **self.settings,
         }
         return [f"{key}={value}" for key, value in words.items()]
 
-    def run(self, data: Path | None, work: Path) -> list[Point]:
+    def run(self, work: Path) -> list[Point]:
         """Run it, unless its points are there, and return them."""
         kept = self.folder(work) / "points.json"
         if kept.exists():
             return [Point(**point) for point in json.loads(kept.read_text("utf-8"))["points"]]
-        settings = load_settings(overrides=self.words(data, work))
+        settings = load_settings(overrides=self.words(work))
         if self.method == CENTRAL_LORA:
             self.folder(work).mkdir(parents=True, exist_ok=True)
             points = _central(settings)
         else:
-            path = self.launch(data, work)
+            path = self.launch(work)
             points = _side_tuned(path, settings) if self.method in SIDE_TUNING else _peer(path, settings)
         kept.write_text(json.dumps({"cell": asdict(self), "points": [asdict(point) for point in points]}), "utf-8")
         self.tidy(work)
@@ -192,12 +146,12 @@ class Cell:
         """Return where its run is kept."""
         return work / "cells" / self.key()
 
-    def launch(self, data: Path | None, work: Path) -> Path:
+    def launch(self, work: Path) -> Path:
         """Run it in Flower's simulation, in an empty folder of its own, and return the folder."""
         path = self.folder(work)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-        run_app(read_app(APP), self.words(data, work), run_path=path, on_event=lambda _event: None)
+        run_app(read_app(APP), self.words(work), run_path=path, on_event=lambda _event: None)
         return path
 
     def tidy(self, work: Path) -> None:

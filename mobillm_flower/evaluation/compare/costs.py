@@ -54,15 +54,15 @@ class DeviceCost:
     num_samples: int = 0
 
 
-def device_costs(cells: Mapping[str, Cell], data: Path | None, work: Path, *, turns: int) -> dict[str, DeviceCost]:
+def device_costs(cells: Mapping[str, Cell], work: Path, *, turns: int) -> dict[str, DeviceCost]:
     """Measure each method's work on a device with its share of the task's rows, unless that was done before.
 
     Parameters
     ----------
     cells : mapping
         A cell by method, all of one task.
-    data, work : Path
-        As in `Cell.run`; what was measured is kept in `work`.
+    work : Path
+        As in `Cell.run`; what was measured is kept there.
     turns : int
         Repetitions; the methods take turns.
     """
@@ -70,7 +70,7 @@ def device_costs(cells: Mapping[str, Cell], data: Path | None, work: Path, *, tu
     folders: dict[str, Path] = {}
     for name, cell in cells.items():
         if name in SIDES:
-            text = to_yaml(load_settings(overrides=cell.words(data, work)))
+            text = to_yaml(load_settings(overrides=cell.words(work)))
             folders[name] = work / "costs" / hashlib.sha256(f"{text}{turns}".encode()).hexdigest()[:16]
             folders[name].mkdir(parents=True, exist_ok=True)
             (folders[name] / "settings.yaml").write_text(text, "utf-8")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mobillm_flower.config import load_settings
-from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING, BenchTask, Cell, Point
+from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING, Cell, Point
 from mobillm_flower.evaluation.compare.costs import DeviceCost, device_costs
+from mobillm_flower.evaluation.compare.task import IID, ComparedTask
 from mobillm_flower.evaluation.references import majority
 from mobillm_flower.tasks import load_central_data
 
@@ -48,9 +49,9 @@ class Method:
     trial_settings: Mapping[str, str]
     of_pairs: Mapping[str, str] = field(default_factory=dict)
 
-    def settings_for(self, task: BenchTask) -> dict[str, str]:
+    def settings_for(self, task: ComparedTask) -> dict[str, str]:
         """Return its settings on a task."""
-        return {**self.settings, **(self.of_pairs if "data.pair-column" in task.settings else {})}
+        return {**self.settings, **(self.of_pairs if task.has_pairs else {})}
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,26 @@ class Plan:
     Parameters
     ----------
     tasks, methods : sequence
-        `central-lora` must be among the methods.
-    seeds, alphas : sequence
-        Seeds, and the Dirichlet partition's α (None: IID).
+        What is compared, on what.
+    seeds, partitions : sequence
+        Seeds, and partitions by name: "iid", "natural", "alpha=0.1".
     num_devices : int
         Devices of the fleet.
     common : mapping
         Settings of all runs.
     turns : int
         Repetitions of what a device's work costs.
-    data, work : Path
-        Where data sets are; where finished runs are kept.
+    work : Path
+        Where finished runs are kept.
     """
 
-    tasks: Sequence[BenchTask]
+    tasks: Sequence[ComparedTask]
     methods: Sequence[Method]
     seeds: Sequence[int]
-    alphas: Sequence[float | None]
+    partitions: Sequence[str]
     num_devices: int
     common: Mapping[str, str]
     turns: int
-    data: Path | None
     work: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Plan:
             "tasks": [asdict(task) for task in self.tasks],
             "methods": [asdict(method) for method in self.methods],
             "seeds": list(self.seeds),
-            "alphas": list(self.alphas),
+            "partitions": list(self.partitions),
             "num_devices": self.num_devices,
             "common": dict(self.common),
             "turns": self.turns,
@@ -131,19 +131,19 @@ def draw_curves(plan: Plan, *, say: Callable[[str], None]) -> dict[str, TaskCurv
     return {task.name: _task_curves(task, plan, say) for task in plan.tasks}
 
 
-def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> TaskCurves:
-    def curve(method: Method, alpha: float | None, seed: int, settings: Mapping[str, str], held: str) -> list[Point]:
+def _task_curves(task: ComparedTask, plan: Plan, say: Callable[[str], None]) -> TaskCurves:
+    def curve(method: Method, partition: str, seed: int, settings: Mapping[str, str], held: str) -> list[Point]:
         words = {**plan.common, **method.settings_for(task), **settings}
-        cell = Cell(task, method.name, alpha, seed, plan.num_devices, held, words)
-        points = cell.run(plan.data, plan.work)
+        cell = Cell(task, method.name, partition, seed, plan.num_devices, held, words)
+        points = cell.run(plan.work)
         say(f"{cell.title}: best {max(point.metric for point in points):.4f}")
         return points
 
-    def choose(method: Method, alpha: float | None) -> Mapping[str, str]:
+    def choose(method: Method, partition: str) -> Mapping[str, str]:
         """Return the settings of the best trial on validation rows, and remember all trials."""
 
         def tried(trial: Mapping[str, str]) -> dict[str, Any]:
-            points = curve(method, alpha, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
+            points = curve(method, partition, plan.seeds[0], {**trial, **method.trial_settings}, "validation")
             return {"settings": dict(trial), "validation": max(point.metric for point in points)}
 
         best: Mapping[str, str] = dict(method.trials[0])
@@ -154,7 +154,7 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
             ) + MORE_TRIALS:
                 found.append(tried(beyond))
             best = _best(found)["settings"]
-        trials.setdefault(method.name, {})[_name(alpha)] = {"settings": best, "trials": found}
+        trials.setdefault(method.name, {})[partition] = {"settings": best, "trials": found}
         return best
 
     trials: dict[str, Any] = {}
@@ -163,20 +163,20 @@ def _task_curves(task: BenchTask, plan: Plan, say: Callable[[str], None]) -> Tas
     cells: dict[str, Cell] = {}
     for method in plan.methods:
         if method.name == CENTRAL_LORA:
-            chosen = choose(method, None)
-            central = [curve(method, None, seed, chosen, "test") for seed in plan.seeds]
+            chosen = choose(method, IID)
+            central = [curve(method, IID, seed, chosen, "test") for seed in plan.seeds]
             continue
-        once = choose(method, plan.alphas[0]) if method.name in PARTITION_FREE else None
-        for alpha in plan.alphas:
-            chosen = once or choose(method, alpha)
-            curves = [curve(method, alpha, seed, chosen, "test") for seed in plan.seeds]
-            partitions.setdefault(_name(alpha), {})[method.name] = curves
+        once = choose(method, plan.partitions[0]) if method.name in PARTITION_FREE else None
+        for partition in plan.partitions:
+            chosen = once or choose(method, partition)
+            curves = [curve(method, partition, seed, chosen, "test") for seed in plan.seeds]
+            partitions.setdefault(partition, {})[method.name] = curves
             words = {**plan.common, **method.settings_for(task), **chosen}
-            cells.setdefault(method.name, Cell(task, method.name, None, plan.seeds[0], plan.num_devices, "test", words))
+            cells.setdefault(method.name, Cell(task, method.name, IID, plan.seeds[0], plan.num_devices, "test", words))
     say(f"{task.name}: what a device's work costs")
-    costs = device_costs(cells, plan.data, plan.work, turns=plan.turns)
+    costs = device_costs(cells, plan.work, turns=plan.turns)
     any_cell = next(iter(cells.values()))
-    least = majority(load_central_data(load_settings(overrides=any_cell.words(plan.data, plan.work))))
+    least = majority(load_central_data(load_settings(overrides=any_cell.words(plan.work))))
     return TaskCurves(trials, central, partitions, costs, least)
 
 
@@ -191,7 +191,3 @@ def _beyond(found: Sequence[Mapping[str, Any]], *, upwards: bool) -> dict[str, s
     if float(value) == min(values):
         return {name: f"{float(value) / 2:g}"}
     return {name: f"{float(value) * 2:g}"} if upwards and float(value) == max(values) else {}
-
-
-def _name(alpha: float | None) -> str:
-    return "iid" if alpha is None else f"alpha={alpha:g}"

@@ -1,12 +1,12 @@
-"""The methods and tasks of the comparison: settings of each, and trials of which one is chosen on validation rows."""
+"""The methods of the comparison: settings of each, and trials of which one is chosen on validation rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
-from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, BenchTask
+from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA
 from mobillm_flower.evaluation.compare.curves import Method
 
 METHODS = ("pae", UPPER_LAYERS, "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
@@ -56,27 +56,6 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
         Method(CENTRAL_LORA, {"rounds.num-rounds": epochs}, _trials(rate, "5e-4", "1e-3", "2e-3"), {}),
     ]
     return [replace(one, trials=one.trials if trials else one.trials[1:2]) for one in made if one.name in names]
-
-
-TASKS: Mapping[str, BenchTask] = {
-    task.name: task
-    for task in (
-        BenchTask("phone-messages", "", {"data.label-column": "intent", "task.max-length": "32"}, 600, 200),
-        BenchTask("sst2_sentences", "sst2_sentences", {"data.text-column": "sentence", "task.max-length": "64"}, 1000),
-        BenchTask(
-            "mrpc",
-            "glue_mrpc",
-            {
-                "data.text-column": "sentence1",
-                "data.pair-column": "sentence2",
-                "task.kind": "pairs",
-            },
-            1000,
-        ),
-        BenchTask("clinc150", "clinc150", {"task.max-length": "32"}, 3000, 1000),
-    )
-}
-"""Tasks by name, with their training rows; all but the package's own need the folder of data sets."""
 
 
 def _trials(setting: str, *values: str) -> list[dict[str, str]]:

@@ -16,12 +16,13 @@ pytest.importorskip("simpy", reason="the extra `bench` with simpy is not install
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.fleet import bench_fleet, read_curves
 from benchmarks.comparison.fleet_clock import PROFILES, Device, Presence, Recorded, World, make_fleet, simulate
+from benchmarks.comparison.tasks import compared_task
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link, cost_to_target
 from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
-from mobillm_flower.evaluation.compare.methods import TASKS, methods
+from mobillm_flower.evaluation.compare.methods import methods
 
 ALWAYS = {"on_s": 1e9, "off_s": 0.0}
 WORLD = World(gflops=100.0, deadline_s=1000.0, latency_s=0.5, **ALWAYS)
@@ -146,7 +147,7 @@ def curves(tmp_path: Path) -> Path:
     costs = {"pae": DeviceCost(0.01, 10_000_000), "fed-lora": DeviceCost(0.05, 100_000_000), "upload-all": DeviceCost()}
     slow = [lora[0], replace(lora[1], metric=0.8, rounds=6)]  # the other seed's run
     found = {"iid": {"pae": [[ours]] * 2, "fed-lora": [lora, slow], "upload-all": [[ours]] * 2}}
-    plan = Plan([TASKS["phone-messages"]], methods(3, ["pae"]), [0, 1], [None], 10, {}, 1, None, tmp_path)
+    plan = Plan([compared_task("phone-messages")], methods(3, ["pae"]), [0, 1], ["iid"], 10, {}, 1, tmp_path)
     report = cost_to_target(plan, {"t": TaskCurves({}, [], found, costs, 0.5)}, Link())
     (tmp_path / "cost.json").write_text(json.dumps(report.to_dict()))
     return tmp_path / "cost.json"

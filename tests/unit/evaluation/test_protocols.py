@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.quality_under_budget import quality_under_budget
+from benchmarks.comparison.tasks import compared_task
 from benchmarks.overhead.network import _table
 from mobillm_flower.config import load_settings
-from mobillm_flower.evaluation.compare.cells import BenchTask, Cell, Point
+from mobillm_flower.evaluation.compare.cells import Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import BOTH, Link, cost_to_target, reached, wall_seconds
 from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves, draw_curves
-from mobillm_flower.evaluation.compare.methods import METHODS, TASKS, methods
+from mobillm_flower.evaluation.compare.methods import METHODS, methods
+from mobillm_flower.evaluation.compare.task import ComparedTask
 from mobillm_flower.reports.comparison import protocol_page
 
 OURS = Point(0.8, 1, 1.0, 100.0, 2e9, 1e6, 3e6, [120], [[2e6, 3e6]], 5.0)
@@ -31,7 +33,7 @@ COSTS = {"pae": DeviceCost(0.01, 10_000_000), "fed-lora": DeviceCost(0.05, 100_0
 
 
 def plan(tmp_path: Path) -> Plan:
-    return Plan([TASKS["phone-messages"]], methods(3, ["pae", "fed-lora"]), [0], [None], 2, {}, 1, None, tmp_path)
+    return Plan([compared_task("phone-messages")], methods(3, ["pae", "fed-lora"]), [0], ["iid"], 2, {}, 1, tmp_path)
 
 
 def curves(*central: Point) -> dict[str, TaskCurves]:
@@ -146,32 +148,33 @@ def test_every_method_has_as_many_trials() -> None:
 def test_settings_of_a_method_are_settings(tmp_path: Path, name: str) -> None:
     (method,) = methods(9, [name])
     for trial in method.trials:
-        cell = Cell(TASKS["phone-messages"], name, 0.1, 1, 4, "validation", {**method.settings, **trial})
-        found = load_settings(overrides=cell.words(None, tmp_path))
+        words = {**method.settings, **trial}
+        cell = Cell(compared_task("phone-messages"), name, "alpha=0.1", 1, 4, "validation", words)
+        found = load_settings(overrides=cell.words(tmp_path))
         assert (found.data.num_devices, found.data.alpha, found.run.seed) == (4, 0.1, 1)
         assert found.strategy == {"central-lora": "fed-lora", "upper-layers": "pae"}.get(name, name)
 
 
 def test_a_cell_is_known_by_everything_that_shapes_it() -> None:
-    cell = Cell(TASKS["phone-messages"], "pae", None, 0, 4, "test", {"a": "1"})
+    cell = Cell(compared_task("phone-messages"), "pae", "iid", 0, 4, "test", {"a": "1"})
     others = [
-        Cell(BenchTask("phone-messages", "", {}, 600, 200), "pae", None, 0, 4, "test", {"a": "1"}),
-        Cell(cell.task, "fed", None, 0, 4, "test", {"a": "1"}),
-        Cell(cell.task, "pae", 0.1, 0, 4, "test", {"a": "1"}),
-        Cell(cell.task, "pae", None, 1, 4, "test", {"a": "1"}),
-        Cell(cell.task, "pae", None, 0, 5, "test", {"a": "1"}),
-        Cell(cell.task, "pae", None, 0, 4, "validation", {"a": "1"}),
-        Cell(cell.task, "pae", None, 0, 4, "test", {"a": "2"}),
+        Cell(ComparedTask("phone-messages", {}, 600, 200), "pae", "iid", 0, 4, "test", {"a": "1"}),
+        Cell(cell.task, "fed", "iid", 0, 4, "test", {"a": "1"}),
+        Cell(cell.task, "pae", "alpha=0.1", 0, 4, "test", {"a": "1"}),
+        Cell(cell.task, "pae", "iid", 1, 4, "test", {"a": "1"}),
+        Cell(cell.task, "pae", "iid", 0, 5, "test", {"a": "1"}),
+        Cell(cell.task, "pae", "iid", 0, 4, "validation", {"a": "1"}),
+        Cell(cell.task, "pae", "iid", 0, 4, "test", {"a": "2"}),
     ]
     assert len({cell.key(), *(other.key() for other in others)}) == 8
-    assert Cell(cell.task, "pae", None, 0, 4, "test", {"a": "1"}).key() == cell.key()
+    assert Cell(cell.task, "pae", "iid", 0, 4, "test", {"a": "1"}).key() == cell.key()
 
 
 def test_validation_rows_are_not_trained_on(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    task = TASKS["phone-messages"]
-    folders = {held: task.write(None, tmp_path, held_out=held) for held in ("validation", "test")}
+    task = compared_task("phone-messages")
+    folders = {held: task.write(tmp_path, held_out=held) for held in ("validation", "test")}
     rows = {
         held: {split: pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "test")}
         for held, folder in folders.items()

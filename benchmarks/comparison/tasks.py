@@ -1,0 +1,40 @@
+"""The project's own tasks of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobillm_flower.evaluation.compare.task import ComparedTask
+
+_PAIR = {"data.text-column": "sentence1", "data.pair-column": "sentence2", "task.kind": "pairs"}
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set below the folder of data sets; `folder` is empty where the package has it."""
+
+    folder: str
+    settings: Mapping[str, str]
+    num_train: int
+    num_validation: int = 500
+
+
+DATA_SETS: Mapping[str, DataSet] = {
+    "phone-messages": DataSet("", {"data.label-column": "intent", "task.max-length": "32"}, 600, 200),
+    "sst2_sentences": DataSet("sst2_sentences", {"data.text-column": "sentence", "task.max-length": "64"}, 1000),
+    "mrpc": DataSet("glue_mrpc", _PAIR, 1000),
+    "clinc150": DataSet("clinc150", {"task.max-length": "32"}, 3000, 1000),
+}
+"""By name, with the training rows that are cut; all but the package's own need the folder of data sets."""
+
+
+def compared_task(name: str, data: Path | None = None) -> ComparedTask:
+    """Return a task by name, its data set below the folder `data`."""
+    found = DATA_SETS[name]
+    source = "phone-messages"
+    if found.folder:
+        assert data is not None
+        source = str((data / found.folder).resolve())
+    return ComparedTask(name, {**found.settings, "data.source": source}, found.num_train, found.num_validation)
