@@ -358,7 +358,7 @@ def _common(precision: str, *, quick: bool) -> dict[str, str]:
 
 def show(report: Report, json_file: Path | None, page: Path | None) -> None:
     """Print a report's tables; write its figures and its page, if files are given."""
-    from mobillm_flower.reports.comparison import protocol_page
+    from mobillm_flower.reports.comparison import comparison_page
 
     found = report.to_dict()
     for table in report.tables:
@@ -366,5 +366,5 @@ def show(report: Report, json_file: Path | None, page: Path | None) -> None:
     write_json(found, json_file)
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(protocol_page(report.bench, report.tables, report.plots, found), "utf-8")
+        page.write_text(comparison_page(f"Bench: {report.bench}", report.tables, report.plots, found), "utf-8")
         typer.echo(f"page: {relative(page.resolve())}")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mobillm_flower.cli.audit import audit
 from mobillm_flower.cli.cache import app as cache
+from mobillm_flower.cli.compare import compare
 from mobillm_flower.cli.mixing_key import mixing_key
 from mobillm_flower.cli.new import new
 from mobillm_flower.cli.plan import plan
@@ -32,6 +33,7 @@ app.command()(new)
 app.command()(run)
 app.command()(status)
 app.command()(plan)
+app.command()(compare)
 app.command()(predict)
 app.add_typer(cache, name="cache")
 app.command()(settings)

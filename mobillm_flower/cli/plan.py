@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from mobillm_flower.cli.output import AsJson, print_rows, say_json
 
 if TYPE_CHECKING:
     from mobillm_flower.config import Settings
-    from mobillm_flower.tasks import LocalData
-
-_TEXTS = 500  # of which lengths are read
 
 
 def plan(
@@ -39,31 +36,31 @@ def plan(
     """Predict bytes, memory, operations and time of side-tuning and of FedLoRA, and recommend one of them."""
     from mobillm_flower.config import load_settings
     from mobillm_flower.evaluation.compare.cost_to_target import Link
-    from mobillm_flower.evaluation.plan import Workload, forecast, measured_gflops
+    from mobillm_flower.evaluation.plan import Workload, forecast, measured_gflops, sample_lengths
     from mobillm_flower.launch import read_app
-    from mobillm_flower.tasks import make_contract
+    from mobillm_flower.tasks import load_central_data, make_contract
     from mobillm_flower.tasks.task import predicts_tokens
 
     settings = read_app(app).settings(config or []) if app is not None else load_settings(overrides=config or [])
     per_token = predicts_tokens(settings)
-    data = None if samples and tokens and (loss_tokens if per_token else labels) else _data(settings)
+    data = None if samples and tokens and (loss_tokens if per_token else labels) else load_central_data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])
     work = Workload(
         num_samples=samples or (0 if data is None else len(data.train)),
         num_devices=max(1, settings.data.num_devices),
-        **_lengths(settings, data, tokens, loss_tokens if per_token else 0),
+        **sample_lengths(settings, data, tokens=tokens, loss_tokens=loss_tokens if per_token else 0),
         rounds=rounds,
         link=Link(up_mbit=up_mbit, down_mbit=down_mbit),
         gflops=gflops or measured_gflops(),
         memory_mib=memory_mib,
     )
-    found = forecast(settings, contract, work)
+    costs = forecast(settings, contract, work)
     runs = _runs(settings)
     if as_json:
         about = {"samples": work.num_samples, "devices": work.num_devices, "gflops": work.gflops, "memory_plan": runs}
-        say_json({**about, **found.to_dict()})
+        say_json({**about, **costs.to_dict()})
         return
-    ours, lora = found.side_tuning, found.fed_lora
+    ours, lora = costs.side_tuning, costs.fed_lora
     rows = [
         ["memory above the model, MB", f"{ours.peak_bytes / 1e6:,.0f}", f"{lora.peak_bytes / 1e6:,.0f}"],
         ["the model, fp32, MB", f"{ours.model_bytes / 1e6:,.0f}", f"{lora.model_bytes / 1e6:,.0f}"],
@@ -72,17 +69,17 @@ def plan(
         ["down, MB", f"{ours.bytes_down / 1e6:,.2f}", f"{lora.bytes_down / 1e6:,.2f}"],
         ["modelled device seconds", f"{ours.device_seconds:,.0f}", f"{lora.device_seconds:,.0f}"],
         ["modelled wall seconds", f"{ours.wall_seconds:,.0f}", f"{lora.wall_seconds:,.0f}"],
-        ["the server's cache, MB", f"{found.cache_bytes / 1e6:,.1f}", "–"],
+        ["the server's cache, MB", f"{costs.cache_bytes / 1e6:,.1f}", "–"],
     ]
     title = f"A device of {work.num_devices:,}, {work.num_samples / work.num_devices:,.0f} samples each"
     print_rows(title, ["cost", "side-tuning", f"FedLoRA, {rounds} rounds"], rows, headed=True)
     typer.echo(
-        f"\nBytes both ways are equal at {found.even_rounds:,.1f} rounds of FedLoRA, or at {found.even_samples:,.0f} "
+        f"\nBytes both ways are equal at {costs.even_rounds:,.1f} rounds of FedLoRA, or at {costs.even_samples:,.0f} "
         f"samples a device with {rounds} rounds."
     )
     if runs:
         typer.echo(f"The backbone on the device: {runs}.")
-    typer.echo(f"Recommended: {found.recommended}: {found.reasons[0]}.")
+    typer.echo(f"Recommended: {costs.recommended}: {costs.reasons[0]}.")
 
 
 def _runs(settings: Settings) -> str | None:
@@ -103,31 +100,3 @@ def _runs(settings: Settings) -> str | None:
             max_length=settings.task.max_length,
         )
     )
-
-
-def _data(settings: Settings) -> LocalData:
-    from mobillm_flower.tasks import load_central_data
-
-    return load_central_data(settings)
-
-
-def _lengths(settings: Settings, data: LocalData | None, tokens: int, loss_tokens: int) -> dict[str, Any]:
-    """Return a workload's tokens, and of language modelling those in the loss and windows of a sample."""
-    from mobillm_flower.backbones import load_tokenizer
-    from mobillm_flower.tasks import render, windows_of
-
-    if data is None:
-        return {"lengths": [tokens], "loss_tokens": [loss_tokens] if loss_tokens else []}
-    drawn = data.train.take(range(min(_TEXTS, len(data.train))))
-    tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
-    if data.contract.per_token:
-        found = [window for windows in windows_of(tokenizer, drawn, data.contract) for window in windows]
-        return {
-            "lengths": [tokens] if tokens else [len(window.ids) for window in found],
-            "loss_tokens": [loss_tokens] if loss_tokens else [len(window.ids) - window.first for window in found],
-            "windows": len(found) / len(drawn),
-        }
-    texts, pairs = render(drawn, data.contract)
-    given = [list(texts)] + ([list(pairs)] if pairs is not None else [])
-    encoded = tokenizer(*given, truncation=True, max_length=settings.task.max_length)
-    return {"lengths": [tokens] if tokens else [len(ids) for ids in encoded["input_ids"]]}

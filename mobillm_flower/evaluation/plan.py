@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobillm_flower.backbones import skeleton
+from mobillm_flower.backbones import load_tokenizer, skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.clients.device import together
@@ -29,12 +29,14 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.models.fine_tuned import with_lora
 from mobillm_flower.strategies.run_plan import make_plan
+from mobillm_flower.tasks import LocalData, render, windows_of
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import target_size
 
 _RELEASE, _LENGTHS = 16, 8  # bytes of a sample in a window beside its payload
 _WINDOW_HEADER = 1600  # bytes of a window's contract, spec, names and hash
 _CACHE_ROW = 120  # bytes of a row of the cache beside its payload
+_TEXTS = 500  # of which lengths are read
 _MARGIN = 1.1
 """Two costs nearer than this are called equal."""
 
@@ -175,8 +177,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     at_once = together(spec, token_budget=named.token_budget, max_length=contract.max_length)
     for start in range(0, len(lengths), at_once):
         part = lengths[start : start + at_once]
-        found = batches_by_length(part, named.token_budget)
-        batches += [(len(batch), part[batch[-1]]) for batch in found]
+        batches += [(len(batch), part[batch[-1]]) for batch in batches_by_length(part, named.token_budget)]
     run = model
     if spec.layers_above and not contract.label_words:  # nothing above the cut runs, unless the model predicts
         run, _ = skeleton(named.name, revision=named.revision, layers=spec.layers[-1])
@@ -215,6 +216,37 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
         even_samples=max(0.0, (2 * both + adapter - network) / a_sample),
         **_advice(ours, lora, work),
     )
+
+
+def sample_lengths(
+    settings: Settings, data: LocalData | None, *, tokens: int = 0, loss_tokens: int = 0
+) -> dict[str, Any]:
+    """Return a workload's tokens, and of language modelling those in the loss and windows of a sample.
+
+    Parameters
+    ----------
+    settings : Settings
+        Of the backbone, and the length that samples are cut to.
+    data : LocalData or None
+        All rows, of which some are read; None: what is given counts.
+    tokens, loss_tokens : int
+        Tokens of each sample, and those in the loss; 0: as the data have.
+    """
+    if data is None:
+        return {"lengths": [tokens], "loss_tokens": [loss_tokens] if loss_tokens else []}
+    drawn = data.train.take(range(min(_TEXTS, len(data.train))))
+    tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
+    if data.contract.per_token:
+        read = [window for windows in windows_of(tokenizer, drawn, data.contract) for window in windows]
+        return {
+            "lengths": [tokens] if tokens else [len(window.ids) for window in read],
+            "loss_tokens": [loss_tokens] if loss_tokens else [len(window.ids) - window.first for window in read],
+            "windows": len(read) / len(drawn),
+        }
+    texts, pairs = render(drawn, data.contract)
+    given = [list(texts)] + ([list(pairs)] if pairs is not None else [])
+    encoded = tokenizer(*given, truncation=True, max_length=settings.task.max_length)
+    return {"lengths": [tokens] if tokens else [len(ids) for ids in encoded["input_ids"]]}
 
 
 def measured_gflops(seconds: float = 1.0) -> float:

@@ -170,6 +170,8 @@ class Report:
         What could not be measured here, and why.
     tables, plots : list
         What is shown of the figures, on a terminal and on a page.
+    notes : list of str
+        Sentences that stand under the tables.
     """
 
     bench: str
@@ -180,6 +182,7 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=lambda: {"cores": os.cpu_count(), "load_before": _load()})
 
     def to_dict(self) -> dict[str, Any]:

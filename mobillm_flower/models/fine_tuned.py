@@ -303,9 +303,12 @@ def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
     Raises
     ------
     UnsupportedError
-        No attention projections are found.
+        No attention projections are found, or peft is not installed.
     """
-    from peft import LoraConfig, get_peft_model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UnsupportedError("LoRA needs the extra `bench`: pip install 'mobillm-flower[bench]'") from error
 
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     targets: Sequence[str] | None = next((found for found in _ATTENTION if names.issuperset(found)), None)

@@ -30,21 +30,30 @@ class _Plot(Protocol):
     def points(self) -> Sequence[tuple[float, float, str]]: ...
 
 
-def protocol_page(title: str, tables: Sequence[_Table], plots: Sequence[_Plot], found: Mapping[str, Any]) -> str:
+def comparison_page(
+    title: str,
+    tables: Sequence[_Table],
+    plots: Sequence[_Plot],
+    result: Mapping[str, Any],
+    notes: Sequence[str] = (),
+) -> str:
     """Return a self-contained page.
 
     Parameters
     ----------
     title : str
-        The benchmark's name.
+        What was compared or measured.
     tables, plots : sequence
         What it shows.
-    found : mapping
+    result : mapping
         Its report as plain values: commit, versions, machine, settings.
+    notes : sequence of str
+        Sentences that stand first.
     """
     style = Path(__file__).with_name("page.css").read_text("utf-8")
-    made = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    parts: list[Markup] = [element("h1", f"Bench: {title}"), paragraph(f"Commit {found['commit'] or '–'}; {made}.")]
+    made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    parts: list[Markup] = [element("h1", title), paragraph(f"Commit {result['commit'] or '–'}; {made}.")]
+    parts += map(paragraph, notes)
     for one in tables:
         numeric = range(1, len(one.columns))
         parts += [element("h2", one.title), table(one.title, one.columns, one.rows, numeric=numeric)]
@@ -56,7 +65,7 @@ def protocol_page(title: str, tables: Sequence[_Table], plots: Sequence[_Plot], 
         "head",
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"Bench: {title}"),
+        element("title", title),
         element("style", Markup(style)),
     )
     body = element("body", element("main", join(*parts)))

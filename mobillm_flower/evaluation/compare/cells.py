@@ -47,7 +47,7 @@ class Point:
     Parameters
     ----------
     metric : float
-        On the whole held-out split.
+        On the whole held-out split; larger is better: of language modelling it is negated.
     rounds, passes : int, float
         Rounds, and how often a device's samples passed, on average.
     samples, flops, bytes_up, bytes_down : float
@@ -237,7 +237,7 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     down = sum(event["bytes_down"] for event in run.all("device-summary")) / devices  # the side network once
     times = {event["event"]: event["time"] for event in run.events}
     point = Point(
-        metric=model.evaluate(data.test),
+        metric=-model.evaluate(data.test) if data.contract.per_token else model.evaluate(data.test),
         rounds=max(event["round"] for event in windows),
         passes=samples * devices / len(data.train),
         samples=samples,

@@ -17,6 +17,7 @@ from mobillm_flower.evaluation.turns import Plot, Report, Table
 
 SHARE = 0.95
 """Target: this share of the metric of LoRA on all rows in one place."""
+ALL = "best that all reach"
 BOTH = "best that side-tuning and fed-lora reach"
 MAJORITY = "majority class"
 COLUMNS = {
@@ -75,7 +76,7 @@ def cost_to_target(plan: Plan, curves: Mapping[str, TaskCurves], link: Link) -> 
     """
     found = {}
     for task, drawn in curves.items():
-        tables = {name: _tables(methods, drawn, link) for name, methods in drawn.partitions.items()}
+        tables = {name: partition_tables(methods, drawn, link) for name, methods in drawn.partitions.items()}
         found[task] = {"tables": tables, **drawn.to_dict()}
     settings = {**plan.to_dict(), "link": asdict(link), "share": SHARE}
     report = Report("cost-to-target", settings, figures={"tasks": found})
@@ -100,12 +101,13 @@ def _quality_table(title: str, quality: Mapping[str, Any]) -> Table:
 def _cost_table(title: str, costs: Mapping[str, Mapping[str, float | None] | None]) -> Table:
     rows = []
     for name, cost in costs.items():
-        values = ["not reached"] + [""] * (len(COLUMNS) - 1) if cost is None else [_text(cost[key]) for key in COLUMNS]
+        values = ["not reached"] + [""] * (len(COLUMNS) - 1) if cost is None else [figure(cost[key]) for key in COLUMNS]
         rows.append([name, *values])
     return Table(title, ["method", *COLUMNS.values()], rows)
 
 
-def _text(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Return a figure as it stands in tables."""
     return "–" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
@@ -119,13 +121,11 @@ def _plot(title: str, methods: Mapping[str, Sequence[Sequence[Mapping[str, Any]]
     return Plot(title, "MB of a device, both ways", "metric", points)
 
 
-def _tables(methods: Mapping[str, Sequence[Sequence[Point]]], drawn: TaskCurves, link: Link) -> dict[str, Any]:
+def partition_tables(methods: Mapping[str, Sequence[Sequence[Point]]], drawn: TaskCurves, link: Link) -> dict[str, Any]:
+    """Return of one partition the best metric by method, and by target the costs of each."""
     best = {name: [max(point.metric for point in points) for points in seeds] for name, seeds in methods.items()}
     pair = [values for name, values in best.items() if name in (*SIDE_TUNING, "fed-lora")]
-    targets = {
-        "best that all reach": min(min(values) for values in best.values()),
-        BOTH: min(min(values) for values in pair),
-    }
+    targets = {ALL: min(min(values) for values in best.values()), BOTH: min(min(values) for values in pair)}
     if drawn.central:
         lora = mean(max(point.metric for point in points) for points in drawn.central)
         targets[f"{SHARE:.0%} of LoRA in one place"] = SHARE * lora
@@ -137,7 +137,8 @@ def _tables(methods: Mapping[str, Sequence[Sequence[Point]]], drawn: TaskCurves,
             costs[name] = _cost(points, drawn.costs[name], link) if len(points) == len(seeds) else None
         rows[target] = {"metric": value, "costs": costs}
     quality = {name: {"mean": mean(v), "spread": stdev(v) if len(v) > 1 else None} for name, v in best.items()}
-    quality[MAJORITY] = {"mean": drawn.majority, "spread": None}
+    if drawn.majority is not None:
+        quality[MAJORITY] = {"mean": drawn.majority, "spread": None}
     return {"quality": quality, "targets": rows}
 
 

@@ -94,4 +94,6 @@ def device_costs(cells: Mapping[str, Cell], work: Path, *, turns: int) -> dict[s
 
 
 def _share(cell: Cell) -> int:
-    return max(1, cell.task.num_train // cell.num_devices)
+    most = int(cell.task.settings.get("data.max-samples", "0"))
+    share = max(1, cell.task.num_train // cell.num_devices)
+    return min(share, most) if most else share

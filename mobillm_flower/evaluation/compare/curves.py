@@ -111,15 +111,18 @@ class TaskCurves:
         By partition ("iid", "alpha=0.1") and method, curves, one a seed.
     costs : mapping
         What a method's work costs a device.
-    majority : float
-        The test metric of the most frequent label.
+    majority : float or None
+        The test metric of the most frequent label, or of the mean; None: of language modelling there is none.
+    metric : str
+        Its name.
     """
 
     trials: Mapping[str, Any]
     central: Sequence[Sequence[Point]]
     partitions: Mapping[str, Mapping[str, Sequence[Sequence[Point]]]]
     costs: Mapping[str, DeviceCost]
-    majority: float
+    majority: float | None
+    metric: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -176,8 +179,9 @@ def _task_curves(task: ComparedTask, plan: Plan, say: Callable[[str], None]) -> 
     say(f"{task.name}: what a device's work costs")
     costs = device_costs(cells, plan.work, turns=plan.turns)
     any_cell = next(iter(cells.values()))
-    least = majority(load_central_data(load_settings(overrides=any_cell.words(plan.work))))
-    return TaskCurves(trials, central, partitions, costs, least)
+    data = load_central_data(load_settings(overrides=any_cell.words(plan.work)))
+    least = None if data.contract.per_token else majority(data)
+    return TaskCurves(trials, central, partitions, costs, least, data.contract.metric)
 
 
 def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

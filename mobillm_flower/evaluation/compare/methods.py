@@ -33,7 +33,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rounds : int
         Of a peer; a trial has a third of them.
     names : sequence of str
-        Of `METHODS`; also `fed`, side-tuning without barrier, with the settings of `pae`.
+        Of `METHODS`; also `fed`, side-tuning without barrier, with the settings of `pae`, and `mobillm`.
     trials : bool
         Whether to choose among three learning rates; else the middle one is taken.
     """
@@ -42,6 +42,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rate, rates = "peer.learning-rate", _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3")
     made = [
         *(Method(name, PAE, rates, {}, PAE_OF_PAIRS) for name in ("pae", "fed")),
+        Method("mobillm", {"rounds.window": "256"}, rates, {}),
         Method(UPPER_LAYERS, {"rounds.window": "256"}, rates, {}),  # the preset has the rest
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
         Method("fed-bitfit", peer, _trials(rate, "2e-3", "5e-3", "1e-2"), fewer),

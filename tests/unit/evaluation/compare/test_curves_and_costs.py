@@ -21,7 +21,7 @@ from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves, draw_curves
 from mobillm_flower.evaluation.compare.methods import METHODS, methods
 from mobillm_flower.evaluation.compare.task import ComparedTask
-from mobillm_flower.reports.comparison import protocol_page
+from mobillm_flower.reports.comparison import comparison_page
 
 OURS = Point(0.8, 1, 1.0, 100.0, 2e9, 1e6, 3e6, [120], [[2e6, 3e6]], 5.0)
 LORA = [
@@ -130,7 +130,7 @@ def test_a_forward_pass_is_each_seeds_own(tmp_path: Path) -> None:
 
 def test_a_page_of_a_protocol(tmp_path: Path) -> None:
     report = cost_to_target(plan(tmp_path), curves(), Link())
-    page = protocol_page(report.bench, report.tables, report.plots, report.to_dict())
+    page = comparison_page(report.bench, report.tables, report.plots, report.to_dict())
     assert page.count("<table") == len(report.tables)
     assert page.count("<svg") == 1
     assert "0.8000" in page
