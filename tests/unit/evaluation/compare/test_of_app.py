@@ -86,9 +86,9 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path, monkeypatch:
     quickstart = read_app(QUICKSTART)
     with pytest.raises(SettingsError, match="--methods fedprox is not known; give some of pae"):
         planned(quickstart, tmp_path, methods="pae,fedprox")
-    with pytest.raises(UnsupportedError, match="backbone.name=by-partition gives devices several backbones"):
+    with pytest.raises(UnsupportedError, match=r"backbone\.name=by-partition gives devices several backbones"):
         planned(read_app(ROOT / "examples" / "fleet"), tmp_path)
-    with pytest.raises(SettingsError, match="did you mean 'trainer.epochs'"):
+    with pytest.raises(SettingsError, match=r"did you mean 'trainer\.epochs'"):
         planned(quickstart, tmp_path, "trainer.epoch=3")
     with pytest.raises(UnsupportedError, match="fed-lora does not model language here; compare mobillm, pae, fed"):
         planned(new_app("language-modelling", tmp_path, monkeypatch), tmp_path, methods="mobillm,fed-lora")
