@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-
-import torch
-from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.choose import Choice, choose
@@ -19,32 +14,20 @@ from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.memory import keep_few_kernels
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.memory_plan import plan_within
+from mobillm_flower.clients.releases import ReleaseMaker
 from mobillm_flower.config import Settings
-from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.language import correction
-from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.sparse import encode_sample
-from mobillm_flower.core.targets import base_prediction
-from mobillm_flower.errors import DataError, ReleaseRefused
+from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
-from mobillm_flower.privacy.device_folder import DeviceFolder, Release
+from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
-from mobillm_flower.tasks import LocalData, Samples, read_activations, read_tokens
-from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform, release_guarantee
+from mobillm_flower.tasks import LocalData
+from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
-from mobillm_flower.wire.target_bytes import encode_corrections, encode_targets, encode_token_labels
 from mobillm_flower.wire.window import SampleBytes
 
 logger = logging.getLogger(__name__)
-TOGETHER = 64
-"""Most samples that a device runs forward at one time, while as many before them are encoded."""
-
-
-def together(spec: ExtractionSpec, *, token_budget: int, max_length: int) -> int:
-    """Return samples whose activations are in memory at one time: with every token kept, those of a forward batch."""
-    return min(TOGETHER, max(1, token_budget // max_length)) if PIVOTS[spec.pivot].per_token else TOGETHER
 
 
 @dataclass(frozen=True)
@@ -222,94 +205,22 @@ class Device:
             forward_seconds=seconds,
         )
 
-    def _release(self, indices: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
-        """Run samples forward, perturb, encode, and write them into the ledger; returns the forward pass's seconds.
-
-        A few samples of similar length at a time, and those before them are encoded meanwhile in another thread: no
-        more activations than theirs are in memory. Where every token's are kept, one after the other.
-        """
-        train, seconds = self.data.train, 0.0
-        pairs = train.pairs or [""] * len(train)
-        order = sorted(indices, key=lambda i: (len(train.texts[i]) + len(pairs[i]), i))
-        releases: list[tuple[bytes, Release]] = []
-        encoding: Future[list[tuple[bytes, Release]]] | None = None
-        backbone, contract = self.settings.backbone, self.data.contract
-        size = together(spec, token_budget=backbone.token_budget, max_length=contract.max_length)
-        with ThreadPoolExecutor(1) as worker:
-            for start in range(0, len(order), size):
-                part = order[start : start + size]
-                if contract.per_token:
-                    activations, targets, spent = self._tokens(train.take(part), spec)
-                else:
-                    noise_keys = [self.folder.noise_key(release_ids[i]) for i in part]
-                    activations, targets, spent = self._labelled(train.take(part), noise_keys, spec)
-                seconds += spent
-                if encoding is not None:
-                    releases += encoding.result()
-                encoding = worker.submit(self._encoded, part, release_ids, activations, targets, spec)
-                if PIVOTS[spec.pivot].per_token:  # so many activations are in memory once
-                    encoding.result()
-            if encoding is not None:
-                releases += encoding.result()
-        if releases:
-            self.folder.record(releases, epsilon=self.guarantee(spec).epsilon)
-        return seconds
-
-    def _encoded(
-        self,
-        part: Sequence[int],
-        release_ids: Sequence[bytes],
-        activations: Sequence[Tensor],
-        targets: Sequence[bytes],
-        spec: ExtractionSpec,
-    ) -> list[tuple[bytes, Release]]:
-        """Return each sample's id and release."""
-        releases = []
-        for i, found, target in zip(part, activations, targets, strict=True):
-            try:
-                blob = encode_sample(found, CODECS[spec.codec], spec.keep)
-            except ValueError as error:
-                raise DataError(f"sample {i} cannot be encoded as {spec.codec}: {error}") from error
-            releases.append((self.sample_ids[i], Release(release_ids[i], len(found), blob, target)))
-        return releases
-
-    def _tokens(self, samples: Samples, spec: ExtractionSpec) -> tuple[list[Tensor], list[bytes], float]:
-        """Return activations and encoded targets of language modelling, and the seconds that they took."""
-        head = self.backbone.head
-        assert head is not None
-        started = time.perf_counter()
-        activations, labels = read_tokens(self.backbone, samples, self.data.contract, spec)
-        if spec.objective == "label":
-            return activations, encode_token_labels(labels), time.perf_counter() - started
-        corrections = []
-        for found, tokens in zip(activations, labels, strict=True):
-            with torch.no_grad():
-                inputs = head.inputs(found[:, -1, 0])
-            step, weight = correction(inputs, tokens.to(head.device), head)
-            corrections.append((step.cpu(), weight.cpu()))
-        return activations, encode_corrections(corrections, spec), time.perf_counter() - started
-
-    def _labelled(
-        self, samples: Samples, noise_keys: Sequence[bytes], spec: ExtractionSpec
-    ) -> tuple[list[Tensor], list[bytes], float]:
-        """Return protected activations and encoded targets of labels or numbers, and the forward pass's seconds."""
-        contract = self.data.contract
-        transform = fitted_transform(
-            spec,
+    def _release(self, fresh: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
+        """Make releases of samples and write them into the ledger; returns the forward pass's seconds."""
+        maker = ReleaseMaker(
             self.backbone,
-            max_length=contract.max_length,
-            file=self.settings.activations.public_text,
-            remembered_in=self.folder.path,
+            self.data.contract,
+            spec,
+            folder=self.folder,
+            token_budget=self.settings.backbone.token_budget,
+            public_text=self.settings.activations.public_text,
+            mixing=self.mixing,
         )
-        started = time.perf_counter()
-        extraction = read_activations(self.backbone, samples, contract, spec, transform)
-        seconds = time.perf_counter() - started
-        logits = None if spec.constant_base else extraction.base_logits
-        base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
-        found = extraction.activations
-        found = [self.mixing.activations(sample) for sample in found] if self.mixing else found
-        protected, labels = spec.protection(contract)(found, samples.labels, noise_keys)
-        return protected, encode_targets(labels, base, spec, contract, mixing=self.mixing), seconds
+        releases, seconds = maker.make(self.data.train, fresh, release_ids)
+        if releases:
+            of_samples = [(self.sample_ids[i], release) for i, release in releases]
+            self.folder.record(of_samples, epsilon=self.guarantee(spec).epsilon)
+        return seconds
 
 
 @lru_cache(maxsize=4)

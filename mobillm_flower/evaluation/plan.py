@@ -19,7 +19,7 @@ from torch import nn
 from mobillm_flower.backbones import load_tokenizer, skeleton
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
-from mobillm_flower.clients.device import together
+from mobillm_flower.clients.releases import samples_at_once
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import LOGIT_BYTES
@@ -174,7 +174,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     lengths = _drawn(work.lengths, math.ceil(share * work.windows))
     longest = max(lengths)
     batches = []
-    at_once = together(spec, token_budget=named.token_budget, max_length=contract.max_length)
+    at_once = samples_at_once(spec, token_budget=named.token_budget, max_length=contract.max_length)
     for start in range(0, len(lengths), at_once):
         part = lengths[start : start + at_once]
         batches += [(len(batch), part[batch[-1]]) for batch in batches_by_length(part, named.token_budget)]
