@@ -89,5 +89,5 @@ def server_round(content: RecordDict) -> int:
 def open_config(content: RecordDict, name: str) -> int:
     """Return a whole number of a message's config, or 0 where it is not there."""
     config = content.get(keys.CONFIG)
-    found = config.get(name, 0) if isinstance(config, ConfigRecord) else 0
-    return found if isinstance(found, int) else 0
+    value = config.get(name, 0) if isinstance(config, ConfigRecord) else 0
+    return value if isinstance(value, int) else 0
