@@ -54,17 +54,17 @@ class Cut:
     @torch.no_grad()
     def _tuple_size(self) -> int:
         """Return how many things a layer gives beside its hidden states; -1: it gives them bare."""
-        found: list[int] = []
+        sizes: list[int] = []
 
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found.append(len(output) - 1 if isinstance(output, tuple) else -1)
+            sizes.append(len(output) - 1 if isinstance(output, tuple) else -1)
 
         handle = self.below[0].register_forward_hook(look)
         try:
             self.backbone.model(**self.backbone.pad([{"input_ids": [0]}]))
         finally:
             handle.remove()
-        return found[0]
+        return sizes[0]
 
     @contextmanager
     def leaving(self) -> Iterator[list[Tensor]]:

@@ -89,8 +89,8 @@ class TorchEngine:
         for inputs in batches:
             with torch.inference_mode():
                 prefix = self._prefixes.find(inputs) if self._prefixes else None
-                found = self.forward(inputs, layers, select, prefix)
-            yield found
+                result = self.forward(inputs, layers, select, prefix)
+            yield result
 
     def forward(
         self, inputs: Mapping[str, Tensor], layers: Sequence[int], select: Pivot, prefix: Prefix | None = None

@@ -45,10 +45,10 @@ class LanguageHead:
 
         These are taken as they leave the last layer, before the final norm. Differentiable.
         """
-        found: list[Tensor] = []
+        taken: list[Tensor] = []
 
         def take(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            found.append(arguments[0])
+            taken.append(arguments[0])
             return arguments[0][:1], *arguments[1:]
 
         given = hidden[:, None].to(self.device, self._dtype)  # [N, 1, d_b]: N texts of one token
@@ -57,7 +57,7 @@ class LanguageHead:
             _hook(self._output.register_forward_pre_hook, take),
         ):
             self._run()
-        return found[0][:, 0].float()
+        return taken[0][:, 0].float()
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits [N, V] float32 of what the output embedding reads, [N, d_u]. Differentiable."""

@@ -201,8 +201,8 @@ class _Graph:
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """See `Engine`."""
         for inputs in batches:
-            found = self._session.run(None, {name: inputs[name].numpy() for name in self._inputs})
-            pivots, *logits = map(torch.from_numpy, found)
+            outputs = self._session.run(None, {name: inputs[name].numpy() for name in self._inputs})
+            pivots, *logits = map(torch.from_numpy, outputs)
             yield pivots, logits[0] if logits else None
 
 

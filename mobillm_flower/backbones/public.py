@@ -102,8 +102,8 @@ def public_transform(
             _fitted[key] = (Projection if dimensions else Standardisation)(**load_file(kept))
         else:
             samples = backbone.tokenize(texts, None, max_length)
-            found = torch.cat(backbone.extract(samples, layers=layers, pivot=pivot).activations)
-            fitted = fit_projection(found, dimensions) if dimensions else fit_standardisation(found)
+            activations = torch.cat(backbone.extract(samples, layers=layers, pivot=pivot).activations)
+            fitted = fit_projection(activations, dimensions) if dimensions else fit_standardisation(activations)
             if kept is not None:
                 draft = kept.with_suffix(f".{os.getpid()}")
                 save_file({item.name: getattr(fitted, item.name).contiguous() for item in fields(fitted)}, draft)

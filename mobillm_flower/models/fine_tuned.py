@@ -220,10 +220,10 @@ class FineTunedModel(nn.Module):
         """Return scores [B, K] float32 on the CPU, in the samples' order."""
         self.eval()
         tokens = self.tokens(samples)
-        found = torch.zeros(len(tokens), self.contract.num_outputs)
+        scores = torch.zeros(len(tokens), self.contract.num_outputs)
         for batch in self.backbone.batches(tokens):
-            found[batch] = self(self.backbone.pad([tokens[i] for i in batch])).float().cpu()
-        return found
+            scores[batch] = self(self.backbone.pad([tokens[i] for i in batch])).float().cpu()
+        return scores
 
     def evaluate(self, samples: Samples) -> float:
         """Return the contract's metric on samples."""
@@ -312,7 +312,9 @@ def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
         raise UnsupportedError("LoRA needs the extra `bench`: pip install 'mobillm-flower[bench]'") from error
 
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets: Sequence[str] | None = next((found for found in _ATTENTION if names.issuperset(found)), None)
+    targets: Sequence[str] | None = next(
+        (candidates for candidates in _ATTENTION if names.issuperset(candidates)), None
+    )
     if targets is None:
         raise UnsupportedError(
             f"{type(model).__name__}: looked for {_ATTENTION} among its modules, to put LoRA on, and found none"

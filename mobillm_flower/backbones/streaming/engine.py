@@ -121,11 +121,11 @@ class StreamedEngine:
             for number, weights in self._weights_of(depth):
                 for place, hidden in enumerate(calls.hidden):
                     others, named = calls.arguments[place][number]
-                    found = functional_call(self._stack[number], weights, (hidden, *others), named)
-                    found = found[0] if isinstance(found, tuple) else found
+                    output = functional_call(self._stack[number], weights, (hidden, *others), named)
+                    output = output[0] if isinstance(output, tuple) else output
                     if number + 1 in layers:
-                        kept[place].append(pick(found, masks[place], select))
-                    hidden.copy_(found)
+                        kept[place].append(pick(output, masks[place], select))
+                    hidden.copy_(output)
                 _forget(self._stack[number])
             self._layers.check()  # what was read is what the fingerprint is of
             if self.times.waited > max(1.0, self.times.seconds / 2):
@@ -198,8 +198,8 @@ class StreamedEngine:
         def first(number: int, arguments: _Arguments) -> Tensor:
             layer = self._stack[number]
             del layer.forward
-            found = functional_call(layer, weights, *arguments)
-            answers.append(len(found) if isinstance(found, tuple) else 0)
+            output = functional_call(layer, weights, *arguments)
+            answers.append(len(output) if isinstance(output, tuple) else 0)
             raise _Noted
 
         self._stand_in(first, {name: value[:1] for name, value in inputs.items()})

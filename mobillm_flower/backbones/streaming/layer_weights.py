@@ -59,14 +59,14 @@ class StoredLayers:
 
     def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
         """See `LayerWeights`."""
-        found, start = {}, 0
+        parameters, start = {}, 0
         for name, dtype, size in self._parts(number):
             shape = self._weights.shape(name)
             held = room[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape)
             self._weights.read(name, held)
-            found[name.removeprefix(self._prefixes[number])] = held
+            parameters[name.removeprefix(self._prefixes[number])] = held
             start += size
-        return found
+        return parameters
 
     def _parts(self, number: int) -> list[tuple[str, torch.dtype, int]]:
         """Return a layer's tensors: their names, formats while they run, and the room that they take."""

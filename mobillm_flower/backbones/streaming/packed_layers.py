@@ -45,12 +45,12 @@ class PackedLayers(StoredLayers):
     def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
         """See `LayerWeights`."""
         held = super().layer(number, room)
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         for name, tensor in held.items():
             if ".weight." not in name:
                 parts = {key.removeprefix(f"{name}."): held[key] for key in held if key.startswith(f"{name}.")}
-                found[name] = _parameter({"": tensor, **parts}) if parts else tensor
-        return found
+                parameters[name] = _parameter({"": tensor, **parts}) if parts else tensor
+        return parameters
 
 
 def pack(disk: OnDisk, num_layers: int, config: BitsAndBytesConfig, folder: Path) -> PackedLayers:

@@ -180,12 +180,12 @@ def stored_dtype(files: list[Path]) -> torch.dtype:
 def _state(file: Path) -> tuple[int, int, int]:
     """Return what changes with a file: its length, the time of its last change, and which file it is."""
     try:
-        found = file.stat()
+        state = file.stat()
     except OSError as error:
         raise WeightsChanged(
             f"{file} is gone ({type(error).__name__}); its layers are read while the model runs"
         ) from error
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
@@ -193,10 +193,10 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            found: dict[str, Any] = json.loads(stream.read(min(size, 100_000_000)))
+            header: dict[str, Any] = json.loads(stream.read(min(size, 100_000_000)))
     except (OSError, ValueError) as error:
         raise UnsupportedError(f"{file} is no safetensors file ({type(error).__name__})") from error
-    return found, 8 + size
+    return header, 8 + size
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -218,5 +218,5 @@ def _fill(stream: BinaryIO, start: int, tensor: Tensor, file: Path) -> None:
         done += count
 
 
-def _cut(file: Path, expected: int, found: int) -> str:
-    return f"{file} ends after {found:,} bytes where {expected:,} were there or announced; fetch the model anew"
+def _cut(file: Path, expected: int, size: int) -> str:
+    return f"{file} ends after {size:,} bytes where {expected:,} were there or announced; fetch the model anew"

@@ -103,13 +103,13 @@ class SeedDevice(BaselineDevice):
             for inputs, labels in model.batches(self.data.train, peer.batch_size, seed + len(seeds)):
                 chosen = int(draw.integers(peer.num_seeds))
                 with torch.no_grad(), model.counted(("two-forward", *inputs["input_ids"].shape)) as counted:
-                    found = projected_gradient(
+                    gradient = projected_gradient(
                         partial(model.batch_loss, inputs, labels), parameters, chosen, epsilon=peer.perturbation
                     )
                 flops += counted.flops
-                move(parameters, chosen, -peer.learning_rate * found)
+                move(parameters, chosen, -peer.learning_rate * gradient)
                 seeds.append(chosen)
-                gradients.append(found)
+                gradients.append(gradient)
                 count += len(labels)
                 if len(seeds) == peer.local_steps:
                     break
