@@ -18,6 +18,7 @@ from mobillm_flower.config.compatibility import (
     check_training,
     settings_of,
 )
+from mobillm_flower.core.side_networks import Needs, needs_of
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 
 PAIRS = ["activations.bi-encoder=true", "data.pair-column=other"]
@@ -67,28 +68,38 @@ def test_a_pivot_that_does_not_go_with_the_rest_is_refused(
 @pytest.mark.parametrize(
     ("words", "changes", "reason"),
     [
-        ([], {"num_types": 2, "predicts_tokens": True}, "takes one backbone type .* not 2 types"),
+        ([], {"num_types": 2, "predicts_tokens": True}, "takes one backbone type, and there are 2"),
         (
             ["side-network.name=discriminant", "loss.name=logit"],
             {"predicts_tokens": True},
             "side-network.name=discriminant",
         ),
         (["side-network.name=upper-layers"], {"num_types": 3}, "and there are 3"),
-        (["side-network.name=causal"], {}, "activations.pivot=mean sends one vector a text"),
+        (["side-network.name=causal"], {}, "activations.pivot=mean sends a few vectors a text"),
     ],
 )
 def test_training_that_no_side_network_does_is_refused(words: list[str], changes: dict[str, Any], reason: str) -> None:
     told: dict[str, Any] = {"num_types": 1, "pivot": "mean", "every_token": False}
-    told |= {"predicts_tokens": False, "predicts_numbers": False}
+    told |= {"predicts_tokens": False, "predicts_numbers": False, "num_vectors": 1}
+    settings = load_settings(overrides=words)
     with pytest.raises(UnsupportedError, match=reason):
-        check_training(load_settings(overrides=words), **{**told, **changes})
-    check_training(load_settings(), **told)
+        check_training(settings, needs=needs_of(settings.side_network.name), **{**told, **changes})
+    check_training(load_settings(), needs=Needs(), **told)
+
+
+def test_several_vectors_are_refused_where_one_is_taken() -> None:
+    told: dict[str, Any] = {"num_types": 1, "pivot": "mean", "every_token": False}
+    told |= {"predicts_tokens": False, "predicts_numbers": False, "needs": Needs(one_vector=True)}
+    check_training(load_settings(), num_vectors=1, **told)
+    with pytest.raises(SettingsError, match="takes one vector a sample, and 6 are sent"):
+        check_training(load_settings(), num_vectors=6, **told)
 
 
 @pytest.mark.parametrize("objective", ["difference", "label"])
 def test_the_logit_loss_of_numbers_is_refused_where_differences_are_learned(objective: str) -> None:
     settings = load_settings({"loss.name": "logit", "loss.objective": objective})
     told: dict[str, Any] = {"num_types": 1, "pivot": "mean", "every_token": False, "predicts_tokens": False}
+    told |= {"needs": Needs(), "num_vectors": 1}
     check_training(settings, **told, predicts_numbers=objective == "label")
     if objective == "difference":
         with pytest.raises(SettingsError, match=r"loss\.name=logit needs classes"):
