@@ -145,9 +145,9 @@ def robustness(
     for name in names:
         if name not in METHODS:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}", param_hint="--methods")
-    (found,) = _tasks(task, data)
+    (result,) = _tasks(task, data)
     fleets = Fleets(
-        task=found,
+        task=result,
         methods=compared(3 if quick else rounds, names, trials=False),
         seeds=range(1 if quick else seeds),
         alpha=0.1,
@@ -295,10 +295,10 @@ def _variants(
     from benchmarks.comparison.variants import bench_variants
     from mobillm_flower.evaluation.compare.methods import PAE
 
-    (found,) = _tasks(task, data)
+    (result,) = _tasks(task, data)
     return bench_variants(
         name,
-        found,
+        result,
         dict(list(variants.items())[:2]) if quick else variants,
         seeds=range(1 if quick else seeds),
         num_devices=3 if quick else devices,
@@ -360,11 +360,11 @@ def show(report: Report, json_file: Path | None, page: Path | None) -> None:
     """Print a report's tables; write its figures and its page, if files are given."""
     from mobillm_flower.reports.comparison import comparison_page
 
-    found = report.to_dict()
+    result = report.to_dict()
     for table in report.tables:
         print_rows(table.title, table.columns, table.rows, headed=True)
-    write_json(found, json_file)
+    write_json(result, json_file)
     if page is not None:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(comparison_page(f"Bench: {report.bench}", report.tables, report.plots, found), "utf-8")
+        page.write_text(comparison_page(f"Bench: {report.bench}", report.tables, report.plots, result), "utf-8")
         typer.echo(f"page: {relative(page.resolve())}")

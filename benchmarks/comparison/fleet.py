@@ -34,10 +34,10 @@ def read_curves(file: Path, task: str, partition: str) -> tuple[list[list[Record
     DataError
         The file holds no such curves.
     """
-    found = json.loads(file.read_text("utf-8"))
-    if found.get("bench") != "cost-to-target":
+    result = json.loads(file.read_text("utf-8"))
+    if result.get("bench") != "cost-to-target":
         raise DataError(f"{file} is not what `python -m benchmarks cost-to-target --json` writes")
-    tasks = found["figures"]["tasks"]
+    tasks = result["figures"]["tasks"]
     task = task or next(iter(tasks))
     if task not in tasks:
         raise DataError(f"{file} has no task {task!r}; give one of {', '.join(tasks)}")
@@ -45,7 +45,7 @@ def read_curves(file: Path, task: str, partition: str) -> tuple[list[list[Record
     partition = partition or next(iter(partitions))
     if partition not in partitions:
         raise DataError(f"{file} has no partition {partition!r} of {task}; give one of {', '.join(partitions)}")
-    devices, costs = found["settings"]["num_devices"], tasks[task]["costs"]
+    devices, costs = result["settings"]["num_devices"], tasks[task]["costs"]
     recorded = [
         [_recorded(name, curve, costs[name], devices) for curve in curves]
         for name, curves in partitions[partition].items()

@@ -22,12 +22,12 @@ def quality_under_budget(plan: Plan, curves: Mapping[str, TaskCurves]) -> Report
     Figures: by task and partition, `megabytes` and `forward_passes`, each by budget and method; None where a seed has
     nothing within the budget.
     """
-    found: dict[str, Any] = {}
+    by_task: dict[str, Any] = {}
     for task, drawn in curves.items():
-        found[task] = {"tables": {name: _tables(methods) for name, methods in drawn.partitions.items()}}
+        by_task[task] = {"tables": {name: _tables(methods) for name, methods in drawn.partitions.items()}}
     settings = {**plan.to_dict(), "megabytes": MEGABYTES, "forward_passes": FORWARD_PASSES}
-    report = Report("quality-under-budget", settings, figures={"tasks": found})
-    for task, result in found.items():
+    report = Report("quality-under-budget", settings, figures={"tasks": by_task})
+    for task, result in by_task.items():
         for partition, tables in result["tables"].items():
             names = list(tables["megabytes"][MEGABYTES[0]])
             columns = [f"{size} MB" for size in MEGABYTES] + [f"{times} × forward" for times in FORWARD_PASSES]

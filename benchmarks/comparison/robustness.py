@@ -218,18 +218,18 @@ def _mixed(fleets: Fleets, say: Callable[[str], None]) -> dict[str, Any]:
     fed = next((method for method in fleets.methods if method.name == "fed"), None)
     if fed is None:
         return {}
-    found: dict[str, Any] = {choice: {"mixed": [], "alone": []} for choice in fleets.choices}
+    result: dict[str, Any] = {choice: {"mixed": [], "alone": []} for choice in fleets.choices}
     for seed in fleets.seeds:
         cell = fleets.cell(fed, seed, {})
         mixed = {"backbone.name": "by-partition", "backbone.choices": ",".join(fleets.choices), "backbone.layers": "0"}
         for choice, metric in _by_type(replace(cell, settings={**cell.settings, **mixed}), fleets).items():
-            found[choice]["mixed"].append(metric)
+            result[choice]["mixed"].append(metric)
             say(f"{choice} in a mixed fleet, seed {seed}: {metric:.4f}")
         for choice in fleets.choices:
             alone = replace(cell, settings={**cell.settings, **_backbone(choice)})
-            found[choice]["alone"].append(alone.run(fleets.work)[-1].metric)
-            say(f"{choice} in a fleet of its own, seed {seed}: {found[choice]['alone'][-1]:.4f}")
-    return {"fed": found, "fed-lora": _refusal(fleets)}
+            result[choice]["alone"].append(alone.run(fleets.work)[-1].metric)
+            say(f"{choice} in a fleet of its own, seed {seed}: {result[choice]['alone'][-1]:.4f}")
+    return {"fed": result, "fed-lora": _refusal(fleets)}
 
 
 def _by_type(cell: Cell, fleets: Fleets) -> dict[str, float]:
@@ -238,11 +238,11 @@ def _by_type(cell: Cell, fleets: Fleets) -> dict[str, float]:
     if not kept.exists():
         path = cell.launch(fleets.work)
         test = load_central_data(load_settings(overrides=cell.words(fleets.work))).test
-        found = {
+        result = {
             choice: SideTunedModel.from_pretrained(path / "side_network", backbone=choice).evaluate(test)
             for choice in fleets.choices
         }
-        kept.write_text(json.dumps(found), "utf-8")
+        kept.write_text(json.dumps(result), "utf-8")
         cell.tidy(fleets.work)
     metrics: dict[str, float] = json.loads(kept.read_text("utf-8"))
     return metrics
@@ -277,20 +277,20 @@ def _tables(figures: Mapping[str, Any], fleets: Fleets) -> list[Table]:
     lost = [
         [
             name,
-            *(_metric(found[share]["metrics"]) for share in shares),
-            *(f"{found[s]['samples']:.0%}" for s in shares[1:]),
+            *(_metric(result[share]["metrics"]) for share in shares),
+            *(f"{result[s]['samples']:.0%}" for s in shares[1:]),
         ]
-        for name, found in figures["vanishing"].items()
+        for name, result in figures["vanishing"].items()
     ]
     slow = [
         [
             name,
-            _metric(found["metrics"]),
-            *(f"{found[key]:,.0f}" for key in ("wall_seconds", "wall_seconds_with")),
-            _metric(found["metrics_without"]),
-            f"{found['wall_seconds_without']:,.0f}",
+            _metric(result["metrics"]),
+            *(f"{result[key]:,.0f}" for key in ("wall_seconds", "wall_seconds_with")),
+            _metric(result["metrics_without"]),
+            f"{result['wall_seconds_without']:,.0f}",
         ]
-        for name, found in figures["straggler"].items()
+        for name, result in figures["straggler"].items()
     ]
     tables = [
         Table(
@@ -306,8 +306,8 @@ def _tables(figures: Mapping[str, Any], fleets: Fleets) -> list[Table]:
     ]
     if figures["mixed"]:
         rows = [
-            [f"fed, {choice}", _metric(found["mixed"]), _metric(found["alone"])]
-            for choice, found in figures["mixed"]["fed"].items()
+            [f"fed, {choice}", _metric(result["mixed"]), _metric(result["alone"])]
+            for choice, result in figures["mixed"]["fed"].items()
         ]
         rows.append(["fed-lora", figures["mixed"]["fed-lora"].split(":")[0], ""])
         tables.append(Table(f"{where}: backbones in turns", ["backbone", "mixed fleet", "fleet of its own"], rows))
@@ -318,8 +318,8 @@ def _plot(vanish: Mapping[str, Any], fleets: Fleets) -> Plot:
     shares = (0.0, *fleets.shares)
     points = [
         (100 * share, mean(one["metrics"]), name if share == shares[-1] else "")
-        for name, found in vanish.items()
-        for share, one in zip(shares, found.values(), strict=True)
+        for name, result in vanish.items()
+        for share, one in zip(shares, result.values(), strict=True)
     ]
     return Plot(f"{fleets.task.name}: metric when devices vanish", "% of the devices", "metric", points)
 

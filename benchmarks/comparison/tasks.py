@@ -32,9 +32,9 @@ DATA_SETS: Mapping[str, DataSet] = {
 
 def compared_task(name: str, data: Path | None = None) -> ComparedTask:
     """Return a task by name, its data set below the folder `data`."""
-    found = DATA_SETS[name]
+    result = DATA_SETS[name]
     source = "phone-messages"
-    if found.folder:
+    if result.folder:
         assert data is not None
-        source = str((data / found.folder).resolve())
-    return ComparedTask(name, {**found.settings, "data.source": source}, found.num_train, found.num_validation)
+        source = str((data / result.folder).resolve())
+    return ComparedTask(name, {**result.settings, "data.source": source}, result.num_train, result.num_validation)

@@ -86,14 +86,14 @@ def bench_variants(
         `figures["variants"]`: by name the settings, the metrics, bytes up a sample, the share ‖x − x̂‖/‖x‖ that its
         codec loses of real activations, megabytes down, and parameters of the side network.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for variant, changed in variants.items():
         settings = {**common, **changed}
         cells = [Cell(task, "pae", IID, seed, num_devices, "test", settings) for seed in seeds]
         points = [cell.run(work)[-1] for cell in cells]
         with safe_open(work / "cells" / cells[0].key() / "side_network" / "model.safetensors", "pt") as file:
             parameters = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 - it is no mapping
-        found[variant] = {
+        result[variant] = {
             "settings": dict(changed),
             "metrics": [point.metric for point in points],
             "bytes_a_sample": mean(point.bytes_up / point.samples for point in points),
@@ -102,11 +102,11 @@ def bench_variants(
             "gflops": mean(point.flops for point in points) / 1e9,
             "parameters": parameters,
         }
-        say(f"{variant}: {mean(found[variant]['metrics']):.4f}")
+        say(f"{variant}: {mean(result[variant]['metrics']):.4f}")
     shared = {"task": task.name, "num_train": task.num_train, "seeds": list(seeds), "num_devices": num_devices}
-    report = Report(name, {**shared, "common": dict(common)}, figures={"variants": found})
+    report = Report(name, {**shared, "common": dict(common)}, figures={"variants": result})
     columns = ["variant", "metric", "bytes a sample", "error", "MB down", "GFLOP", "parameters"]
-    report.tables.append(Table(f"{task.name}: {name}", columns, [_row(*item) for item in found.items()]))
+    report.tables.append(Table(f"{task.name}: {name}", columns, [_row(*item) for item in result.items()]))
     return report
 
 
@@ -125,15 +125,15 @@ def relative_error(cell: Cell, work: Path, *, num_samples: int = 64) -> float:
     return float(torch.linalg.vector_norm(decoded.reshape(whole.shape) - whole) / torch.linalg.vector_norm(whole))
 
 
-def _row(name: str, found: Mapping[str, Any]) -> list[str]:
-    metrics = found["metrics"]
+def _row(name: str, result: Mapping[str, Any]) -> list[str]:
+    metrics = result["metrics"]
     spread = f" ± {stdev(metrics):.4f}" if len(metrics) > 1 else ""
     return [
         name,
         f"{mean(metrics):.4f}{spread}",
-        f"{found['bytes_a_sample']:,.0f}",
-        f"{found['relative_error']:.3f}",
-        f"{found['mb_down']:.2f}",
-        f"{found['gflops']:,.0f}",
-        f"{found['parameters']:,}",
+        f"{result['bytes_a_sample']:,.0f}",
+        f"{result['relative_error']:.3f}",
+        f"{result['mb_down']:.2f}",
+        f"{result['gflops']:,.0f}",
+        f"{result['parameters']:,}",
     ]

@@ -19,10 +19,10 @@ import torch
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.turns import (
-    Bar,
     Comparison,
     Report,
     Seconds,
+    Threshold,
     compare_seconds,
     run_fresh,
     status_bytes,
@@ -135,7 +135,7 @@ def _rows_per_second(report: Report, file: Path, *, pairs: int, reads: int, say:
         medians = comparison.to_dict()
         report.figures[f"rows_per{clock}_s"] = reads / medians["ours_median"]
         report.figures[f"plain_rows_per{clock}_s"] = reads / medians["other_median"]
-    report.bars["rows_per_s"] = Bar(report.figures["rows_per_s"], ROWS_BAR, at_most=False)
+    report.bars["rows_per_s"] = Threshold(report.figures["rows_per_s"], ROWS_BAR, at_most=False)
 
 
 def _reader(read: Read, draws: Sequence[Sequence[int]]) -> Callable[[], Seconds]:
@@ -161,7 +161,7 @@ def _memory(report: Report, large: Path, few: Path, *, pairs: int, reads: int, s
     more_rows = report.settings["rows"] - report.settings["rows_few"]
     report.figures["anonymous_bytes_a_row"] = (medians["ours_median"] - medians["other_median"]) / max(1, more_rows)
     report.figures["anonymous_bytes_before_opening"] = float(np.median([one["before_bytes"] for one in found["large"]]))
-    report.bars["rss_growth"] = Bar(comparison.ratio, GROWTH_BAR, at_most=True)
+    report.bars["rss_growth"] = Threshold(comparison.ratio, GROWTH_BAR, at_most=True)
 
 
 def _blobs() -> list[bytes]:

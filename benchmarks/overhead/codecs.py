@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples, encode_sample
-from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
 
 BITS_BAR = 4.2
 REFERENCE = "fp32"
@@ -84,7 +84,7 @@ def bench_codecs(
                 )
     report.figures["codecs"] = rows
     (bits,) = [row["bits_per_value"] for row in rows if row["codec"] == "nf4" and row["keep"] == 1]
-    report.bars["bits_per_value"] = Bar(float(bits), BITS_BAR, at_most=True)
+    report.bars["bits_per_value"] = Threshold(float(bits), BITS_BAR, at_most=True)
     return report
 
 

@@ -13,7 +13,15 @@ from benchmarks.overhead.random_models import SHAPES, random_opt
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.config import Settings, load_settings, to_yaml
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, tokens
-from mobillm_flower.evaluation.turns import Bar, Comparison, Report, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import (
+    Comparison,
+    Report,
+    Threshold,
+    compare_seconds,
+    take_turns,
+    timed,
+    torch_threads,
+)
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import ExtractionSpec
@@ -107,7 +115,7 @@ def _forward_seconds(
     found = take_turns(sides, pairs, say=say)
     for ending, comparison in compare_seconds(found["ours"], found["bare"], "bare backbone").items():
         report.comparisons[f"forward{ending}"] = comparison
-    report.bars["forward_ratio"] = Bar(report.comparisons["forward"].ratio, FORWARD_BAR, at_most=True)
+    report.bars["forward_ratio"] = Threshold(report.comparisons["forward"].ratio, FORWARD_BAR, at_most=True)
 
 
 def _memory(report: Report, path: Path, *, pairs: int, num_samples: int, num_threads: int, say: Say) -> None:
@@ -125,7 +133,7 @@ def _memory(report: Report, path: Path, *, pairs: int, num_samples: int, num_thr
     report.comparisons["memory"] = Comparison("bytes", found["ours"], found["plain"], "bare backbone")
     for name in names[2:]:
         report.comparisons[f"memory_beside_{name}"] = Comparison("bytes", found["ours"], found[name], name)
-    report.bars["memory_ratio"] = Bar(report.comparisons["memory"].ratio, MEMORY_BAR, at_most=True)
+    report.bars["memory_ratio"] = Threshold(report.comparisons["memory"].ratio, MEMORY_BAR, at_most=True)
 
 
 def _describe(

@@ -15,7 +15,7 @@ from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.evaluation.device_cost import tokens
-from mobillm_flower.evaluation.turns import Bar, Report, Seconds, Table, compare_seconds, take_turns, timed
+from mobillm_flower.evaluation.turns import Report, Seconds, Table, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
@@ -86,9 +86,9 @@ def compare_engines(
         rows.append([name, f"{speeds[name]:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"])
     report.figures["fp32_speed_bound"] = speeds.pop("products")
     report.figures |= {f"speed_{name.replace(' ', '_')}": speed for name, speed in speeds.items()}
-    report.bars["engine_speed"] = Bar(max(speeds.values()), BEST_BAR, at_most=False)
+    report.bars["engine_speed"] = Threshold(max(speeds.values()), BEST_BAR, at_most=False)
     if "onnx fp32" in speeds:
-        report.bars["engine_speed_fp32"] = Bar(speeds["onnx fp32"], FP32_BAR, at_most=False)
+        report.bars["engine_speed_fp32"] = Threshold(speeds["onnx fp32"], FP32_BAR, at_most=False)
     title = "Times as many samples a second as torch in fp32 (processor seconds)"
     report.tables.append(Table(title, ["engine", "speed", "range over turns"], rows))
 
@@ -115,7 +115,7 @@ def compare_metrics(report: Report, *, seeds: int = 20, say: Callable[[str], Non
     exact = mean(found["torch fp32"])
     worst = max(abs(mean(values) - exact) for values in found.values())
     report.figures["engine_metric_change"] = worst
-    report.bars["engine_metric_change"] = Bar(worst, METRIC_BAR, at_most=True)
+    report.bars["engine_metric_change"] = Threshold(worst, METRIC_BAR, at_most=True)
     rows = [[name, f"{mean(v):.4f}", f"{stdev(v):.4f}" if len(v) > 1 else "–"] for name, v in found.items()]
     report.tables.append(Table("Test accuracy on phone-messages", ["engine", "mean", "deviation"], rows))
 

@@ -29,7 +29,7 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import SettingsError
-from mobillm_flower.evaluation.turns import Bar, Report, run_fresh, status_bytes
+from mobillm_flower.evaluation.turns import Report, Threshold, run_fresh, status_bytes
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, TrainerOptions
@@ -145,9 +145,9 @@ def _hold_to_bars(report: Report, largest: dict[str, Any], references: Sequence[
     }
     report.settings["reference_devices"] = references[0]["devices"]
     report.figures |= values
-    report.bars["time_per_sample"] = Bar(values["time_per_sample_growth"], SAMPLE_BAR, at_most=True)
-    report.bars["ingest_per_device"] = Bar(values["ingest_per_device_growth"], DEVICE_BAR, at_most=True)
-    report.bars["memory_per_device"] = Bar(values["memory_bytes_a_device"], MEMORY_BAR, at_most=True)
+    report.bars["time_per_sample"] = Threshold(values["time_per_sample_growth"], SAMPLE_BAR, at_most=True)
+    report.bars["ingest_per_device"] = Threshold(values["ingest_per_device_growth"], DEVICE_BAR, at_most=True)
+    report.bars["memory_per_device"] = Threshold(values["memory_bytes_a_device"], MEMORY_BAR, at_most=True)
 
 
 class _Devices:

@@ -21,7 +21,7 @@ from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig
-from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed
+from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import TaskContract
 
@@ -87,7 +87,7 @@ def main() -> None:
         for ending, comparison in compare_seconds(found[name], found["bare"], "transformers").items():
             report.comparisons[f"{name}{ending}"] = comparison
             print(name + ending, f"{comparison.ratio:.3f}", [f"{r:.3f}" for r in sorted(comparison.pair_ratios)])
-        report.bars[name] = Bar(report.comparisons[name].ratio, BAR, at_most=True)
+        report.bars[name] = Threshold(report.comparisons[name].ratio, BAR, at_most=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
 

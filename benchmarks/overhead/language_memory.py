@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.core import language
 from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
-from mobillm_flower.evaluation.turns import Bar, Report, status_bytes, take_turns
+from mobillm_flower.evaluation.turns import Report, Threshold, status_bytes, take_turns
 
 SHAPE = {"vocabulary": 150_000, "width": 2048, "tokens": 16 * 256, "blocks": 4, "bottleneck": 64}
 BAR_BYTES = 4 << 30
@@ -90,7 +90,7 @@ def main() -> None:
         largest = max(turns, key=lambda one: one["peak_bytes"])
         print(loss, f"{largest['peak_bytes'] / 2**30:.2f} GiB", flush=True)
         report.figures[loss] = {**largest, "repetitions": turns}
-        report.bars[f"{loss}_peak_bytes"] = Bar(largest["peak_bytes"], BAR_BYTES, at_most=True)
+        report.bars[f"{loss}_peak_bytes"] = Threshold(largest["peak_bytes"], BAR_BYTES, at_most=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
 

@@ -17,10 +17,10 @@ from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.roofline import server_roofline
 from mobillm_flower.backbones import plan_memory
 from mobillm_flower.evaluation.turns import (
-    Bar,
     Report,
     Seconds,
     Table,
+    Threshold,
     compare_seconds,
     run_fresh,
     take_turns,
@@ -102,7 +102,7 @@ def _memory(report: Report, setting: Setting) -> None:
             found = setting.one_pass(request)
         setting.say(f"{precision}: {found['peak_bytes'] / _MB:,.0f} MB; {found['plan']}")
         report.figures[f"opt-1.3b_{precision}"] = found
-        report.bars[f"opt-1.3b_{precision}_peak_anonymous_gb"] = Bar(found["peak_bytes"] / 1e9, bar, at_most=True)
+        report.bars[f"opt-1.3b_{precision}_peak_anonymous_gb"] = Threshold(found["peak_bytes"] / 1e9, bar, at_most=True)
         sizes = [found[name] for name in ("idle_bytes", "loading_peak_bytes", "peak_bytes", "resident_set_peak_bytes")]
         rows.append([precision, str(budget_mib), *(f"{size / _MB:,.0f}" for size in sizes)])
     columns = ["precision", "budget, MiB", "Python and torch", "while loading", "peak", "VmHWM"]
@@ -133,7 +133,7 @@ def _streaming(report: Report, setting: Setting) -> None:
         for ending, comparison in compare_seconds(found[name], found["resident"], "in memory").items():
             report.comparisons[f"opt-350m_{name}_seconds{ending}"] = comparison
     ratio = report.comparisons["opt-350m_streamed_seconds"].ratio
-    report.bars["opt-350m_streamed_over_in_memory"] = Bar(ratio, 1.3, at_most=True)
+    report.bars["opt-350m_streamed_over_in_memory"] = Threshold(ratio, 1.3, at_most=True)
 
 
 def _engines(report: Report, setting: Setting) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import fill_cache, train_epoch, training_plan
 from mobillm_flower.core.targets import predict_square
-from mobillm_flower.evaluation.turns import Bar, Report, Seconds, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import (
+    Report,
+    Seconds,
+    Threshold,
+    compare_seconds,
+    take_turns,
+    timed,
+    torch_threads,
+)
 from mobillm_flower.server import ActivationCache
 
 BUSY_BAR = 1.5
@@ -78,7 +86,7 @@ def bench_neighbours(
         f"epoch{clock}": comparison
         for clock, comparison in compare_seconds(measured["busy"], measured["quiet"], "quiet machine").items()
     }
-    report.bars["busy_ratio"] = Bar(report.comparisons["epoch"].ratio, BUSY_BAR, at_most=True)
+    report.bars["busy_ratio"] = Threshold(report.comparisons["epoch"].ratio, BUSY_BAR, at_most=True)
     return report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import load_settings
-from mobillm_flower.evaluation.turns import Bar, Comparison, Report, take_turns
+from mobillm_flower.evaluation.turns import Comparison, Report, Threshold, take_turns
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import load_central_data
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -60,4 +60,4 @@ def window_beside_forward(
         whole, forward = (list(seconds) for seconds in zip(*found, strict=True))
         comparison = Comparison("s", whole, forward, "tokenizing and forward passes in it")
         report.comparisons[f"window_{precision}"] = comparison
-        report.bars[f"window_{precision}"] = Bar(comparison.ratio, BAR, at_most=True)
+        report.bars[f"window_{precision}"] = Threshold(comparison.ratio, BAR, at_most=True)

@@ -17,7 +17,7 @@ from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square, square_loss
-from mobillm_flower.evaluation.turns import Bar, Report, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
 from mobillm_flower.server import ActivationCache, Trainer, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.sampler import draw_order
@@ -89,7 +89,9 @@ def bench_trainer(
                 cache.close()
             for clock, comparison in compare_seconds(found["ours"], found["bare"], "bare torch loop").items():
                 report.comparisons[f"epoch{ending}{clock}"] = comparison
-            report.bars[f"step_ratio{ending}"] = Bar(report.comparisons[f"epoch{ending}"].ratio, STEP_BAR, at_most=True)
+            report.bars[f"step_ratio{ending}"] = Threshold(
+                report.comparisons[f"epoch{ending}"].ratio, STEP_BAR, at_most=True
+            )
             report.figures[f"identical{ending}"] = bare.equals(trainer.network)
     return report
 

@@ -56,12 +56,12 @@ def compare(
     from mobillm_flower.launch import read_app
     from mobillm_flower.reports.comparison import comparison_page
 
-    found, words = read_app(app), list(config or [])
+    flower_app, words = read_app(app), list(config or [])
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    plan = plan_of_app(found, words, names, Extent(seeds=seeds, rounds=rounds, quick=quick, work=work))
+    plan = plan_of_app(flower_app, words, names, Extent(seeds=seeds, rounds=rounds, quick=quick, work=work))
     link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
     (drawn,) = draw_curves(plan, say=lambda line: typer.echo(line, err=True)).values()
-    report = summary(plan, drawn, link, _forecast(found.settings(words), plan, link), quick=quick)
+    report = summary(plan, drawn, link, _forecast(flower_app.settings(words), plan, link), quick=quick)
     for table in report.tables:
         print_rows(table.title, table.columns, table.rows, headed=True)
     typer.echo("")
@@ -70,7 +70,7 @@ def compare(
     everything = report.to_dict()
     page = page or work / "compare.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{found.folder.name}: methods compared"
+    title = f"{flower_app.folder.name}: methods compared"
     page.write_text(comparison_page(title, report.tables, report.plots, everything, report.notes), "utf-8")
     typer.echo(f"page: {relative(page.resolve())}")
     if json_file is not None:

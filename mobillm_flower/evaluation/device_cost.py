@@ -182,10 +182,10 @@ def _kseed(device: Device, settings: Settings) -> Callable[[], object]:
         for number, inputs in enumerate(backbone.padded_batches(tokens(backbone, device.data))):
             labels = _labels(device, len(inputs["input_ids"]))
             with torch.no_grad():
-                found = projected_gradient(
+                result = projected_gradient(
                     partial(model.batch_loss, inputs, labels), parameters, number, epsilon=settings.peer.perturbation
                 )
-            move(parameters, number, -settings.peer.learning_rate * found)
+            move(parameters, number, -settings.peer.learning_rate * result)
 
     return run
 

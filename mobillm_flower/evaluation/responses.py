@@ -47,12 +47,12 @@ def measure_language(run_path: Path) -> dict[str, Any]:
         return {}
     private = settings.activations.public_text, settings.privacy.mixing_key
     model = SideTunedModel.from_pretrained(run_path / "side_network", public_text=private[0], mixing_key=private[1])
-    found = {}
+    result = {}
     if settings.task.responses and settings.data.pair_column:
-        found["responses"] = _responses(model, settings)
+        result["responses"] = _responses(model, settings)
     if settings.data.partition == Partition.natural:
-        found["speakers"] = _speakers(model, settings)
-    return found
+        result["speakers"] = _speakers(model, settings)
+    return result
 
 
 def rouge(references: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
@@ -77,12 +77,12 @@ def _responses(model: SideTunedModel, settings: Settings) -> dict[str, Any]:
     assert test.pairs is not None
     prompts, references = (list(texts[: settings.task.responses]) for texts in (test.texts, test.pairs))
     made = {name: _generate(one, prompts) for name, one in (("base", model.with_network(None)), ("tuned", model))}
-    found: dict[str, Any] = {"num": len(prompts)}
-    found |= {name: rouge(references, texts) for name, texts in made.items()}
+    result: dict[str, Any] = {"num": len(prompts)}
+    result |= {name: rouge(references, texts) for name, texts in made.items()}
     if shown := settings.task.show_responses:
         rows = list(zip(prompts, references, made["base"], made["tuned"], strict=True))[:shown]
-        found["shown"] = [dict(zip(("prompt", "reference", "base", "tuned"), row, strict=True)) for row in rows]
-    return found
+        result["shown"] = [dict(zip(("prompt", "reference", "base", "tuned"), row, strict=True)) for row in rows]
+    return result
 
 
 def _generate(model: SideTunedModel, prompts: Sequence[str]) -> list[str]:

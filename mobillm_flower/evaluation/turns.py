@@ -34,12 +34,12 @@ def take_turns(
     sides: Mapping[str, Callable[[], Measured]], pairs: int, *, say: Callable[[str], None] = lambda _text: None
 ) -> dict[str, list[Measured]]:
     """Call each side once, then again, `pairs` times; returns each side's measurements in order."""
-    found: dict[str, list[Measured]] = {name: [] for name in sides}
+    result: dict[str, list[Measured]] = {name: [] for name in sides}
     for turn in range(pairs):
         for name, side in sides.items():
-            found[name].append(side())
+            result[name].append(side())
         say(f"turn {turn + 1} of {pairs}")
-    return found
+    return result
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def compare_seconds(ours: Sequence[Seconds], other: Sequence[Seconds], other_nam
 
 
 @dataclass(frozen=True)
-class Bar:
+class Threshold:
     """A figure and the bar that it is held to."""
 
     value: float
@@ -176,7 +176,7 @@ class Report:
 
     bench: str
     settings: dict[str, Any]
-    bars: dict[str, Bar] = field(default_factory=dict)
+    bars: dict[str, Threshold] = field(default_factory=dict)
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -225,13 +225,13 @@ def run_fresh(module: str, *arguments: object, environment: Mapping[str, str] | 
         command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
     )
     try:
-        found = json.loads(answer.stdout.strip().splitlines()[-1])
+        result = json.loads(answer.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError) as error:
         words = answer.stderr.strip()[-300:] or "nothing was said"
         raise RunFailed(f"{module} ended with code {answer.returncode} and measured nothing: {words}") from error
-    if answer.returncode or not isinstance(found, dict):
+    if answer.returncode or not isinstance(result, dict):
         raise RunFailed(f"{module} ended with code {answer.returncode}: {answer.stderr.strip()[-300:]}")
-    return found
+    return result
 
 
 def status_bytes(name: str) -> int:
@@ -245,11 +245,11 @@ def _load() -> float | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"mobillm_flower": mobillm_flower.__version__, "python": platform.python_version()}
+    result = {"mobillm_flower": mobillm_flower.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return {**found, "sqlite": sqlite3.sqlite_version}
+            result[name] = metadata.version(name)
+    return {**result, "sqlite": sqlite3.sqlite_version}
 
 
 def _commit() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.evaluation.device_cost import can_measure, measure_memory, peak_bytes
-from mobillm_flower.evaluation.turns import Bar, Report
+from mobillm_flower.evaluation.turns import Report, Threshold
 from mobillm_flower.runs.events import Round
 from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache
@@ -206,7 +206,7 @@ def test_the_command_prints_bars_and_writes_everything(tmp_path):
 
 def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys):
     report = Report("trainer", {})
-    report.bars["step_ratio"] = Bar(1.3, 1.15, at_most=True)
+    report.bars["step_ratio"] = Threshold(1.3, 1.15, at_most=True)
     finish(report, None)
     assert "DOES NOT HOLD" in capsys.readouterr().out
 

@@ -74,13 +74,13 @@ def cost_to_target(plan: Plan, curves: Mapping[str, TaskCurves], link: Link) -> 
     Figures: by task, `tables` by partition with `quality` (best metric by method) and `targets` (costs by method, means
     over the seeds; None where a seed does not reach it), and everything that they were made from.
     """
-    found = {}
+    by_task = {}
     for task, drawn in curves.items():
         tables = {name: partition_tables(methods, drawn, link) for name, methods in drawn.partitions.items()}
-        found[task] = {"tables": tables, **drawn.to_dict()}
+        by_task[task] = {"tables": tables, **drawn.to_dict()}
     settings = {**plan.to_dict(), "link": asdict(link), "share": SHARE}
-    report = Report("cost-to-target", settings, figures={"tasks": found})
-    for task, result in found.items():
+    report = Report("cost-to-target", settings, figures={"tasks": by_task})
+    for task, result in by_task.items():
         for partition, tables in result["tables"].items():
             report.tables += [_quality_table(f"{task}, {partition}", tables["quality"])]
             for target, row in tables["targets"].items():

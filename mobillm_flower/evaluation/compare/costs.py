@@ -66,7 +66,7 @@ def device_costs(cells: Mapping[str, Cell], work: Path, *, turns: int) -> dict[s
     turns : int
         Repetitions; the methods take turns.
     """
-    found = {name: DeviceCost() for name in cells if name not in SIDES}
+    result = {name: DeviceCost() for name in cells if name not in SIDES}
     folders: dict[str, Path] = {}
     for name, cell in cells.items():
         if name in SIDES:
@@ -89,8 +89,8 @@ def device_costs(cells: Mapping[str, Cell], work: Path, *, turns: int) -> dict[s
         cost = DeviceCost(median(seconds[name]) / rows, peak, seconds[name], peaks[name], rows)
         (folder / "cost.json").write_text(json.dumps(asdict(cost)), "utf-8")
     for name, folder in folders.items():
-        found[name] = DeviceCost(**json.loads((folder / "cost.json").read_text("utf-8")))
-    return found
+        result[name] = DeviceCost(**json.loads((folder / "cost.json").read_text("utf-8")))
+    return result
 
 
 def _share(cell: Cell) -> int:

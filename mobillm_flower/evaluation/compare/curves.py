@@ -150,14 +150,14 @@ def _task_curves(task: ComparedTask, plan: Plan, say: Callable[[str], None]) -> 
             return {"settings": dict(trial), "validation": max(point.metric for point in points)}
 
         best: Mapping[str, str] = dict(method.trials[0])
-        found = [tried(trial) for trial in method.trials] if len(method.trials) > 1 else []
-        if found:
-            while (beyond := _beyond(found, upwards=not method.trial_settings)) and len(found) < len(
+        result = [tried(trial) for trial in method.trials] if len(method.trials) > 1 else []
+        if result:
+            while (beyond := _beyond(result, upwards=not method.trial_settings)) and len(result) < len(
                 method.trials
             ) + MORE_TRIALS:
-                found.append(tried(beyond))
-            best = _best(found)["settings"]
-        trials.setdefault(method.name, {})[partition] = {"settings": best, "trials": found}
+                result.append(tried(beyond))
+            best = _best(result)["settings"]
+        trials.setdefault(method.name, {})[partition] = {"settings": best, "trials": result}
         return best
 
     trials: dict[str, Any] = {}
@@ -184,14 +184,14 @@ def _task_curves(task: ComparedTask, plan: Plan, say: Callable[[str], None]) -> 
     return TaskCurves(trials, central, partitions, costs, least, data.contract.metric)
 
 
-def _best(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return max(found, key=lambda one: one["validation"])
+def _best(result: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return max(result, key=lambda one: one["validation"])
 
 
-def _beyond(found: Sequence[Mapping[str, Any]], *, upwards: bool) -> dict[str, str]:
+def _beyond(result: Sequence[Mapping[str, Any]], *, upwards: bool) -> dict[str, str]:
     """Return the trial next to the best one where that is the least, or `upwards` the largest; else nothing."""
-    ((name, value),) = _best(found)["settings"].items()
-    values = [float(one["settings"][name]) for one in found]
+    ((name, value),) = _best(result)["settings"].items()
+    values = [float(one["settings"][name]) for one in result]
     if float(value) == min(values):
         return {name: f"{float(value) / 2:g}"}
     return {name: f"{float(value) * 2:g}"} if upwards and float(value) == max(values) else {}

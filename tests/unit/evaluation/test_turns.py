@@ -10,10 +10,10 @@ import torch
 import mobillm_flower
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.turns import (
-    Bar,
     Comparison,
     Report,
     Seconds,
+    Threshold,
     compare_seconds,
     run_fresh,
     take_turns,
@@ -58,8 +58,8 @@ def test_sides_of_different_length_are_no_pairs():
     ("value", "at_most", "holds"), [(1.0, True, True), (1.1, True, False), (1.0, False, True), (0.9, False, False)]
 )
 def test_a_bar_holds_at_the_bar_itself(value, at_most, holds):
-    assert Bar(value, 1.0, at_most=at_most).holds is holds
-    assert Bar(value, 1.0, at_most=at_most).to_dict()["rule"] == ("at most" if at_most else "at least")
+    assert Threshold(value, 1.0, at_most=at_most).holds is holds
+    assert Threshold(value, 1.0, at_most=at_most).to_dict()["rule"] == ("at most" if at_most else "at least")
 
 
 def test_both_clocks_are_compared():
@@ -79,7 +79,7 @@ def test_a_call_is_timed_on_both_clocks(monkeypatch):
 
 def test_a_report_says_where_it_comes_from():
     report = Report("codecs", {"threads": 1})
-    report.bars["bits"] = Bar(4.1, 4.2, at_most=True)
+    report.bars["bits"] = Threshold(4.1, 4.2, at_most=True)
     found = json.loads(json.dumps(report.to_dict()))
     assert found["versions"]["mobillm_flower"] == mobillm_flower.__version__
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
