@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def cost_to_target(
     from mobillm_flower.evaluation.compare.cost_to_target import cost_to_target as measured
     from mobillm_flower.evaluation.compare.curves import draw_curves
 
-    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, precision, quick=quick)
+    plan = _plan(_tasks(tasks, data), Words(methods, work, seeds, devices, rounds, precision, quick=quick))
     link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
     show(measured(plan, draw_curves(plan, say=say), link), json_file, page)
 
@@ -81,7 +82,7 @@ def quality_under_budget(
     from benchmarks.comparison.quality_under_budget import quality_under_budget as measured
     from mobillm_flower.evaluation.compare.curves import draw_curves
 
-    plan = _plan(tasks, methods, data, work, seeds, devices, rounds, precision, quick=quick)
+    plan = _plan(_tasks(tasks, data), Words(methods, work, seeds, devices, rounds, precision, quick=quick))
     show(measured(plan, draw_curves(plan, say=say)), json_file, page)
 
 
@@ -319,35 +320,37 @@ def _tasks(names: str, data: Path | None) -> list[ComparedTask]:
     return [compared_task(name, data) for name in names.split(",")]
 
 
-def _plan(
-    tasks: str,
-    methods: str,
-    data: Path | None,
-    work: Path,
-    seeds: int,
-    devices: int,
-    rounds: int,
-    precision: str,
-    *,
-    quick: bool,
-) -> Plan:
+@dataclass(frozen=True)
+class Words:
+    """What the command line says of a comparison, in its own words."""
+
+    methods: str
+    work: Path
+    seeds: int
+    devices: int
+    rounds: int
+    precision: str
+    quick: bool
+
+
+def _plan(tasks: list[ComparedTask], words: Words) -> Plan:
     from mobillm_flower.evaluation.compare.curves import Plan
     from mobillm_flower.evaluation.compare.methods import METHODS, QUICK
     from mobillm_flower.evaluation.compare.methods import methods as compared
 
-    names = methods.split(",") if methods else list(QUICK if quick else METHODS)
+    names = words.methods.split(",") if words.methods else list(QUICK if words.quick else METHODS)
     for name in names:
         if name not in METHODS:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(METHODS)}", param_hint="--methods")
     return Plan(
-        tasks=_tasks(tasks, data),
-        methods=compared(3 if quick else rounds, names, trials=not quick),
-        seeds=range(1 if quick else seeds),
-        partitions=("alpha=0.1",) if quick else ("iid", "alpha=0.1"),
-        num_devices=3 if quick else devices,
-        common=_common(precision, quick=quick),
-        turns=1 if quick else 5,
-        work=work,
+        tasks=tasks,
+        methods=compared(3 if words.quick else words.rounds, names, trials=not words.quick),
+        seeds=range(1 if words.quick else words.seeds),
+        partitions=("alpha=0.1",) if words.quick else ("iid", "alpha=0.1"),
+        num_devices=3 if words.quick else words.devices,
+        common=_common(words.precision, quick=words.quick),
+        turns=1 if words.quick else 5,
+        work=words.work,
     )
 
 
