@@ -71,7 +71,7 @@ class Subject:
 
 
 def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text: None) -> dict[str, Any]:
-    """Attack, and return what was found; no text, label or secret is in it.
+    """Attack, and return the result; no text, label or secret is in it.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
         cells.append(made)
         outcome = made["skipped"] or f"{made['quality']['value']:.3f} {devices[0].contract.metric}"
         say(f"{cell.name}: {outcome} ({time.perf_counter() - begun:.0f} s)")
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "subject": "run" if subject.run else "settings",
@@ -134,16 +134,16 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
         "cells": cells,
     }
     say("pivots")
-    found["pivots"] = attack_pivots(draws[0], backbone, sequences[0])
+    result["pivots"] = attack_pivots(draws[0], backbone, sequences[0])
     say(f"empirical ε of the mechanisms, {size.draws:,} draws each")
-    found["epsilon_checks"] = [_check(one) for one in _epsilon_checks(devices[0].contract, size.draws)]
+    result["epsilon_checks"] = [_check(one) for one in _epsilon_checks(devices[0].contract, size.draws)]
     say("labels under randomization, on draws of their own")
-    found["label_checks"] = _label_checks(devices[0].contract, size.draws // 50)
-    found["retention_days"] = settings.cache.retention_days
-    found["remarks"] = remarks
-    found["plain_words"] = [list(pair) for pair in plain_words(found)]
-    found["seconds"] = round(time.perf_counter() - started, 1)
-    return found
+    result["label_checks"] = _label_checks(devices[0].contract, size.draws // 50)
+    result["retention_days"] = settings.cache.retention_days
+    result["remarks"] = remarks
+    result["plain_words"] = [list(pair) for pair in plain_words(result)]
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    return result
 
 
 def _audit_cell(
@@ -264,8 +264,8 @@ def _embedding(own: RememberingBackbone, remarks: list[str]) -> Embed | None:
 
     def embed(texts: Sequence[str]) -> Tensor:
         tokens = model.tokenize([text or " " for text in texts], None, 128)
-        found = model.extract(tokens, layers=[model.info.depth], pivot="mean").activations
-        return torch.stack([row.flatten() for row in found])
+        rows = model.extract(tokens, layers=[model.info.depth], pivot="mean").activations
+        return torch.stack([row.flatten() for row in rows])
 
     return embed
 

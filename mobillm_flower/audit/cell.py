@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobillm_flower.audit.attacks import devices as whose
-from mobillm_flower.audit.attacks import labels, membership, secret_mixing
+from mobillm_flower.audit.attacks import devices, labels, membership, secret_mixing
 from mobillm_flower.audit.attacks.linear import signal
 from mobillm_flower.audit.attacks.sequences import SequenceDecoder
 from mobillm_flower.audit.attacks.texts import Embed, attack_texts, clean_features
@@ -140,8 +139,8 @@ def attack(
     if uploads.spec.mixing:
         measured |= _key(settings, uploads, public, backbone, seed)
     if len(drawn.fleet) > 1:
-        measured["device: which one"] = whose.infer_attribute(uploads.features, _numbered(uploads), seed=seed)
-        measured["device: two uploads of one"] = whose.link_uploads(uploads.features, _numbered(uploads), seed=seed)
+        measured["device: which one"] = devices.infer_attribute(uploads.features, _numbered(uploads), seed=seed)
+        measured["device: two uploads of one"] = devices.link_uploads(uploads.features, _numbered(uploads), seed=seed)
     held_out = model.scores(drawn.test)
     members = joined([data.train for data in drawn.fleet.values()])
     measured |= membership.loss_threshold(
@@ -161,7 +160,7 @@ def _labels(uploads: Uploads, trained: Trained, seed: int, classes: int) -> dict
         side = trained.network([ActivationBatch(uploads.spec.backbone, uploads.rows)])
     scores = trained.rule.scores(side, torch.full((len(rows), classes), 1 / classes))
     kept = uploads.label_rates[0]
-    found = {
+    measured = {
         "label: argmax Δy": labels.argmax_difference(uploads.targets, truth, theory=None if mixed else kept),
         "label: clusters and class shares": labels.clusters_by_priors(rows, truth, seed=seed),
         "label: clusters and one leaked pair a class": labels.clusters_by_leaked_pairs(rows, truth, seed=seed),
@@ -169,16 +168,16 @@ def _labels(uploads: Uploads, trained: Trained, seed: int, classes: int) -> dict
     }
     if uploads.targets.differences is not None:
         rotated = labels.rotated(uploads.targets.differences, seed=seed)
-        found |= {
+        measured |= {
             "label: rotated Δy, clusters and class shares": labels.clusters_by_priors(rotated, truth, seed=seed),
             "label: rotated Δy, one leaked pair a class": labels.nearest_leaked(rotated, truth, seed=seed),
         }
     if mixed:  # the network's outputs are rotated as Δy is
-        found["label: trained side network, one leaked pair a class"] = labels.nearest_leaked(side, truth, seed=seed)
+        measured["label: trained side network, one leaked pair a class"] = labels.nearest_leaked(side, truth, seed=seed)
     elif kept < 1:
         both = labels.side_network_and_released(scores, uploads.targets, truth, kept=kept)
-        found["label: side network and released label"] = both
-    return found
+        measured["label: side network and released label"] = both
+    return measured
 
 
 def _key(
@@ -192,10 +191,10 @@ def _key(
     plain, mixed, others = (
         rows.reshape(len(rows), -1, width) for rows in (clean, uploads.features / scale, suspected)
     )  # [N, M·P, d]: one rotation for all layers and pivots
-    found = secret_mixing.matches_by_leaked_pairs(plain, mixed, others, seed=seed)
+    by_leaked = secret_mixing.matches_by_leaked_pairs(plain, mixed, others, seed=seed)
     aligned = secret_mixing.align_unsupervised(others[:, -1], mixed[:, -1])
     without = secret_mixing.exact_matches(aligned, mixed[:, -1:], torch.cat([plain, others])[:, -1:])
-    named = {f"key: texts looked up after {m} leaked pairs": one for m, one in found.items()}
+    named = {f"key: texts looked up after {m} leaked pairs": replace(one, leaked=m) for m, one in by_leaked.items()}
     return {"key: texts looked up, aligned to public text": without, **named}
 
 

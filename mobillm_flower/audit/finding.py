@@ -30,6 +30,8 @@ class Measured:
         Attacked samples (or pairs).
     theory : float or None
         What the mechanism's mathematics says that the attack reaches, where it says so.
+    leaked : int or None
+        Leaked samples that a secret key was recovered from, for the attacks that recover one from them.
     """
 
     value: float
@@ -37,6 +39,7 @@ class Measured:
     error: float
     count: int
     theory: float | None = None
+    leaked: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Finding:
         The value under each seed.
     count : int
         Attacked samples a seed.
-    theory : float or None
+    theory, leaked : float or None, int or None
         See `Measured`.
     """
 
@@ -64,6 +67,7 @@ class Finding:
     seeds: list[float]
     count: int
     theory: float | None = None
+    leaked: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, rounded to six digits."""
@@ -107,7 +111,7 @@ def of_auc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[An
 
 
 def combine(measured: Sequence[Measured]) -> Finding:
-    """Return the mean over seeds.
+    """Return the mean over seeds of one attack.
 
     Seeds attack samples of the same data, so that more seeds do not shrink the sampling error: the interval is 1.96 ·
     √(mean squared error over samples + variance between seeds / number of seeds).
@@ -125,6 +129,7 @@ def combine(measured: Sequence[Measured]) -> Finding:
         seeds=values.tolist(),
         count=round(float(np.mean([one.count for one in measured]))),
         theory=float(np.mean(theories)) if theories else None,
+        leaked=measured[0].leaked,
     )
 
 

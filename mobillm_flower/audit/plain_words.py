@@ -1,4 +1,4 @@
-"""What an audit found, in plain words."""
+"""An audit's result in plain words."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _NETWORK = "label: trained side network"
-_NO_PAIR, _AFTER = "key: texts looked up, aligned to public text", "key: texts looked up after"
+_NO_PAIR = "key: texts looked up, aligned to public text"
 _BROKEN = 0.9
 Statement = tuple[str, str]
-"""What it is about, and what was found."""
+"""What it is about, and what holds."""
 
 
-def plain_words(found: Mapping[str, Any]) -> list[Statement]:
+def plain_words(result: Mapping[str, Any]) -> list[Statement]:
     """Return what the server could learn under the audited settings, what not, and what is not protected at all.
 
     Parameters
     ----------
-    found : mapping
+    result : mapping
         The audit's result so far.
     """
-    cell = found["cells"][0]
+    cell = result["cells"][0]
     if cell["skipped"]:
         return [("Not audited", cell["skipped"])]
     attacks = cell["attacks"]
@@ -33,7 +33,7 @@ def plain_words(found: Mapping[str, Any]) -> list[Statement]:
         ("words of a text", "text: words"),
         ("words of a text in their order", "text: sequence"),
         ("which of many suspected texts it is", "text: nearest of candidates"),
-        ("whose upload it is, without the pseudonym", "device: which one"),
+        ("which device an upload is of, without the pseudonym", "device: which one"),
         ("that two uploads are of one device, without the pseudonym", "device: two uploads of one"),
         ("whether a text was trained on", "membership AUC"),
     ):
@@ -53,9 +53,9 @@ def plain_words(found: Mapping[str, Any]) -> list[Statement]:
         ),
         ("The guarantee", _guarantee(cell["epsilon"])),
         ("The floor", " ".join(_floor(attacks))),
-        *_rotation(found["cells"]),
+        *_rotation(result["cells"]),
         ("What is not protected", _outside()),
-        ("How long it is kept", _kept(float(found["retention_days"]))),
+        ("How long it is kept", _kept(float(result["retention_days"]))),
         ("What forgetting can undo", _forget()),
     ]
 
@@ -93,14 +93,14 @@ def _rotation(cells: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
     if not rotated:
         return
     attacks = rotated[0]
-    found = {int(name.split()[-3]): one["value"] for name, one in attacks.items() if name.startswith(_AFTER)}
-    enough = [pairs for pairs, value in sorted(found.items()) if value >= _BROKEN]
-    pairs = enough[0] if enough else max(found)
+    by_leaked = {one["leaked"]: one["value"] for one in attacks.values() if one["leaked"] is not None}
+    enough = [leaked for leaked, value in sorted(by_leaked.items()) if value >= _BROKEN]
+    leaked = enough[0] if enough else max(by_leaked)
     looked, named = (attacks[f"label: {how}"]["value"] for how in ("argmax Δy", "rotated Δy, one leaked pair a class"))
     yield (
         "A secret rotation (privacy.mixing)",
         f"Obfuscation. argmax Δy names {looked:.0%} of the labels under it, one leaked pair a class {named:.0%}. Once "
-        f"it is recovered from {pairs} leaked samples, {found[pairs]:.0%} of the other texts are looked up.",
+        f"it is recovered from {leaked} leaked samples, {by_leaked[leaked]:.0%} of the other texts are looked up.",
     )
 
 

@@ -103,9 +103,9 @@ def run_uploads(
 
 def device_folders(run: Path) -> list[Path]:
     """Return the folders of a simulated run's devices by their numbers; none of a deployment."""
-    found = {path.name: path for path in (run / "devices").glob("partition-*")}
-    numbered = [f"partition-{number}" for number in range(len(found))]
-    return [found[name] for name in numbered] if set(numbered) == set(found) else []
+    folders = {path.name: path for path in (run / "devices").glob("partition-*")}
+    numbered = [f"partition-{number}" for number in range(len(folders))]
+    return [folders[name] for name in numbered] if set(numbered) == set(folders) else []
 
 
 def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Trained | None:

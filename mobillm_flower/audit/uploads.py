@@ -41,7 +41,22 @@ class RememberingBackbone(Backbone):
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.__dict__.update(backbone.__dict__)
+        super().__init__(
+            model=backbone.model,
+            stack=backbone.stack,
+            stack_name=backbone.stack_name,
+            tokenizer=backbone.tokenizer,
+            info=backbone.info,
+            predictor=backbone.predictor,
+            label_head=backbone.label_head,
+            decoder_start=backbone.decoder_start,
+            token_budget=backbone.token_budget,
+            device=backbone.device,
+            language_model=backbone.language_model,
+            head=backbone.head,
+            engine=backbone.engine,
+            plan=backbone.plan,
+        )
         self._inner = backbone
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._seconds, self._ran = 0.0, 0
@@ -67,12 +82,12 @@ class RememberingBackbone(Backbone):
         fresh = list({key: i for i, key in enumerate(keys) if key not in self._known}.items())
         if fresh:
             started = time.perf_counter()
-            found = self._inner.extract([samples[i] for _, i in fresh], layers=layers, pivot=pivot)
+            extraction = self._inner.extract([samples[i] for _, i in fresh], layers=layers, pivot=pivot)
             self._seconds += time.perf_counter() - started
             self._ran += len(fresh)
             for row, (key, _) in enumerate(fresh):
-                own = None if found.base_logits is None else found.base_logits[row]
-                self._known[key] = (found.activations[row], own)
+                own = None if extraction.base_logits is None else extraction.base_logits[row]
+                self._known[key] = (extraction.activations[row], own)
         known = [self._known[key] for key in keys]
         activations = [transform(a) if transform else a for a, _ in known]
         logits = [one for _, one in known if one is not None]
@@ -243,8 +258,8 @@ def clean_rows(
     The attacker computes it for any text: backbone, standardisation, projection and clip norm are public.
     """
     transform = fitted_transform(spec, backbone, max_length=contract.max_length, file=settings.activations.public_text)
-    found = read_activations(backbone, samples, contract, spec, transform)
-    rows = [clip_joint(a.float(), spec.clip_norm) if spec.clip_norm else a.float() for a in found.activations]
+    extraction = read_activations(backbone, samples, contract, spec, transform)
+    rows = [clip_joint(a.float(), spec.clip_norm) if spec.clip_norm else a.float() for a in extraction.activations]
     return torch.stack([row.flatten(2).mean(0) for row in rows])  # [T, M, P, d] -> [M, P·d]
 
 

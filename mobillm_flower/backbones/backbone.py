@@ -100,7 +100,7 @@ class Backbone:
         self.device = device
         self.predictor = predictor
         self.label_head = label_head
-        self._decoder_start = decoder_start
+        self.decoder_start = decoder_start
         self.language_model, self.head = language_model, head
         self.plan = plan
         shares = info.causal and plan is None  # a memory budget does not count what is kept of a prefix
@@ -212,8 +212,8 @@ class Backbone:
         inputs["attention_mask"] = torch.tensor(
             [[1] * len(s["input_ids"]) + [0] * (length - len(s["input_ids"])) for s in batch], device=self.device
         )
-        if self._decoder_start is not None:  # the encoder reads the sample, the decoder its first token
-            inputs["decoder_input_ids"] = torch.full((len(batch), 1), self._decoder_start, device=self.device)
+        if self.decoder_start is not None:  # the encoder reads the sample, the decoder its first token
+            inputs["decoder_input_ids"] = torch.full((len(batch), 1), self.decoder_start, device=self.device)
         return inputs
 
 

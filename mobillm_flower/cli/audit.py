@@ -38,18 +38,18 @@ def audit(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
+        result = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
     finally:
         torch.set_num_threads(before)
-    _print(found)
+    _print(result)
     target = json_file or (audited.run / "audit.json" if audited.run else None)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
         typer.echo(f"all figures: {relative(target.resolve())}")
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
-        plot.write_text(frontier_file(found), "utf-8")
+        plot.write_text(frontier_file(result), "utf-8")
         typer.echo(f"plot: {relative(plot.resolve())}")
     if audited.run is not None and target == audited.run / "audit.json":
         from mobillm_flower.reports import write_report
@@ -75,17 +75,17 @@ def _subject(path: Path, config: Sequence[str]) -> Subject:
     raise SettingsError(f"{path} is no run's folder, settings file or app's folder; name one of these")
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
 
-    for cell in found["cells"]:
+    for cell in result["cells"]:
         if cell["skipped"]:
             print_rows(cell["name"], ("figure", "value", "remark"), [("skipped", "", cell["skipped"])])
             continue
-        print_rows(cell["name"], ("figure", "value", "remark"), _rows(cell, found["metric"]))
+        print_rows(cell["name"], ("figure", "value", "remark"), _rows(cell, result["metric"]))
     of_pivots = [
         (f"pivot {one['pivot']}, layer {one['layer']}: {what}", f"{of['value']:.3f}", _interval(of))
-        for one in found["pivots"]
+        for one in result["pivots"]
         for what, of in (("words", one), ("sequence", one.get("sequence")))
         if of
     ]
@@ -99,7 +99,7 @@ def _print(found: dict[str, Any]) -> None:
                 f"{check['lower']:.3f}",
                 f"lower bound from {check['draws']:,} draws: " + ("holds" if check["holds"] else "BROKEN"),
             )
-            for check in found["epsilon_checks"]
+            for check in result["epsilon_checks"]
         ],
     )
     print_rows(
@@ -111,14 +111,14 @@ def _print(found: dict[str, Any]) -> None:
                 f"{check['value']:.4f}",
                 f"theory {check['theory']:.4f}; {check['count']:,} labels",
             )
-            for check in found["label_checks"]
+            for check in result["label_checks"]
         ],
     )
     console = Console(highlight=False, markup=False, soft_wrap=not Console().is_terminal)
-    for title, text in found["plain_words"]:
+    for title, text in result["plain_words"]:
         console.print(f"\n{title}", style="bold")
         console.print(text)
-    for remark in found["remarks"]:
+    for remark in result["remarks"]:
         console.print(f"\nNote: {remark}")
 
 

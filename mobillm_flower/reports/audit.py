@@ -26,12 +26,12 @@ _LABELS = (
 _WORDS = ("text: words", "text: words, decoder of clean text", "text: words, decoder that knows the noise")
 
 
-def audit_section(found: Mapping[str, Any]) -> Markup:
-    """Return what an audit found: plain words, the plot, and every attack; empty without an audit.
+def audit_section(result: Mapping[str, Any]) -> Markup:
+    """Return an audit as a section: plain words, the plot, and every attack; empty without an audit.
 
     Parameters
     ----------
-    found : mapping
+    result : mapping
         `audit.json`, or empty.
 
     Raises
@@ -39,54 +39,55 @@ def audit_section(found: Mapping[str, Any]) -> Markup:
     RunFailed
         It is of another format.
     """
-    if not found:
+    if not result:
         return Markup("")
-    if found.get("format") != _FORMAT:
+    if result.get("format") != _FORMAT:
         raise RunFailed(
-            f"audit.json has format {found.get('format')!r}, this version reads {_FORMAT}; move it away, or audit again"
+            f"audit.json has format {result.get('format')!r}, this version reads {_FORMAT}; move it away, or audit "
+            "again"
         )
-    cells = [cell for cell in found["cells"] if not cell["skipped"]]
-    said = [join(element("dt", title), element("dd", text)) for title, text in found["plain_words"]]
+    cells = [cell for cell in result["cells"] if not cell["skipped"]]
+    said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
     names = list(dict.fromkeys(name for cell in cells for name in cell["attacks"]))
-    rows = [_line("task: " + found["metric"], [cell["quality"] for cell in cells])]
+    rows = [_line("task: " + result["metric"], [cell["quality"] for cell in cells])]
     rows += [_line(name, [cell["attacks"].get(name) for cell in cells]) for name in names]
     rows.append(["bytes a sample", *(f"{cell['bytes_a_sample']:,.0f}" for cell in cells)])
     rows.append(["device seconds a sample", *(f"{cell['device_seconds_a_sample']:.4f}" for cell in cells)])
-    columns = ["attack", *_numbered(found)]
+    columns = ["attack", *_numbered(result)]
     listing = table("What each attack reached", columns, rows, numeric=range(1, len(columns)), class_="audit")
     note = (
         "The plots have the columns by their numbers, the audited settings in another colour. Behind each value, after "
-        "“/”, stands what is reached without looking at uploads. Each column but the first is of the "
-        f"run's settings with another protection. {found['sizes']['seeds']} seeds of {found['attacked'][0]:,} uploads."
+        "“/”, stands what is reached without looking at uploads. Each column but the first is of the run's settings "
+        f"with another protection. {result['sizes']['seeds']} seeds of {result['attacked'][0]:,} uploads."
     )
     return join(
         element("dl", said, class_="says"),
-        element("div", frontiers(found), class_="charts"),
+        element("div", frontiers(result), class_="charts"),
         listing,
         paragraph(note, class_="note"),
-        [paragraph(remark, class_="note") for remark in found["remarks"]],
+        [paragraph(remark, class_="note") for remark in result["remarks"]],
     )
 
 
-def frontiers(found: Mapping[str, Any]) -> list[Markup]:
+def frontiers(result: Mapping[str, Any]) -> list[Markup]:
     """Return privacy against accuracy: the best label attack, and the best word decoder, each against the metric."""
     charts = []
     for names, what in ((_LABELS, "labels inferred (best attack)"), (_WORDS, "words recovered (F1, best decoder)")):
         dots = []
-        for number, cell in enumerate((cell for cell in found["cells"] if not cell["skipped"]), start=1):
+        for number, cell in enumerate((cell for cell in result["cells"] if not cell["skipped"]), start=1):
             reached = max((cell["attacks"][name]["value"] for name in names if name in cell["attacks"]), default=0.0)
             quality = cell["quality"]["value"]
-            text = f"{cell['name']}: {what} {reached:.3f}, {found['metric']} {quality:.3f}"
+            text = f"{cell['name']}: {what} {reached:.3f}, {result['metric']} {quality:.3f}"
             dots.append(Dot(reached, quality, str(number), text, strong=cell["kind"] in ("as set", "unprotected")))
         if dots:
-            summary = f"{found['metric']} against {what}; further left is more private, higher is more accurate"
-            charts.append(scatter_chart(dots, x_label=what, y_label=found["metric"], summary=summary))
+            summary = f"{result['metric']} against {what}; further left is more private, higher is more accurate"
+            charts.append(scatter_chart(dots, x_label=what, y_label=result["metric"], summary=summary))
     return charts
 
 
-def frontier_file(found: Mapping[str, Any]) -> str:
+def frontier_file(result: Mapping[str, Any]) -> str:
     """Return the plots with the names of their dots as one SVG file of its own."""
-    charts, names = frontiers(found), _numbered(found)
+    charts, names = frontiers(result), _numbered(result)
     top = _CHART_HEIGHT * len(charts)
     height = top + 16 * len(names) + 10
     return element(
@@ -102,9 +103,9 @@ def frontier_file(found: Mapping[str, Any]) -> str:
     )
 
 
-def _numbered(found: Mapping[str, Any]) -> list[str]:
+def _numbered(result: Mapping[str, Any]) -> list[str]:
     """Return the cells' names with the numbers that the plots have them by."""
-    names = [cell["name"] for cell in found["cells"] if not cell["skipped"]]
+    names = [cell["name"] for cell in result["cells"] if not cell["skipped"]]
     return [f"{number} {name}" for number, name in enumerate(names, start=1)]
 
 

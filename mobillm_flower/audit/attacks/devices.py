@@ -1,4 +1,4 @@
-"""Whose upload is it: attributes of people from their uploads, and linking two uploads to one device.
+"""Which device an upload is of: attributes of people from their uploads, and linking two uploads to one device.
 
 Within a run the pseudonym links a device's uploads already. These attacks work without it: across runs, or after a
 device took a new folder.

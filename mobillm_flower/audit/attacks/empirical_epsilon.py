@@ -90,7 +90,7 @@ class NoiseReuse:
     p_value: float
 
     @property
-    def found(self) -> bool:
+    def is_reused(self) -> bool:
         """Whether independent noises would look like this in less than one case of a thousand."""
         return self.p_value < _MAX_P_VALUE
 
@@ -173,7 +173,7 @@ def check_gaussian(
     """Bound the ε of clipping and Gaussian noise by the projection on the two inputs' difference.
 
     The inputs are opposite and far outside the clip norm. The projection's log likelihood ratio is linear, so the worst
-    events are half-lines; the best threshold is found on draws that are not counted.
+    events are half-lines; the best threshold is chosen on draws that are not counted.
 
     Parameters
     ----------

@@ -179,5 +179,5 @@ def _clusters(rows: Tensor, classes: int, seed: int) -> NDArray[np.int64]:
     """Return a cluster number a row."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than classes
-        found = KMeans(classes, n_init=4, random_state=seed).fit_predict(_features(rows, seed))
-    return np.asarray(found, np.int64)
+        clusters = KMeans(classes, n_init=4, random_state=seed).fit_predict(_features(rows, seed))
+    return np.asarray(clusters, np.int64)

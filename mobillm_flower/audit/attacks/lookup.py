@@ -14,7 +14,7 @@ from mobillm_flower.audit.finding import Measured, of_scores
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a nearest-neighbour search found.
+    """The result of a nearest-neighbour search.
 
     Parameters
     ----------

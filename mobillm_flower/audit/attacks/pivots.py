@@ -31,7 +31,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
     Parameters
     ----------
     drawn : Draw
-        Whose first texts are attacked.
+        Its first texts are attacked.
     backbone : Backbone
         Of devices and attacker.
     sequences : SequenceDecoder
@@ -53,7 +53,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
         for part in (victims, known, sequences.samples)
     ]
     layers = sorted({1, backbone.info.depth})
-    found = []
+    results = []
     for pivot in PIVOTS:
         parts = tokens[:2] if PIVOTS[pivot].per_token else tokens
         sides = [backbone.extract(part, layers=layers, pivot=pivot).activations for part in parts]
@@ -67,7 +67,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
                 measured = decoder.recover(torch.cat(at[0]), victims.texts).measured
                 sequence = sequences.recover(torch.cat(at[0]), victims.texts, torch.cat(at[2])).f1
                 written = {"sequence": combine([sequence]).to_dict()}
-            found.append(
+            results.append(
                 {
                     "pivot": pivot,
                     "layer": layer,
@@ -76,7 +76,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
                     **written,
                 }
             )
-    return found
+    return results
 
 
 def _by_token(

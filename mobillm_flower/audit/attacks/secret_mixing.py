@@ -109,9 +109,9 @@ def matches_by_leaked_pairs(
         Of which samples leak.
     """
     order = torch.randperm(len(plain), generator=torch.Generator().manual_seed(seed))
-    found = {}
+    by_leaked = {}
     for m in (m for m in leaked if m < 0.8 * len(plain)):
         known, hidden = order[:m], order[m:]
         recovered = recover_key(plain[known].flatten(0, 1), mixed[known].flatten(0, 1))
-        found[m] = exact_matches(recovered, mixed[hidden], torch.cat([plain[hidden], candidates]))
-    return found
+        by_leaked[m] = exact_matches(recovered, mixed[hidden], torch.cat([plain[hidden], candidates]))
+    return by_leaked

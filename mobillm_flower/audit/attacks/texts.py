@@ -37,7 +37,7 @@ def read_public_texts(
     settings : Settings
         Those audited, for layers and public text.
     drawn : Draw
-        Whose public texts the attacker has.
+        It has the attacker's texts.
     backbone : RememberingBackbone
         Of devices and attacker.
     sentences : int
@@ -51,8 +51,8 @@ def read_public_texts(
         more = list(public_text(settings.activations.public_text)[:sentences])
         samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
     tokens = backbone.tokenize(*render(samples, contract), contract.max_length)
-    found = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
-    return SequenceDecoder(torch.stack([row.flatten() for row in found]), samples, seed=seed)
+    rows = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
+    return SequenceDecoder(torch.stack([row.flatten() for row in rows]), samples, seed=seed)
 
 
 def clean_features(
@@ -121,7 +121,7 @@ def attack_texts(
     overlap = [
         word_f1(words(true), words(known.texts[place])) for true, place in zip(truth.texts, other.nearest, strict=True)
     ]
-    found = {
+    measured = {
         "text: words": recovered.measured,
         "text: sequence": written.f1,
         "text: sequence, exact match": written.exact,
@@ -130,11 +130,11 @@ def attack_texts(
     }
     if uploads.is_noisy:
         naive = WordDecoder(clean_public, known.texts, seed=seed)
-        found["text: words, decoder of clean text"] = naive.recover(attacked.features / scale, truth.texts).measured
+        measured["text: words, decoder of clean text"] = naive.recover(attacked.features / scale, truth.texts).measured
         aware = naive.recover(
             attacked.features / scale, truth.texts, variance=variance / scale**2, tuning=public.features / scale
         )
-        found["text: words, decoder that knows the noise"] = aware.measured
+        measured["text: words, decoder that knows the noise"] = aware.measured
     if embed is not None:
         some = slice(0, _EMBEDDED)
         true = embed(truth.texts[some])
@@ -145,7 +145,7 @@ def attack_texts(
             ("the nearest other text", [known.texts[place] for place in other.nearest[some]], chance),
         ):
             blind = embed(without).expand(len(true), -1)
-            found[f"text: meaning of {what}"] = cosine_scores(true, embed(guesses), blind)
+            measured[f"text: meaning of {what}"] = cosine_scores(true, embed(guesses), blind)
     layers = []
     for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
         at = attacked.rows[:, block]
@@ -159,7 +159,7 @@ def attack_texts(
                 "nearest": nearest_text(at, torch.cat([own[:, block], others[:, block]]), itself, scale=scale).measured,
             }
         )
-    return found, layers
+    return measured, layers
 
 
 def cosine_scores(truth: Tensor, recovered: Tensor, baseline: Tensor) -> Measured:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,12 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     apart = combine([of_scores(np.arange(100) < n, 0.5) for n in (20, 50, 80)])
     assert apart.value == alike.value
     assert apart.high - apart.low > 1.5 * (alike.high - alike.low)
+
+
+def test_the_number_of_leaked_samples_travels_as_a_number() -> None:
+    one = replace(of_scores(np.ones(100), 0.5), leaked=16)
+    assert combine([one] * 3).to_dict()["leaked"] == 16
+    assert combine([of_scores(np.ones(100), 0.5)]).to_dict()["leaked"] is None
 
 
 def test_auc_counts_pairs_and_ties() -> None:

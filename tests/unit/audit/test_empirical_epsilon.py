@@ -160,32 +160,32 @@ def similarity(guess: np.ndarray) -> float:
 def test_reused_gaussian_noise_gives_the_sample_away_and_is_seen() -> None:
     first, second = gaussian_releases((bytes(32), bytes(32)))
     assert np.allclose(recovered_gaussian(first, second), sample(), atol=1e-12)
-    found = reused_noise(first[None], second[None], sample()[None])
-    assert found.found
-    assert found.cosine == pytest.approx(1, abs=1e-9)
+    reuse = reused_noise(first[None], second[None], sample()[None])
+    assert reuse.is_reused
+    assert reuse.cosine == pytest.approx(1, abs=1e-9)
 
 
 def test_reused_cap_noise_gives_the_direction_away_and_is_seen() -> None:
     first, second = cap_releases((bytes(32), bytes(32)))
     assert similarity(first - second) == pytest.approx(1, abs=1e-9)
-    assert reused_noise(first[None], second[None], sample()[None]).found
+    assert reused_noise(first[None], second[None], sample()[None]).is_reused
 
 
 def test_a_device_s_releases_share_no_noise(tmp_path: Path) -> None:
     """Fails if two settings' keys were the same: then the noise is the same, and the attacks above work."""
     keys = device_keys(tmp_path / "device")
     first, second = gaussian_releases(keys)
-    assert not reused_noise(first[None], second[None], sample()[None]).found
+    assert not reused_noise(first[None], second[None], sample()[None]).is_reused
     assert np.linalg.norm(recovered_gaussian(first, second) - sample()) > np.linalg.norm(first - sample())
     first, second = cap_releases(keys)
-    assert not reused_noise(first[None], second[None], sample()[None]).found
+    assert not reused_noise(first[None], second[None], sample()[None]).is_reused
     assert similarity(first - second) < 0.5
 
 
 def test_negated_and_rounded_reuse_is_seen() -> None:
     first, second = gaussian_releases((bytes(32), bytes(32)))
     turned = 2 * sample() - second  # the noise with the other sign
-    assert reused_noise(first[None], np.round(turned, 1)[None], sample()[None]).found
+    assert reused_noise(first[None], np.round(turned, 1)[None], sample()[None]).is_reused
 
 
 def test_independent_noises_are_accused_as_rarely_as_said() -> None:
