@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Self
 KINDS: dict[str, type[Event]] = {}
 """Classes of events by the kind that stands in the log."""
 
-OnEvent = Callable[["Event"], None]
-
 
 @dataclass(frozen=True)
 class Event:
@@ -38,6 +36,10 @@ class Event:
     def __init_subclass__(cls, *, kind: str) -> None:
         cls.kind = kind
         KINDS[kind] = cls
+
+
+OnEvent = Callable[[Event], None]
+"""Called with each event as it happens."""
 
 
 # ---- a run's life ------------------------------------------------------------------------------------------------
