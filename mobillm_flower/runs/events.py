@@ -84,7 +84,17 @@ class Ingested(Event, kind="ingested"):
 
 @dataclass(frozen=True)
 class Epoch(Event, kind="epoch"):
-    """An epoch ended after `step` steps in all; without a validation share nothing was measured."""
+    """An epoch ended.
+
+    Parameters
+    ----------
+    epoch, step : int
+        Its number, and the steps in all.
+    validation_loss, validation_accuracy : float or None
+        On the validation share; None where nothing was measured.
+    time, run : float, str
+        See `Event`.
+    """
 
     epoch: int
     step: int

@@ -102,7 +102,13 @@ class RunFolder:
 
 
 class RunLock:
-    """A run's folder, held; the operating system lets go of it when the process ends."""
+    """A run's folder, held; the operating system lets go of it when the process ends.
+
+    Parameters
+    ----------
+    stream : file
+        The lock, open.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -41,11 +41,24 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Values of `TrainerSettings`; `planned_steps` is what the learning rate's schedule is laid out for.
+    """How a side network is optimised.
 
-    `fresh_share` of each overlapping step's batch is drawn from what the round before brought, the rest from all that
-    is held. `newcomer_steps`: so many first steps of a type that joined late move its own alignment alone.
-    `adjust_types`: see `LabelShift`.
+    Parameters
+    ----------
+    epochs, batch_size, learning_rate, weight_decay, dropout, averaging, warmup, grad_clip : int or float
+        See `TrainerSettings`.
+    validation_share, patience, overlap_steps, checkpoint_every, device_cap, balance_types : float, int or bool
+        See there too.
+    planned_steps : int
+        What the learning rate's schedule is laid out for.
+    seed : int
+        What draws are made from.
+    fresh_share : float
+        Of each overlapping step's batch, what is drawn from what the round before brought; the rest is from all rows.
+    newcomer_steps : int
+        So many first steps of a type that joined late move its own alignment alone.
+    adjust_types : bool
+        See `LabelShift`.
     """
 
     epochs: int

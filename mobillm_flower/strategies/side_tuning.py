@@ -67,6 +67,8 @@ class SideTuningStrategy(Strategy):
     preset = "pae"
     poll_s = 0.1
     """Seconds between looks for replies when there is nothing to train."""
+    intake: Intake
+    evaluation: Evaluation
 
     def __init__(self, settings: Settings | None = None, *, run_path: str | Path | None = None) -> None:
         self.settings = settings or load_settings({"preset": self.preset})

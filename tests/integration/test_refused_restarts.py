@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import CacheError, MismatchError
 from tests.support.local_grid import LocalGrid
-from tests.support.runs import NUM_DEVICES, run, tiny_config
+from tests.support.runs import NUM_DEVICES, NUM_SAMPLES, run, tiny_config
 from tests.support.superlink import events
 from tests.support.tiny_models import save_tiny
 
@@ -30,7 +30,8 @@ def finished(config) -> dict:
     run(config)
     folder = Path(config["run.folder"])
     with closing(sqlite3.connect(folder / "cache.sqlite")) as db, db:
-        db.execute("UPDATE samples SET received = received - 200000")  # from two days ago and more
+        (device,) = db.execute("SELECT MIN(device) FROM samples").fetchone()  # its rows are more than two days old
+        db.execute("UPDATE samples SET received = received - 200000 WHERE device = ?", (device,))
     return kept(folder)
 
 
@@ -64,7 +65,7 @@ def test_it_is_refused_by_name_and_nothing_is_changed(config, finished, changes,
 def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config, finished):
     folder = Path(config["run.folder"])
     whole = (folder / "checkpoint" / "trainer.pt").read_bytes()
-    (folder / "checkpoint" / "trainer.pt").write_bytes(b"torn")
+    (folder / "checkpoint" / "trainer.pt").write_bytes(whole[:1000])
     try:
         with pytest.raises(CacheError, match="cannot be read"):
             run({**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0})
@@ -74,9 +75,12 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config
 
 
 def test_one_that_is_accepted_keeps_its_own_settings_and_retention(config, finished):
-    again = {**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0}
-    strategy = run(again)
     folder = Path(config["run.folder"])
-    assert load_settings(folder / "settings.yaml").rounds.timeout_s == 99.0
-    assert len(strategy.fleet) == NUM_DEVICES
-    assert {row[0] for row in kept(folder)["tables"][0]}.isdisjoint(row[0] for row in finished["tables"][0])
+    strategy = run({**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0})
+    assert load_settings(file=folder / "settings.yaml").rounds.timeout_s == 99.0
+    with closing(sqlite3.connect(folder / "cache.sqlite")) as db:
+        held = dict(db.execute("SELECT device, COUNT(*) FROM samples GROUP BY device"))
+    (expired,) = {device.description.pseudonym for device in strategy.fleet} - held.keys()
+    assert set(held.values()) == {NUM_SAMPLES}
+    asked = [event for event in events(folder, "window")[2 * NUM_DEVICES :] if event["device"] == expired]
+    assert [event["refused"] for event in asked] == [NUM_SAMPLES]  # asked again; it releases nothing twice
