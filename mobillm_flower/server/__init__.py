@@ -3,8 +3,9 @@
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache, Damage, Holding
 from mobillm_flower.server.objective import make_loss
+from mobillm_flower.server.options import TrainerOptions
 from mobillm_flower.server.rows import RowRef
-from mobillm_flower.server.trainer import Trainer, TrainerOptions
+from mobillm_flower.server.trainer import Trainer
 
 __all__ = [
     "ActivationCache",

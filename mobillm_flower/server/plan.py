@@ -23,7 +23,8 @@ from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.objective import make_loss
-from mobillm_flower.server.trainer import Trainer, TrainerOptions
+from mobillm_flower.server.options import TrainerOptions
+from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 _KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"

@@ -7,10 +7,8 @@ one processor and thread count, whatever the order of arrival, the partition int
 from __future__ import annotations
 
 import copy
-import io
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +18,22 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, LabelledBatch
-from mobillm_flower.errors import CacheError
 from mobillm_flower.runs.events import Epoch
-from mobillm_flower.runs.folder import write_atomically
 from mobillm_flower.server.batches import BatchLoader
+from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import Loss, recovered_truth
+from mobillm_flower.server.options import Position, TrainerOptions
 from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
 from mobillm_flower.wire.contract import ExtractionSpec
 
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _FIT_ROWS = 1024
-_OF_STRATEGIES = ("fresh_share", "newcomer_steps")
 
 
 class _StoppedError(Exception):
     """Reading samples for a fit was ended by `stop`."""
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """How a side network is optimised.
-
-    Parameters
-    ----------
-    epochs, batch_size, learning_rate, weight_decay, dropout, averaging, warmup, grad_clip : int or float
-        See `TrainerSettings`.
-    validation_share, patience, overlap_steps, checkpoint_every, device_cap, balance_types : float, int or bool
-        See there too.
-    planned_steps : int
-        What the learning rate's schedule is laid out for.
-    seed : int
-        What draws are made from.
-    fresh_share : float
-        Of each overlapping step's batch, what is drawn from what the round before brought; the rest is from all rows.
-    newcomer_steps : int
-        So many first steps of a type that joined late move its own alignment alone.
-    adjust_types : bool
-        See `LabelShift`.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    dropout: float
-    averaging: float
-    warmup: float
-    grad_clip: float
-    validation_share: float
-    patience: int
-    overlap_steps: int
-    checkpoint_every: int
-    planned_steps: int
-    seed: int
-    fresh_share: float = 0.0
-    newcomer_steps: int = 0
-    device_cap: int = 0
-    balance_types: bool = False
-    adjust_types: bool = False
-
-    @classmethod
-    def of(cls, trainer: object, **others: Any) -> TrainerOptions:
-        """Return the options of settings, and others by name; raises KeyError for one that neither has.
-
-        Only what has a default of its own and belongs to a strategy may be left out.
-        """
-        values = {**vars(trainer), **others}
-        named = [item.name for item in fields(cls) if item.name not in _OF_STRATEGIES or item.name in values]
-        return cls(**{name: values[name] for name in named})
-
-
-@dataclass
-class Position:
-    """Where training stands: next overlapping step of a round, or next step of an epoch."""
-
-    round: int = 0
-    round_step: int = 0
-    epoch: int = 0
-    epoch_step: int = 0
-    steps: int = 0
-    best_loss: float = float("inf")
-    bad_epochs: int = 0
-    finished: bool = False
-    newcomer_steps: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:
@@ -306,19 +235,17 @@ class Trainer:
         """
         if self._checkpoint is None:
             return
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "network": self.network.state_dict(),
-                "live": self._live.state_dict(),
-                "optimizer": self._moments(),
-                "best": self._best,
-                "position": asdict(self.position),
-                "options": asdict(self.options),
-            },
-            buffer,
+        write_checkpoint(
+            self._checkpoint,
+            Checkpoint(
+                network=self.network.state_dict(),
+                live=self._live.state_dict(),
+                optimizer=self._moments(),
+                best=self._best,
+                position=self.position,
+                options=self.options,
+            ),
         )
-        write_atomically(self._checkpoint, buffer.getvalue())
 
     def load(self, file: Path) -> None:
         """Go on from a checkpoint.
@@ -328,22 +255,9 @@ class Trainer:
         CacheError
             It cannot be read, or was made with other options.
         """
-        try:
-            saved = torch.load(file, map_location=CPU, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CacheError(
-                f"checkpoint {file} cannot be read ({type(error).__name__}); move it away to train anew"
-            ) from error
-        mine, theirs = asdict(self.options), saved["options"]
-        different = sorted(key for key in mine if mine[key] != theirs.get(key))
-        if different:
-            raise CacheError(
-                f"checkpoint {file} was made with another {', '.join(different)}; use the run's settings, or another "
-                "run folder"
-            )
-        self._take_over(saved["network"], saved["live"], saved["optimizer"])
-        self._best = saved["best"]
-        self.position = Position(**saved["position"])
+        saved = read_checkpoint(file, self.options)
+        self._take_over(saved.network, saved.live, saved.optimizer)
+        self._best, self.position = saved.best, saved.position
 
     def add_type(self, spec: ExtractionSpec, network: nn.Module) -> None:
         """Go on with a side network that has one more type; what it shares with the old one keeps its state.
