@@ -66,15 +66,16 @@ def read_checkpoint(file: Path, options: TrainerOptions) -> Checkpoint:
     """
     try:
         saved = torch.load(file, map_location=CPU, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        theirs, position = saved["options"], Position(**saved["position"])
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise CacheError(
             f"checkpoint {file} cannot be read ({type(error).__name__}); move it away to train anew"
         ) from error
-    mine, theirs = asdict(options), saved["options"]
+    mine = asdict(options)
     different = sorted(key for key in mine if mine[key] != theirs.get(key))
     if different:
         raise CacheError(
             f"checkpoint {file} was made with another {', '.join(different)}; use the run's settings, or another "
             "run folder"
         )
-    return Checkpoint(**{**saved, "position": Position(**saved["position"]), "options": options})
+    return Checkpoint(**{**saved, "position": position, "options": options})
