@@ -36,7 +36,8 @@ from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.launch import read_app, run_app
-from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones
+from mobillm_flower.models.saved import saved_backbones
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, planned_steps
 from mobillm_flower.tasks import load_central_data, render

@@ -56,7 +56,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict labels of texts: label, score and text, one line each; for a regression the number and the text."""
-    from mobillm_flower.models.side_tuned import SideTunedModel, saved_contract
+    from mobillm_flower.models.saved import saved_contract
+    from mobillm_flower.models.side_tuned import SideTunedModel
 
     folder = side_network(run)
     reading = _Reading.of(run, folder, saved_contract(folder))

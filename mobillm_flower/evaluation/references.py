@@ -17,7 +17,8 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
-from mobillm_flower.models.side_tuned import SideTunedModel, saved_backbones, saved_contract
+from mobillm_flower.models.saved import saved_backbones, saved_contract
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.events import DeviceMet, Prepared, TypeEvaluation
 from mobillm_flower.runs.log import read_run
 from mobillm_flower.server import ActivationCache

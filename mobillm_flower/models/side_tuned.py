@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
-from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.options import LoadOptions
-from mobillm_flower.backbones.sources import resolve_folder
-from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
@@ -34,6 +31,7 @@ from mobillm_flower.core.side_networks import (
 )
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.models.saved import WEIGHTS, choose_type, read_config, save_side_network
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
@@ -42,8 +40,6 @@ from mobillm_flower.tasks.metrics import TOKEN_METRICS
 from mobillm_flower.tasks.task import TASKS, Samples, measure
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
-_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
-_FORMAT = 1
 _READ = 64  # samples of language modelling whose activations are held at a time
 
 
@@ -364,11 +360,11 @@ class SideTunedModel:
             The folder holds no side network, or one of a newer format.
         """
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         contract = TaskContract.from_json(json.dumps(config["contract"]))
         specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
         if not isinstance(backbone, Backbone):
-            named, info = _which(backbone, list(config["backbones"].values()))
+            named, info = choose_type(backbone, list(config["backbones"].values()))
             from mobillm_flower.backbones.load import load_with  # loads transformers
 
             backbone = load_with(
@@ -381,128 +377,24 @@ class SideTunedModel:
                     token_budget=token_budget,
                 ).for_task(contract)
             )
-        found = backbone.info.fingerprint
-        if found not in specs:
+        of_type = backbone.info.fingerprint
+        if of_type not in specs:
             trained_for = ", ".join(f"{known['name']} ({name[:12]})" for name, known in config["backbones"].items())
             raise MismatchError(
                 f"{folder}: trained for {trained_for}, "
-                f"not for {backbone.info.name} ({found[:12]}, {backbone.info.depth} layers); load one of those"
+                f"not for {backbone.info.name} ({of_type[:12]}, {backbone.info.depth} layers); load one of those"
             )
-        side_config = SideNetworkConfig.from_dict(config["side_network"]).only(found)
+        side_config = SideNetworkConfig.from_dict(config["side_network"]).only(of_type)
         network = side_config.build()
-        network.load_state_dict(state_for(load_file(folder / _WEIGHTS), found))
+        network.load_state_dict(state_for(load_file(folder / WEIGHTS), of_type))
         rule = PredictionRule(**config["prediction"])
         return cls(
             backbone,
             network,
-            spec=specs[found],
+            spec=specs[of_type],
             contract=contract,
             rule=rule,
             side_config=side_config,
             public_text=public_text,
             mixing=MixingKey.read(mixing_key) if mixing_key else None,
         )
-
-
-def saved_contract(folder: str | Path) -> TaskContract:
-    """Return the task of a saved side network, without loading any weights.
-
-    Raises
-    ------
-    UnsupportedError
-        The folder holds no side network, or one of another format.
-    """
-    return TaskContract.from_json(json.dumps(_read_config(Path(folder))["contract"]))
-
-
-def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
-    """Return the backbone types of a saved side network, without loading any weights.
-
-    Raises
-    ------
-    UnsupportedError
-        The folder holds no side network, or one of another format.
-    """
-    return [BackboneInfo(**info) for info in _read_config(Path(folder))["backbones"].values()]
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UnsupportedError(f"{folder} holds no readable {_CONFIG} of a side network") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        version = config.get("format") if isinstance(config, dict) else None
-        raise UnsupportedError(f"{folder}: format {version!r}, this version reads {_FORMAT}")
-    return config
-
-
-def _which(named: str, trained: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Return a name or folder without its @LAYERS, and which of the trained types it is.
-
-    That is found by its weights' fingerprint, whatever it is called.
-    """
-    if not named:
-        return "", trained[0]
-    name, at, layers = named.rpartition("@")
-    if at and layers.isdecimal():
-        named, others = name, {**trained[0], "depth": int(layers)}
-        trained = [info for info in trained if info["depth"] == int(layers)] or [others]
-    for info in trained:
-        folder = resolve_folder(named, info.get("revision", ""))
-        if fingerprint(folder, info["family"], info["depth"]) == info["fingerprint"]:
-            return named, info
-    return named, trained[0]  # of another type: refused after loading, with both fingerprints
-
-
-def save_side_network(
-    folder: str | Path,
-    *,
-    state: dict[str, Tensor],
-    side_config: SideNetworkConfig,
-    specs: dict[str, ExtractionSpec],
-    backbones: dict[str, dict[str, Any]],
-    contract: TaskContract,
-    rule: PredictionRule,
-) -> None:
-    """Write a side network for one or several backbone types; see `SideTunedModel.save_pretrained`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / _WEIGHTS)
-    config = {
-        "format": _FORMAT,
-        "side_network": side_config.to_dict(),
-        "specs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
-        "backbones": backbones,
-        "contract": dataclasses.asdict(contract),
-        "prediction": dataclasses.asdict(rule),
-    }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    names = ", ".join(info["name"] for info in backbones.values())
-    count = sum(tensor.numel() for tensor in state.values())
-    outputs = (
-        "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
-    )
-    task = f"{contract.kind}, {outputs}"
-    example = 'generate("a prompt")' if contract.per_token else 'predict("a text").labels'
-    (folder / _CARD).write_text(
-        f"""---
-library_name: mobillm-flower
-tags: [side-tuning, federated-learning]
----
-
-# Additive side network
-
-Trained by mobillm-flower beside a frozen backbone ({names}); {count:,} parameters, {side_config.num_blocks} blocks,
-width {side_config.width}, bottleneck {side_config.bottleneck}. Task: {task}; metric: {contract.metric}.
-
-    from mobillm_flower import SideTunedModel
-    model = SideTunedModel.from_pretrained("this folder")
-    model.{example}
-
-It works with the backbone it was trained for and no other (checked by fingerprint). It was trained on activations of
-other people's data: what can be learned about that data from this file has not been bounded unless the run's
-settings say so.
-""",
-        "utf-8",
-    )

@@ -7,7 +7,7 @@ import shutil
 from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import CacheError
-from mobillm_flower.models.side_tuned import save_side_network
+from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.runs.events import Retrained
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache

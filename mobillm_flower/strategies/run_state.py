@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Result
 
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.models.side_tuned import save_side_network
+from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.runs.events import Gates, TypeJoined
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, Trainer

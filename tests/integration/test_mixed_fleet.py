@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.references import measure_references
-from mobillm_flower.models.side_tuned import saved_backbones
+from mobillm_flower.models.saved import saved_backbones
 from mobillm_flower.reports import results_rows
 from mobillm_flower.runs.events import DeviceMet, TypeEvaluation
 from mobillm_flower.runs.log import read_run

@@ -12,7 +12,7 @@ from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
-from mobillm_flower.models.side_tuned import save_side_network
+from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.caches import BACKBONE, BLOCKS, WIDTH, make_spec

@@ -1,0 +1,144 @@
+"""The folder of a saved side network: weights, config.json and a model card, in the manner of a PEFT adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mobillm_flower.backbones.describe import fingerprint
+from mobillm_flower.backbones.sources import resolve_folder
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken
+from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+WEIGHTS = "model.safetensors"
+_CONFIG, _CARD = "config.json", "README.md"
+_FORMAT = 1
+
+
+def saved_contract(folder: str | Path) -> TaskContract:
+    """Return the task of a saved side network, without loading any weights.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    return TaskContract.from_json(json.dumps(read_config(Path(folder))["contract"]))
+
+
+def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
+    """Return the backbone types of a saved side network, without loading any weights.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    return [BackboneInfo(**info) for info in read_config(Path(folder))["backbones"].values()]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a saved side network's config.json holds.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    try:
+        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(f"{folder} holds no readable {_CONFIG} of a side network") from error
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
+        version = config.get("format") if isinstance(config, dict) else None
+        raise UnsupportedError(f"{folder}: format {version!r}, this version reads {_FORMAT}")
+    return config
+
+
+def choose_type(named: str, trained: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return a name or folder without its @LAYERS, and which of the trained types it is.
+
+    That is found by its weights' fingerprint, whatever it is called.
+    """
+    if not named:
+        return "", trained[0]
+    name, at, layers = named.rpartition("@")
+    if at and layers.isdecimal():
+        named, others = name, {**trained[0], "depth": int(layers)}
+        trained = [info for info in trained if info["depth"] == int(layers)] or [others]
+    for info in trained:
+        folder = resolve_folder(named, info.get("revision", ""))
+        if fingerprint(folder, info["family"], info["depth"]) == info["fingerprint"]:
+            return named, info
+    return named, trained[0]  # of another type: refused after loading, with both fingerprints
+
+
+def save_side_network(
+    folder: str | Path,
+    *,
+    state: dict[str, Tensor],
+    side_config: SideNetworkConfig,
+    specs: dict[str, ExtractionSpec],
+    backbones: dict[str, dict[str, Any]],
+    contract: TaskContract,
+    rule: PredictionRule,
+) -> None:
+    """Write a side network for one or several backbone types; see `SideTunedModel.save_pretrained`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    config = {
+        "format": _FORMAT,
+        "side_network": side_config.to_dict(),
+        "specs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
+        "backbones": backbones,
+        "contract": dataclasses.asdict(contract),
+        "prediction": dataclasses.asdict(rule),
+    }
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / _CARD).write_text(_card(state, side_config, backbones, contract), "utf-8")
+
+
+def _card(
+    state: dict[str, Tensor],
+    side_config: SideNetworkConfig,
+    backbones: dict[str, dict[str, Any]],
+    contract: TaskContract,
+) -> str:
+    """Return the model card."""
+    names = ", ".join(info["name"] for info in backbones.values())
+    count = sum(tensor.numel() for tensor in state.values())
+    outputs = (
+        "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
+    )
+    example = 'generate("a prompt")' if contract.per_token else 'predict("a text").labels'
+    taken = fields_taken(side_config.name)
+    shape = [f"{count:,} parameters", f"{side_config.num_blocks} blocks"]
+    shape += [f"{field} {getattr(side_config, field)}" for field in ("width", "bottleneck") if field in taken]
+    return f"""---
+library_name: mobillm-flower
+tags: [side-tuning, federated-learning]
+---
+
+# Side network ({side_config.name})
+
+Trained by mobillm-flower beside a frozen backbone ({names}); {", ".join(shape)}.
+Task: {contract.kind}, {outputs}; metric: {contract.metric}.
+
+    from mobillm_flower import SideTunedModel
+    model = SideTunedModel.from_pretrained("this folder")
+    model.{example}
+
+It works with the backbone it was trained for and no other (checked by fingerprint). It was trained on activations of
+other people's data: what can be learned about that data from this file has not been bounded unless the run's
+settings say so.
+"""
