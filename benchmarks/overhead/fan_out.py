@@ -20,6 +20,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -68,7 +69,10 @@ def measure(nodes: int, actors: int) -> dict[str, float]:
         seconds = time.perf_counter() - started
         found.update(nodes=nodes, replies=replies, seconds=seconds, push_s=pushed, messages_a_s=replies / seconds)
 
-    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": actors, "include_dashboard": False}}
+    resources: Any = {
+        "client_resources": {"num_cpus": 1},
+        "init_args": {"num_cpus": actors, "include_dashboard": False},
+    }
     run_simulation(app, client, num_supernodes=nodes, backend_config=resources)
     return found
 

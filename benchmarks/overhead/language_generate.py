@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,7 +83,7 @@ def main() -> None:
 
         for model in sides.values():
             of(model)
-        found = take_turns({name: timed(lambda m=model: of(m)) for name, model in sides.items()}, arguments.pairs)
+        found = take_turns({name: timed(partial(of, model)) for name, model in sides.items()}, arguments.pairs)
     for name in ("additive", "causal"):
         for ending, comparison in compare_seconds(found[name], found["bare"], "transformers").items():
             report.comparisons[f"{name}{ending}"] = comparison

@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def step(loss: str, tokens: int) -> dict[str, int]:
     else:
         steps, weights = 0.1 * torch.randn(tokens, SHAPE["width"]), torch.ones(tokens)
         value = language.divergence_loss(inputs, head.inputs(hidden), steps, weights, head)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return {"peak_bytes": status_bytes("VmHWM"), "before_the_step_bytes": loaded}
 
@@ -85,7 +86,7 @@ def main() -> None:
     shape = {**SHAPE, "tokens": arguments.tokens}
     report = Report("language_memory", {**shape, "dtype": "fp32", "logit_bytes": language.LOGIT_BYTES})
     losses = ("label", "difference")
-    found = take_turns({loss: lambda loss=loss: fresh(loss, arguments.tokens) for loss in losses}, arguments.turns)
+    found = take_turns({loss: partial(fresh, loss, arguments.tokens) for loss in losses}, arguments.turns)
     for loss, turns in found.items():
         largest = max(turns, key=lambda one: one["peak_bytes"])
         print(loss, f"{largest['peak_bytes'] / 2**30:.2f} GiB", flush=True)

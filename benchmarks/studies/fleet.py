@@ -106,9 +106,15 @@ def train(cache: ActivationCache, rule: PredictionRule, *, seed: int, steps: int
     rows = cache.rows()
     options = {"seed": seed, "overlap_steps": 0, **options}
     chosen = dataclasses.replace(plan.options, **options)
-    shape = {"batch_size": chosen.batch_size, "validation_share": chosen.validation_share}
     held = capped(rows, chosen.device_cap)
-    an_epoch = planned_steps(held, epochs=1, rounds=0, overlap_steps=0, **shape)
+    an_epoch = planned_steps(
+        held,
+        epochs=1,
+        rounds=0,
+        overlap_steps=0,
+        batch_size=chosen.batch_size,
+        validation_share=chosen.validation_share,
+    )
     epochs = max(1, round(steps / an_epoch)) if steps else chosen.epochs
     chosen = dataclasses.replace(chosen, epochs=epochs, planned_steps=epochs * an_epoch)
     plan = dataclasses.replace(
@@ -188,7 +194,7 @@ class Tested:
 
     def accuracy(self, network: torch.nn.Module) -> float:
         with torch.inference_mode():
-            parts = [network([ActivationBatch(self.info.fingerprint, rows)]) for rows in self.rows.split(256)]
+            parts = [network([ActivationBatch(self.info.fingerprint, rows)]) for rows in torch.split(self.rows, 256)]
         return float((self.rule.scores(torch.cat(parts), self.base).argmax(1) == self.labels).float().mean())
 
 

@@ -55,7 +55,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "shakespeare": {"data.source": "shakespeare_speakers", "data.text-column": "text", "task.max-length": 128},
 }
 ROWS = ("label", "label-causal", "label-pruned", "difference-logit", "difference-square", "lora")
-COMMON = {
+COMMON: dict[str, Any] = {
     "task.kind": "language-modelling",
     "trainer.epochs": 6,
     "trainer.batch-size": 16,
@@ -141,9 +141,9 @@ class Bench:
         """
         plan = self.plan(settings)
         (spec,) = plan.specs.values()
-        network = plan.side_config.build()
+        network: Any = plan.side_config.build()
         for number, adapter in zip(spec.layers, network.adapters, strict=True):
-            layer = self.backbone.stack[number - 1]
+            layer: Any = self.backbone.stack[number - 1]
             into, out = layer.fc1, layer.fc2  # OPT's
             strength = into.weight.norm(dim=1) * out.weight.norm(dim=0)
             kept = strength.topk(len(adapter.down.weight)).indices
@@ -165,6 +165,8 @@ class Bench:
         samples = []
         for i, row in enumerate(by_label.rows()):
             (batch,), targets = loader.load([row])
+            assert batch.sequences is not None
+            assert targets.labels is not None
             with torch.inference_mode():
                 base, tuned = head.inputs(batch.rows[:, -1]), head.inputs(model._tuned(batch.rows, batch.sequences))
             steps, weights = correction(tuned.clone(), targets.labels, head)
@@ -189,6 +191,9 @@ class Bench:
         for row in cache.rows():
             ((blob, _),) = cache.read([row.id])
             _, targets = loader.load([row])
+            assert targets.differences is not None
+            assert targets.base is not None
+            assert targets.weights is not None
             true = torch.from_numpy(np.frombuffer(labels[blob], "<u4").astype(np.int64))
             with torch.inference_mode():
                 right += int((head.logits(targets.differences).argmax(1) == true).sum())
@@ -214,7 +219,7 @@ class Bench:
                 logits, labels = self.logits(whole, [windows[i] for i in order[start : start + size]])
                 loss = functional.cross_entropy(logits, labels)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(learned, 1.0)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * min(1.0, (step + 1) / (0.1 * planned)) * max(0.05, 1 - step / planned)

@@ -189,7 +189,7 @@ def measure_cell(
                 }
             )
             print(f"{cell} {loss} seed {seed}: {metric} {rows[-1]['metric']:.4f} ({seconds:.0f} s)", flush=True)
-        values = [row["metric"] for row in rows]
+        values = [float(row["metric"]) for row in rows]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         result["losses"][loss] = {
             "options": options,
