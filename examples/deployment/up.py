@@ -21,12 +21,12 @@ from certificates import make_all
 from flower import NAME, connect, register, superlink_command, supernode_command
 
 from mobillm_flower.errors import MobiLLMError, RunFailed, SettingsError
+from mobillm_flower.launch.processes import started
 from mobillm_flower.launch.superlink import (
     flower_environment,
     free_port,
     last_error,
     program,
-    started,
     wait_healthy,
 )
 

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -28,6 +27,7 @@ import psutil
 
 from mobillm_flower.errors import RunFailed, SettingsError
 from mobillm_flower.launch.app import App
+from mobillm_flower.launch.processes import started
 
 _START_S = 120.0
 _ANSWER_S = 120.0  # for one of Flower's commands
@@ -185,34 +185,6 @@ def simulation_superlink(home: Path) -> Iterator[tuple[Connection, subprocess.Po
         yield Connection("run", environment), process
 
 
-@contextlib.contextmanager
-def started(
-    command: list[str], environment: Mapping[str, str], log: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; whatever happens, it and all that it started are ended afterwards.
-
-    Parameters
-    ----------
-    command : list of str
-        The program and its arguments.
-    environment : mapping of str to str
-        Its environment.
-    log : Path, optional
-        Its output is appended here, and the keyboard does not reach it; by default it shares this process's terminal.
-    """
-    if log is None:
-        process = subprocess.Popen(command, env=dict(environment))
-    else:
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command, env=dict(environment), stdout=output, stderr=output, start_new_session=True
-            )
-    try:
-        yield process
-    finally:
-        end(process)
-
-
 def wait_healthy(
     process: subprocess.Popen[bytes], address: str, log: Path, *, trusted: ssl.SSLContext | None = None
 ) -> None:
@@ -270,22 +242,6 @@ def _listens(pid: int, port: int) -> bool:
                 if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets):
                     return True
     return False
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and everything it started, by process id."""
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait()
 
 
 def program(name: str, environment: Mapping[str, str]) -> str:
