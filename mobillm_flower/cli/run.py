@@ -49,13 +49,11 @@ def run(
     ] = True,
 ) -> None:
     """Run a Flower app in simulation or on a SuperLink, watch it, print its results; the exit code tells the truth."""
-    from mobillm_flower.cli.names import check_names
     from mobillm_flower.launch import read_app, run_app, run_on
 
     flower_app = read_app(folder)
     words = list(config or [])
     settings = flower_app.settings(words)
-    check_names(flower_app, settings)
     if flwr_home is not None and superlink is None:
         raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
     with Watcher(quiet=as_json) as watcher:

@@ -14,7 +14,7 @@ from typing import Any
 from mobillm_flower.config import run_folder
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.launch.app import App
-from mobillm_flower.launch.superlink import last_error, named_connection, simulation_superlink
+from mobillm_flower.launch.superlink import named_connection, simulation_superlink
 from mobillm_flower.launch.watch import RunFollower, watch
 from mobillm_flower.runs.events import OnEvent, Submitted
 
@@ -98,9 +98,9 @@ def run_app(
             )
         except RunFailed as error:
             raise RunFailed(f"{error}. The log is {log}") from None
-    if status != "finished:completed" or seen.outcome != "completed":
-        reason = seen.reason or last_error(log.read_text("utf-8", "replace"))
-        raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {log}")
+        if status != "finished:completed" or seen.outcome != "completed":
+            reason = seen.reason or connection.last_error(run_id)
+            raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {log}")
     return RunOutcome(run_path, status, time.monotonic() - began, run_id)
 
 

@@ -16,6 +16,7 @@ from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training, check_used
 from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken, needs_of
@@ -80,7 +81,7 @@ def make_plan(
     SettingsError, UnsupportedError
         See `extraction_spec`, `check_used` and `check_training`.
     """
-    require_used(settings)
+    check_parts(settings)
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
@@ -118,9 +119,17 @@ def make_plan(
     )
 
 
-def require_used(settings: Settings) -> None:
-    """Refuse a setting of the side network that the one that was chosen has no use for; see `check_used`."""
+def check_parts(settings: Settings) -> None:
+    """Refuse, before anything is asked of a device, names in no registry and settings that the side network ignores.
+
+    Raises
+    ------
+    SettingsError
+        A name is unknown, or `check_used` objects.
+    """
     check_used(settings, fields_taken(settings.side_network.name))
+    for codec in (settings.activations.codec, settings.side_network.codec):
+        CODECS[codec]
 
 
 def computes_on_tokens(specs: Mapping[str, ExtractionSpec]) -> bool:

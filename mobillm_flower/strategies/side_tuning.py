@@ -32,7 +32,7 @@ from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.lifecycle import StartedRun, running
 from mobillm_flower.strategies.preparation import log_prepared, prepare
-from mobillm_flower.strategies.run_plan import Overlap, require_used
+from mobillm_flower.strategies.run_plan import Overlap, check_parts
 from mobillm_flower.strategies.run_state import EvaluateFn, OwnEvaluation, RunState
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire import keys
@@ -72,7 +72,7 @@ class SideTuningStrategy(Strategy):
 
     def __init__(self, settings: Settings | None = None, *, run_path: str | Path | None = None) -> None:
         self.settings = settings or load_settings({"preset": self.preset})
-        require_used(self.settings)
+        check_parts(self.settings)
         self.check(self.settings)
         self.clock = Clock()
         self.intake = Intake(self.settings.rounds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_a_failed_run_is_an_error_although_every_command_returns_0(flower: FakeF
     flower.answers("running", "finished:failed", log="all is well\nValueError: no data here\nbye")
     with pytest.raises(RunFailed, match=r"quickstart ended as finished:failed: ValueError: no data here\. The log is"):
         submitted(flower)
+
+
+def test_a_simulation_that_fails_before_its_log_begins_says_why(flower: FakeFlower, tmp_path: Path) -> None:
+    said = "SettingsError: unknown strategy 'peas'; did you mean 'pae'?"
+    flower.answers("finished:failed", log=f"{said}\nINFO [uvicorn.error] Finished server process [1]")
+    with pytest.raises(RunFailed, match=f"ended as finished:failed: {re.escape(said)}"):
+        simulated(tmp_path / "run")
 
 
 def test_mobillm_run_exits_with_1_where_the_run_failed(flower: FakeFlower, monkeypatch: pytest.MonkeyPatch) -> None:
