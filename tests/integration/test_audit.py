@@ -36,27 +36,27 @@ def cell(found: dict[str, Any], kind: str) -> dict[str, Any]:
     return one
 
 
-def test_an_unprotected_difference_gives_every_label_away(audited) -> None:
+def test_an_unprotected_difference_gives_every_label_away(audited: Any) -> None:
     attack = cell(audited[1], "as set")["attacks"]["label: argmax Δy"]
     assert attack["value"] == 1.0
     assert attack["baseline"] < 0.5
     assert cell(audited[1], "as set")["epsilon"]["total"] is None
 
 
-def test_randomized_response_is_near_its_theory(audited) -> None:
+def test_randomized_response_is_near_its_theory(audited: Any) -> None:
     attack = cell(audited[1], "labels")["attacks"]["label: argmax Δy"]
     assert attack["theory"] < 0.5
     assert attack["low"] - 0.05 <= attack["theory"] <= attack["high"] + 0.05
 
 
-def test_a_cell_under_an_epsilon_claims_it(audited) -> None:
+def test_a_cell_under_an_epsilon_claims_it(audited: Any) -> None:
     protected = cell(audited[1], "joint")
     assert protected["epsilon"] == {"total": 8.0, "delta": 0.0, "reason": ""}
     assert "text: words, decoder that knows the noise" in protected["attacks"]
     assert protected["bytes_a_sample"] > 0
 
 
-def test_every_attack_has_a_baseline_and_an_interval(audited) -> None:
+def test_every_attack_has_a_baseline_and_an_interval(audited: Any) -> None:
     for one in audited[1]["cells"]:
         assert len(one["attacks"]) >= 12
         for attack in one["attacks"].values():
@@ -65,13 +65,13 @@ def test_every_attack_has_a_baseline_and_an_interval(audited) -> None:
             assert 0 <= attack["baseline"] <= 1
 
 
-def test_the_rows_attacked_are_those_of_the_run_and_its_cache_stays_as_it_is(audited) -> None:
+def test_the_rows_attacked_are_those_of_the_run_and_its_cache_stays_as_it_is(audited: Any) -> None:
     run, found, before, _ = audited
     assert not [remark for remark in found["remarks"] if "matched" in remark]
     assert hashlib.sha256((run / "cache.sqlite").read_bytes()).hexdigest() == before
 
 
-def test_randomized_labels_are_read_as_often_as_theory_says(audited) -> None:
+def test_randomized_labels_are_read_as_often_as_theory_says(audited: Any) -> None:
     checks = audited[1]["label_checks"]
     assert [(check["mechanism"], check["epsilon"]) for check in checks[:2]] == [
         ("randomized response", 1.0),
@@ -80,7 +80,7 @@ def test_randomized_labels_are_read_as_often_as_theory_says(audited) -> None:
     assert all(abs(check["value"] - check["theory"]) < 4 * 0.5 / check["count"] ** 0.5 for check in checks)
 
 
-def test_claims_hold_against_draws(audited) -> None:
+def test_claims_hold_against_draws(audited: Any) -> None:
     found = audited[1]
     assert {check["mechanism"] for check in found["epsilon_checks"]} == {
         "labelled cap",
@@ -90,7 +90,7 @@ def test_claims_hold_against_draws(audited) -> None:
     assert all(check["holds"] for check in found["epsilon_checks"])
 
 
-def test_a_secret_rotation_hides_from_a_look_and_falls_to_leaked_pairs(audited) -> None:
+def test_a_secret_rotation_hides_from_a_look_and_falls_to_leaked_pairs(audited: Any) -> None:
     found = audited[1]
     attacks = cell(found, "mixing")["attacks"]
     plain = cell(found, "as set")["attacks"]
@@ -105,7 +105,7 @@ def test_a_secret_rotation_hides_from_a_look_and_falls_to_leaked_pairs(audited) 
     assert not [name for name in plain if name.startswith("key:")]
 
 
-def test_texts_are_recovered_as_sequences_too(audited) -> None:
+def test_texts_are_recovered_as_sequences_too(audited: Any) -> None:
     found = audited[1]
     for one in found["cells"]:
         assert {"text: sequence", "text: sequence, exact match"} <= set(one["attacks"])
@@ -113,14 +113,14 @@ def test_texts_are_recovered_as_sequences_too(audited) -> None:
     assert {one["pivot"] for one in found["pivots"] if "sequence" in one} >= {"first", "first+mean", "last", "mean"}
 
 
-def test_every_pivot_is_attacked_at_the_first_and_the_last_layer(audited) -> None:
+def test_every_pivot_is_attacked_at_the_first_and_the_last_layer(audited: Any) -> None:
     found = {(one["pivot"], one["layer"]): one for one in audited[1]["pivots"]}
     assert {pivot for pivot, _ in found} >= {"all", "first", "first+mean", "last", "mean"}
     assert {layer for _, layer in found} == {1, 3}
     assert all(0 <= one["value"] <= 1 and one["victims"] == 39 for one in found.values())
 
 
-def test_it_ends_in_plain_words_and_the_report_has_a_section(audited) -> None:
+def test_it_ends_in_plain_words_and_the_report_has_a_section(audited: Any) -> None:
     run, found, _, printed = audited
     titles = [title for title, _ in found["plain_words"]]
     assert titles[1:3] == ["What this server could learn", "What it could not"]
@@ -134,7 +134,7 @@ def test_it_ends_in_plain_words_and_the_report_has_a_section(audited) -> None:
     (run / "away.json").rename(run / "audit.json")
 
 
-def test_a_run_without_device_folders_is_attacked_by_uploads_made_anew(audited, tmp_path: Path) -> None:
+def test_a_run_without_device_folders_is_attacked_by_uploads_made_anew(audited: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(audited[0], run, ignore=shutil.ignore_patterns("devices"))
     words = ["data.num-devices=3"]
@@ -228,6 +228,6 @@ def test_too_few_samples_are_refused() -> None:
         draws(**{"data.max-samples": 5})
 
 
-def test_what_cannot_be_audited_is_refused(audited, tmp_path: Path) -> None:
+def test_what_cannot_be_audited_is_refused(audited: Any, tmp_path: Path) -> None:
     assert "is no run's folder, settings file or app's folder" in refused("audit", tmp_path / "nothing")
     assert "-c changes what a run was" in refused("audit", audited[0], "-c", "privacy.label-epsilon=1")

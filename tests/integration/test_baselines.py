@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ pytest.importorskip("peft", reason="the extra `bench` with peft is not installed
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "bert", "bert")
 
 
-def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **changes) -> dict:
+def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **changes: Any) -> dict:
     return {
         "strategy": strategy,
         "backbone.name": str(backbone),
@@ -43,7 +44,7 @@ def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **ch
     }
 
 
-def run(config: dict):
+def run(config: dict) -> Any:
     devices = config["data.num-devices"]
     nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
     grid = LocalGrid(BaselineClient().app, nodes, config)
@@ -53,7 +54,7 @@ def run(config: dict):
     return strategy, result, events
 
 
-def measured_again(strategy, arrays: ArrayRecord, config: dict) -> float:
+def measured_again(strategy: Any, arrays: ArrayRecord, config: dict) -> float:
     """The accuracy of a run's last weights over all devices' test samples."""
     settings, model = load_settings(config), strategy.model
     if "sums" in arrays:
@@ -67,7 +68,7 @@ def measured_again(strategy, arrays: ArrayRecord, config: dict) -> float:
 
 
 @pytest.mark.parametrize("name", list(BASELINE_DEVICES))
-def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, name):
+def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path: Path, backbone: Any, name: str) -> None:
     config = config_of(
         name, backbone, tmp_path, devices=2, **({"rounds.num-rounds": 1} if name == "upload-all" else {})
     )
@@ -90,7 +91,9 @@ def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path, backbone, na
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["fed-lora", "fed-bitfit"])
-def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbone, name, precision):
+def test_one_device_alone_trains_as_the_model_does_in_one_place(
+    tmp_path: Path, backbone: Any, name: str, precision: str
+) -> None:
     config = config_of(name, backbone, tmp_path, devices=1, rounds__num_rounds=1, backbone__precision=precision)
     _, result, _ = run(config)
     settings = load_settings(config)
@@ -108,7 +111,7 @@ def test_one_device_alone_trains_as_the_model_does_in_one_place(tmp_path, backbo
         assert torch.allclose(value, found[key], atol=1e-7), key
 
 
-def test_a_server_makes_the_model_of_the_devices_from_seeds_and_scalars(tmp_path, backbone):
+def test_a_server_makes_the_model_of_the_devices_from_seeds_and_scalars(tmp_path: Path, backbone: Any) -> None:
     config = config_of("fed-kseed", backbone, tmp_path, devices=1, rounds__num_rounds=1, peer__learning_rate=1e-2)
     strategy, result, _ = run(config)
     on_the_device = baseline_model(load_settings(config), strategy.contract).trained_state()  # last evaluated
@@ -123,7 +126,7 @@ def test_a_server_makes_the_model_of_the_devices_from_seeds_and_scalars(tmp_path
     assert moved > 0
 
 
-def test_zeroth_order_steps_lower_the_loss(tmp_path, backbone):
+def test_zeroth_order_steps_lower_the_loss(tmp_path: Path, backbone: Any) -> None:
     config = config_of(
         "fed-kseed",
         backbone,
@@ -144,12 +147,12 @@ def test_zeroth_order_steps_lower_the_loss(tmp_path, backbone):
     assert strategy.model.batch_loss(inputs, labels) < before
 
 
-def test_a_baseline_without_rounds_is_refused(tmp_path, backbone):
+def test_a_baseline_without_rounds_is_refused(tmp_path: Path, backbone: Any) -> None:
     with pytest.raises(SettingsError, match=r"rounds\.num-rounds rounds; give it"):
         make_strategy(load_settings(config_of("fed-lora", backbone, tmp_path, devices=1, rounds__num_rounds=0)))
 
 
-def test_devices_of_side_tuning_are_refused_by_name(tmp_path, backbone):
+def test_devices_of_side_tuning_are_refused_by_name(tmp_path: Path, backbone: Any) -> None:
     config = config_of("fed-lora", backbone, tmp_path, devices=1)
     grid = LocalGrid(SideTuningClient().app, [{"partition-id": 0, "num-partitions": 1}], config)
     with pytest.raises((MismatchError, RunFailed), match="BaselineClient"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -46,7 +48,7 @@ def check(found: dict, *, pairs: int) -> dict:
     return found
 
 
-def test_codecs():
+def test_codecs() -> None:
     found = check(bench_codecs(pairs=2, num_samples=2, blocks=3, width=128).to_dict(), pairs=2)
     rows = {(row["codec"], row["keep"]): row for row in found["figures"]["codecs"]}
     assert {codec for codec, _ in rows} == set(CODECS)
@@ -60,7 +62,7 @@ def test_codecs():
     assert rows["nf4", 0.25]["encode_values_per_s"] == 2 * 3 * 128 / encode["ours_median"]
 
 
-def test_trainer_ends_with_the_weights_of_the_bare_loop():
+def test_trainer_ends_with_the_weights_of_the_bare_loop() -> None:
     found = check(bench_trainer(pairs=2, num_samples=70, blocks=2, width=16, num_classes=3).to_dict(), pairs=2)
     assert found["figures"] == {"identical": True, "identical_mean": True}
     assert found["settings"]["steps_a_turn"] == 3
@@ -68,7 +70,7 @@ def test_trainer_ends_with_the_weights_of_the_bare_loop():
         assert found["bars"][f"step_ratio{ending}"]["value"] == found["comparisons"][f"epoch{ending}"]["ratio"]
 
 
-def test_cache(tmp_path):
+def test_cache(tmp_path: Path) -> None:
     found = bench_cache(pairs=2, num_rows=1200, num_few=100, reads=64, folder=tmp_path, memory=False).to_dict()
     found = check(found, pairs=2)
     assert found["settings"]["blob_bytes"] == CODECS["nf4"].num_bytes(12 * 768)
@@ -81,7 +83,7 @@ def test_cache(tmp_path):
 @ON_LINUX
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
-def test_cache_memory(tmp_path):
+def test_cache_memory(tmp_path: Path) -> None:
     found = check(bench_cache(pairs=1, num_rows=3000, num_few=100, reads=64, folder=tmp_path).to_dict(), pairs=1)
     memory = found["comparisons"]["anonymous_memory"]
     assert found["bars"]["rss_growth"]["value"] == memory["ratio"]
@@ -93,7 +95,7 @@ def test_cache_memory(tmp_path):
 @ON_LINUX
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
-def test_fleet_scale(tmp_path):
+def test_fleet_scale(tmp_path: Path) -> None:
     report = bench_fleet_scale(devices=(45, 5), samples_per_device=3, folder=tmp_path)
     found = json.loads(json.dumps(report.to_dict()))
     small, large, again = found["figures"]["fleets"]
@@ -107,7 +109,7 @@ def test_fleet_scale(tmp_path):
     assert "time_per_sample" in [name for name, _, _ in _rows(found)]
 
 
-def check_fleet(row, *, devices, samples):
+def check_fleet(row: Any, *, devices: Any, samples: Any) -> None:
     """Hold what a row of a fleet must have."""
     buffers = math.ceil(devices / 20)
     assert row["samples"] == devices * samples
@@ -122,7 +124,7 @@ def check_fleet(row, *, devices, samples):
 
 
 @ON_LINUX
-def test_a_fleet_goes_through_packets_cache_and_trainer(tmp_path):
+def test_a_fleet_goes_through_packets_cache_and_trainer(tmp_path: Path) -> None:
     row = _measure(45, 3, tmp_path, 1)
     check_fleet(row, devices=45, samples=3)
     cache = ActivationCache(tmp_path / "cache.sqlite")
@@ -134,19 +136,19 @@ def test_a_fleet_goes_through_packets_cache_and_trainer(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", ["", "10,", "10,x", "-5"])
-def test_sizes_of_fleets_are_whole_numbers(sizes):
+def test_sizes_of_fleets_are_whole_numbers(sizes: str) -> None:
     answer = CliRunner().invoke(app, ["fleet-scale", f"--devices={sizes}"])
     assert answer.exit_code == typer.BadParameter("").exit_code
 
 
-def test_a_fleet_of_nobody_or_of_more_than_a_window_is_refused():
+def test_a_fleet_of_nobody_or_of_more_than_a_window_is_refused() -> None:
     with pytest.raises(SettingsError, match="sizes of at least 1"):
         bench_fleet_scale(devices=(0, 10))
     with pytest.raises(SettingsError, match="samples-per-device=65: give 1 to 64"):
         bench_fleet_scale(devices=(10,), samples_per_device=65)
 
 
-def test_device_forward(tmp_path):
+def test_device_forward(tmp_path: Path) -> None:
     backbone = str(save_tiny(tmp_path, "bert", max_position_embeddings=128))
     found = check(bench_device(backbone=backbone, layers=2, pairs=2, num_samples=9, memory=False).to_dict(), pairs=2)
     assert found["settings"]["layers"] == 2
@@ -159,7 +161,7 @@ def test_device_forward(tmp_path):
 @ON_LINUX
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
-def test_device_memory(tmp_path):
+def test_device_memory(tmp_path: Path) -> None:
     backbone = str(save_tiny(tmp_path, "opt", max_position_embeddings=128))
     found = check(bench_device(backbone=backbone, pairs=1, num_samples=12).to_dict(), pairs=1)
     assert found["bars"]["memory_ratio"]["value"] == found["comparisons"]["memory"]["ratio"]
@@ -175,7 +177,7 @@ def test_device_memory(tmp_path):
 @ON_LINUX
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
-def test_memory_that_is_held_is_seen(tmp_path):
+def test_memory_that_is_held_is_seen(tmp_path: Path) -> None:
     """Hidden states of every layer cost at least their bytes; a run's own measure is made the same way."""
     backbone = str(save_tiny(tmp_path, "bert", max_position_embeddings=128, hidden_size=512, num_hidden_layers=8))
     words = {"backbone.name": backbone, "data.label-column": "intent", "backbone.device": "cpu"}
@@ -190,13 +192,13 @@ def test_memory_that_is_held_is_seen(tmp_path):
 
 
 @pytest.mark.slow
-def test_random_weights_of_opt_125m_can_be_measured():
+def test_random_weights_of_opt_125m_can_be_measured() -> None:
     pytest.importorskip("tokenizers")
     found = check(bench_device(backbone="opt-125m", layers=1, pairs=1, num_samples=4, memory=False).to_dict(), pairs=1)
     assert (found["settings"]["family"], found["settings"]["width"]) == ("opt", 768)
 
 
-def test_the_command_prints_bars_and_writes_everything(tmp_path):
+def test_the_command_prints_bars_and_writes_everything(tmp_path: Path) -> None:
     file = tmp_path / "new" / "codecs.json"
     answer = CliRunner().invoke(app, ["codecs", "--samples", "1", "--json", str(file)])
     assert answer.exit_code == 0, answer.output
@@ -204,14 +206,14 @@ def test_the_command_prints_bars_and_writes_everything(tmp_path):
     check(json.loads(file.read_text("utf-8")), pairs=10)
 
 
-def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys):
+def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     report = Report("trainer", {})
     report.bars["step_ratio"] = Threshold(1.3, 1.15, at_most=True)
     finish(report, None)
     assert "DOES NOT HOLD" in capsys.readouterr().out
 
 
-def test_what_cannot_be_measured_is_an_error(tmp_path):
+def test_what_cannot_be_measured_is_an_error(tmp_path: Path) -> None:
     backbone = str(save_tiny(tmp_path, "bert", max_position_embeddings=128))
     answer = CliRunner().invoke(app, ["device", "--backbone", backbone, "--layers", "9"])
     assert answer.exit_code == 1
@@ -219,6 +221,6 @@ def test_what_cannot_be_measured_is_an_error(tmp_path):
     assert "the model has 3 layers" in str(answer.exception)
 
 
-def test_fewer_than_ten_pairs_are_refused():
+def test_fewer_than_ten_pairs_are_refused() -> None:
     answer = CliRunner().invoke(app, ["trainer", "--pairs", "9"])
     assert answer.exit_code == typer.BadParameter("").exit_code

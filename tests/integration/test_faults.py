@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -50,12 +52,12 @@ UNHURT = [name for name in OTHERS if name != "old window again"]
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
 @pytest.fixture(scope="module", params=["pae", "fed"])
-def fleet(request, tmp_path_factory, backbone):
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> Iterator[Any]:
     """One run in which each device has a fault of its own."""
     folder = tmp_path_factory.mktemp(request.param)
     config = tiny_config(
@@ -101,7 +103,7 @@ def fleet(request, tmp_path_factory, backbone):
     cache.close()
 
 
-def test_a_fleet_full_of_faults_ends_well_and_can_be_trained_again(fleet) -> None:
+def test_a_fleet_full_of_faults_ends_well_and_can_be_trained_again(fleet: Any) -> None:
     (end,) = events(fleet.folder, "finished")
     assert end["outcome"] == "completed"
     assert fleet.cache.verify() == []
@@ -111,7 +113,7 @@ def test_a_fleet_full_of_faults_ends_well_and_can_be_trained_again(fleet) -> Non
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_nothing_of_a_bad_packet_is_kept_and_its_device_is_dropped_for_it(fleet, name) -> None:
+def test_nothing_of_a_bad_packet_is_kept_and_its_device_is_dropped_for_it(fleet: Any, name: str) -> None:
     rule, device = BAD[name][1], fleet.device(name)
     assert dict(device.strikes) == {rule: 3}
     assert fleet.held(name) == 0
@@ -121,7 +123,7 @@ def test_nothing_of_a_bad_packet_is_kept_and_its_device_is_dropped_for_it(fleet,
 
 
 @pytest.mark.parametrize("name", UNHURT)
-def test_the_others_are_held_whole_and_without_a_strike(fleet, name) -> None:
+def test_the_others_are_held_whole_and_without_a_strike(fleet: Any, name: str) -> None:
     device = fleet.device(name)
     assert fleet.held(name) == SAMPLES
     assert not device.strikes
@@ -130,19 +132,19 @@ def test_the_others_are_held_whole_and_without_a_strike(fleet, name) -> None:
     assert [event["new"] for event in windows] == [WINDOW] * (SAMPLES // WINDOW)
 
 
-def test_an_old_window_again_and_again_is_kept_once(fleet) -> None:
+def test_an_old_window_again_and_again_is_kept_once(fleet: Any) -> None:
     assert fleet.held("old window again") == WINDOW
     assert dict(fleet.device("old window again").strikes) == {"progress": 3}
 
 
-def test_a_lost_answer_is_sent_again_byte_by_byte(fleet) -> None:
+def test_a_lost_answer_is_sent_again_byte_by_byte(fleet: Any) -> None:
     lost, again, *_ = fleet.grid.windows[fleet.grid.nodes["lost answer"]]
     for record in (keys.HEADER, keys.ACTIVATIONS, keys.TARGETS):
         assert dict(lost.content[record]) == dict(again.content[record])
     assert fleet.device("lost answer").total_failures == 1
 
 
-def test_who_drops_out_is_counted_and_asked_again(fleet) -> None:
+def test_who_drops_out_is_counted_and_asked_again(fleet: Any) -> None:
     failures = {name: fleet.device(name).total_failures for name in FLEET}
     lost = sum(count for name, count in failures.items() if name.startswith("drops out"))
     asked = sum(
@@ -152,12 +154,12 @@ def test_who_drops_out_is_counted_and_asked_again(fleet) -> None:
     assert lost + failures["lost answer"] == sum(failures.values())
 
 
-def test_the_devices_clocks_do_not_matter(fleet) -> None:
+def test_the_devices_clocks_do_not_matter(fleet: Any) -> None:
     for held in fleet.cache.holdings():
         assert fleet.began <= held.first <= held.last <= time.time()
 
 
-def test_a_straggler_is_waited_for_and_delays_nobody_without_rounds(fleet) -> None:
+def test_a_straggler_is_waited_for_and_delays_nobody_without_rounds(fleet: Any) -> None:
     slow = fleet.grid.nodes["straggler"]
     answered = [(at, node) for at, node, kind in fleet.grid.answered if kind == keys.EXTRACT]
     first = min(at for at, node in answered if node == slow)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ NODE = "partition-id={} num-partitions=2"
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     made = Deployment(tmp_path_factory.mktemp("fleet"), {f"device-{i}": NODE.format(i) for i in range(2)})
     try:
         save_tiny(made.folder / "backbone", "bert")
@@ -71,7 +72,7 @@ def committed(run_path: Path) -> int:
     return sum(event["new"] for event in events(run_path, "window"))
 
 
-def test_a_device_killed_during_its_upload_comes_back_as_the_same_device(deployment) -> None:
+def test_a_device_killed_during_its_upload_comes_back_as_the_same_device(deployment: Any) -> None:
     run_path, run_id = submit(deployment, "killed-device", "task.max-length=16")
     wait_for(lambda: len(events(run_path, "window")) >= 1, "a first window is committed")
     deployment.kill("device-1")  # its next window is being made, or on its way
@@ -81,7 +82,7 @@ def test_a_device_killed_during_its_upload_comes_back_as_the_same_device(deploym
     assert len({event["device"] for event in events(run_path, "device")}) == 2
 
 
-def test_a_server_app_that_is_killed_fails_its_run_and_the_next_one_goes_on(deployment) -> None:
+def test_a_server_app_that_is_killed_fails_its_run_and_the_next_one_goes_on(deployment: Any) -> None:
     run_path, run_id = submit(deployment, "killed-app", "task.max-length=17")
     wait_for(lambda: len(events(run_path, "window")) >= 1, "a first window is committed")
     deployment.kill_server_app()
@@ -101,7 +102,7 @@ def pseudonym(folder: Path) -> str:
     return name
 
 
-def test_a_superlink_killed_is_started_again_and_a_device_killed_after_its_upload_counts(deployment) -> None:
+def test_a_superlink_killed_is_started_again_and_a_device_killed_after_its_upload_counts(deployment: Any) -> None:
     run_path, _ = submit(deployment, "killed-superlink", "task.max-length=18")
     wait_for(lambda: len(events(run_path, "window")) >= 1, "a first window is committed")
     deployment.kill("superlink")

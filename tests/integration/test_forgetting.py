@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +19,14 @@ from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path: Path) -> Any:
     return tiny_config(tmp_path / "run", save_tiny(tmp_path / "backbone", "bert"))
 
 
 @pytest.mark.parametrize("preset", ["pae", "mobillm", "fed"])
-def test_a_run_started_again_trains_without_the_device_that_was_forgotten(config, tmp_path, preset) -> None:
+def test_a_run_started_again_trains_without_the_device_that_was_forgotten(
+    config: Any, tmp_path: Path, preset: str
+) -> None:
     config["preset"] = preset
     before = run(config)
     folder = RunFolder(tmp_path / "run")
@@ -42,12 +46,12 @@ def test_a_run_started_again_trains_without_the_device_that_was_forgotten(config
     assert retrained == state_bytes(replay(cache, scores=after.rule.scores))  # nothing but these rows went in
 
 
-def test_a_run_holds_its_folder_and_lets_go_of_it(config, tmp_path, monkeypatch) -> None:
+def test_a_run_holds_its_folder_and_lets_go_of_it(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
     folder = RunFolder(tmp_path / "run")
     holders = []
 
-    def look(_message, reply):
+    def look(_message: Any, reply: Any) -> Any:
         holders.append(folder.holder())
         with pytest.raises(InUseError, match="is in use by process"):
             folder.hold()
@@ -59,7 +63,9 @@ def test_a_run_holds_its_folder_and_lets_go_of_it(config, tmp_path, monkeypatch)
     assert folder.holder() is None
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(config, tmp_path, monkeypatch) -> None:
+def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
     folder = RunFolder(tmp_path / "run")
     with folder.hold(), pytest.raises(InUseError, match="run is in use by process"):
@@ -67,7 +73,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(config, 
     assert [file.name for file in folder.path.iterdir()] == ["lock"]
 
 
-def test_a_run_that_fails_lets_go_of_its_folder(config, tmp_path) -> None:
+def test_a_run_that_fails_lets_go_of_its_folder(config: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no grid"):
         run(config, tamper=_broken)
     assert RunFolder(tmp_path / "run").holder() is None

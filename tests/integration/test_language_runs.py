@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -40,12 +41,12 @@ NUM_ROWS = 24
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone") / "opt", "opt")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for split, first in (("train", 0), ("test", 100)):
         rows = [
@@ -60,7 +61,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def make_config(folder: Path, backbone: Path, data: Path, **changes) -> dict:
+def make_config(folder: Path, backbone: Path, data: Path, **changes: Any) -> dict:
     return {
         "preset": "mobillm",
         "backbone.name": str(backbone),
@@ -89,12 +90,12 @@ def make_config(folder: Path, backbone: Path, data: Path, **changes) -> dict:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, backbone, data):
+def labelled(tmp_path_factory: pytest.TempPathFactory, backbone: Any, data: Any) -> Any:
     config = make_config(tmp_path_factory.mktemp("label"), backbone, data)
     return config, run(config)
 
 
-def test_a_run_learns_the_answers_and_every_device_measures_it(labelled):
+def test_a_run_learns_the_answers_and_every_device_measures_it(labelled: Any) -> None:
     config, strategy = labelled
     measured = strategy.result.evaluate_metrics_clientapp
     model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
@@ -106,11 +107,11 @@ def test_a_run_learns_the_answers_and_every_device_measures_it(labelled):
     assert record["cross-entropy"] == pytest.approx(after, abs=0.05)  # devices are weighed by samples, not tokens
 
 
-def strategy_test(config):
+def strategy_test(config: Any) -> Any:
     return load_central_data(load_settings(config)).test
 
 
-def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled):
+def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled: Any) -> None:
     config, strategy = labelled
     cache = ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
     again = replay(cache, scores=strategy.rule.scores, frozen=Frozen(head=load_head(config["backbone.name"])))
@@ -122,7 +123,7 @@ def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled):
 
 
 @pytest.mark.parametrize("objective", ["label", "difference"])
-def test_what_was_planned_is_what_a_run_takes(tmp_path, backbone, data, objective):
+def test_what_was_planned_is_what_a_run_takes(tmp_path: Path, backbone: Any, data: Any, objective: str) -> None:
     pytest.importorskip("peft")
     changes = {"preset": "mobillm"} if objective == "label" else {"preset": "pae", "loss__name": "logit"}
     config = make_config(tmp_path, backbone, data, data__num_devices=3, **changes)
@@ -146,7 +147,7 @@ def test_what_was_planned_is_what_a_run_takes(tmp_path, backbone, data, objectiv
     assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)
 
 
-def test_the_report_says_that_tokens_are_plain(labelled):
+def test_the_report_says_that_tokens_are_plain(labelled: Any) -> None:
     config, _ = labelled
     folder = Path(config["run.folder"])
     page = write_report(folder).read_text("utf-8")
@@ -155,7 +156,9 @@ def test_the_report_says_that_tokens_are_plain(labelled):
 
 
 @pytest.mark.parametrize(("loss", "share"), [("logit", 0.8), ("square", 0.1)])
-def test_corrections_teach_what_labels_do(labelled, tmp_path, backbone, data, loss, share):
+def test_corrections_teach_what_labels_do(
+    labelled: Any, tmp_path: Path, backbone: Any, data: Any, loss: str, share: float
+) -> None:
     """Under the logit loss as much (batches differ, since the order follows the bytes), under the square loss less."""
     config, strategy = labelled
     run(make_config(tmp_path, backbone, data, preset="pae", loss__name=loss))
@@ -167,7 +170,9 @@ def test_corrections_teach_what_labels_do(labelled, tmp_path, backbone, data, lo
     assert base - model.evaluate(test) > share * (base - by_label.evaluate(test))
 
 
-def test_a_run_with_a_causal_mixer_is_measured_alike_on_devices_and_in_one_place(tmp_path, backbone, data):
+def test_a_run_with_a_causal_mixer_is_measured_alike_on_devices_and_in_one_place(
+    tmp_path: Path, backbone: Any, data: Any
+) -> None:
     config = make_config(tmp_path, backbone, data, side_network__name="causal", trainer__epochs=5)
     strategy = run(config)
     found = measure_references(tmp_path)
@@ -184,7 +189,9 @@ def measured_page(folder: Path) -> str:
     return write_report(folder).read_text("utf-8")
 
 
-def test_responses_are_measured_if_asked_and_their_texts_shown_only_if_asked_too(labelled, tmp_path, backbone, data):
+def test_responses_are_measured_if_asked_and_their_texts_shown_only_if_asked_too(
+    labelled: Any, tmp_path: Path, backbone: Any, data: Any
+) -> None:
     config, _ = labelled
     assert measure_language(Path(config["run.folder"])) == {}
     shown = {"task__responses": 6, "task__show_responses": 6, "trainer__epochs": 1}
@@ -204,13 +211,13 @@ def test_responses_are_measured_if_asked_and_their_texts_shown_only_if_asked_too
     assert "Response 1" not in measured_page(tmp_path / "hidden")
 
 
-def test_rouge_is_that_of_the_library():
+def test_rouge_is_that_of_the_library() -> None:
     assert rouge(["the cat sat"], ["the cat sat"]) == dict.fromkeys(ROUGE, 1.0)
     found = rouge(["the cat sat"], ["the dog sat"])
     assert found == pytest.approx({"rouge1": 2 / 3, "rouge2": 0.0, "rougeL": 2 / 3})
 
 
-def test_each_speakers_texts_are_measured_before_and_after(tmp_path, backbone, data):
+def test_each_speakers_texts_are_measured_before_and_after(tmp_path: Path, backbone: Any, data: Any) -> None:
     natural = {"data__partition": "natural", "data__partition_column": "who", "data__num_devices": 2}
     plain = {"data__pair_column": "", "task__prompt": "", "data__text_column": "answer_text", "trainer__epochs": 5}
     folder = tmp_path / "data"
@@ -228,7 +235,7 @@ def test_each_speakers_texts_are_measured_before_and_after(tmp_path, backbone, d
     assert "test texts" in measured_page(tmp_path / "run")
 
 
-def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, data):
+def test_the_server_loads_no_head_that_only_a_device_names(tmp_path: Path, backbone: Any, data: Any) -> None:
     other = save_tiny(tmp_path / "other", "opt", seed=1)
     config = make_config(tmp_path / "run", backbone, data)
     nodes = [{"partition-id": i, "num-partitions": 2, "backbone.name": str(other)} for i in range(2)]
@@ -238,7 +245,7 @@ def test_the_server_loads_no_head_that_only_a_device_names(tmp_path, backbone, d
         strategy.start(LocalGrid(SideTuningClient().app, nodes, config), ArrayRecord())
 
 
-def test_several_backbone_types_are_refused(tmp_path, backbone, data):
+def test_several_backbone_types_are_refused(tmp_path: Path, backbone: Any, data: Any) -> None:
     choices = f"{backbone}@2,{backbone}@3"
     config = make_config(tmp_path / "run", backbone, data, backbone__name="by-partition", backbone__choices=choices)
     with pytest.raises(UnsupportedError, match="one backbone type"):
@@ -257,7 +264,9 @@ print(json.dumps({"name": model.backbone.info.name, "made": made}))
 """
 
 
-def test_a_backbone_of_the_hub_runs_without_a_network_once_it_was_downloaded(tmp_path, backbone, data):
+def test_a_backbone_of_the_hub_runs_without_a_network_once_it_was_downloaded(
+    tmp_path: Path, backbone: Any, data: Any
+) -> None:
     """The hub's cache as `hf download` leaves it: devices, server and the saved model find the model by its name."""
     stored, commit = tmp_path / "home" / "hub" / "models--someone--tiny-opt", "0" * 40
     stored.joinpath("refs").mkdir(parents=True)

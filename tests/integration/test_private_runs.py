@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,12 +39,12 @@ PROJECTED = {
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
 @pytest.fixture(scope="module")
-def joint(tmp_path_factory, backbone) -> tuple[Path, dict]:
+def joint(tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("joint") / "run"
     config = tiny_config(folder, backbone, privacy__joint_epsilon=8, **PROJECTED)
     run(config)
@@ -60,7 +61,7 @@ def held(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return batches[0].rows.flatten(1), targets.differences.argmax(1)
 
 
-def test_a_run_with_one_epsilon_for_vector_and_label(joint) -> None:
+def test_a_run_with_one_epsilon_for_vector_and_label(joint: Any) -> None:
     folder, _ = joint
     vectors, _labels = held(folder)
     assert vectors.shape == (60, 8)
@@ -84,7 +85,7 @@ def test_a_run_with_one_epsilon_for_vector_and_label(joint) -> None:
     assert "for each sample, not for each person" in said["What is guaranteed"]
 
 
-def test_its_cache_trains_the_same_network_and_the_network_can_be_loaded(joint, backbone) -> None:
+def test_its_cache_trains_the_same_network_and_the_network_can_be_loaded(joint: Any, backbone: Any) -> None:
     folder, _ = joint
     model = SideTunedModel.from_pretrained(folder / "side_network", backbone=str(backbone))
     cache = ActivationCache(folder / "cache.sqlite")
@@ -96,7 +97,7 @@ def test_its_cache_trains_the_same_network_and_the_network_can_be_loaded(joint, 
     assert len(model.predict(["wake me at six", "play some music"]).labels) == 2
 
 
-def test_a_second_run_with_another_epsilon_is_refused_by_the_ledger(joint, tmp_path, backbone) -> None:
+def test_a_second_run_with_another_epsilon_is_refused_by_the_ledger(joint: Any, tmp_path: Path, backbone: Any) -> None:
     first, config = joint
     again = {**config, "run.folder": str(tmp_path / "again"), "privacy.joint-epsilon": 4}
     nodes = [{"device-folder": str(first / "devices" / f"partition-{i}")} for i in range(3)]
@@ -119,7 +120,9 @@ def test_a_second_run_with_another_epsilon_is_refused_by_the_ledger(joint, tmp_p
         ({"privacy__activation_epsilon": 6.0, "privacy__label_epsilon": 2.0}, {"activations", "labels"}, ""),
     ],
 )
-def test_the_parts_add_up_or_no_epsilon_is_named(tmp_path, backbone, changes, covered, reason) -> None:
+def test_the_parts_add_up_or_no_epsilon_is_named(
+    tmp_path: Path, backbone: Any, changes: Any, covered: Any, reason: str
+) -> None:
     run(tiny_config(tmp_path / "run", backbone, **PROJECTED, **changes))
     (prepared,) = read_run(tmp_path / "run").all(Prepared)
     found = prepared.guarantee
@@ -129,7 +132,7 @@ def test_the_parts_add_up_or_no_epsilon_is_named(tmp_path, backbone, changes, co
     assert found["epsilon"] is None or found["epsilon"] <= 8.0
 
 
-def test_randomized_labels_are_what_the_server_gets(tmp_path, backbone) -> None:
+def test_randomized_labels_are_what_the_server_gets(tmp_path: Path, backbone: Any) -> None:
     plain, randomized = tmp_path / "plain", tmp_path / "randomized"
     run(tiny_config(plain, backbone))
     run(tiny_config(randomized, backbone, privacy__label_epsilon=1.0))
@@ -150,7 +153,7 @@ def test_randomized_labels_are_what_the_server_gets(tmp_path, backbone) -> None:
     assert "No ε can be named for a sample: activations are not noised" in said["What is guaranteed"]
 
 
-def test_the_run_says_nothing_of_the_devices_secrets_or_texts(joint) -> None:
+def test_the_run_says_nothing_of_the_devices_secrets_or_texts(joint: Any) -> None:
     folder, _ = joint
     secrets = [file.read_bytes() for file in folder.glob("devices/*/secret")]
     assert len(secrets) == 3
@@ -175,12 +178,14 @@ def test_the_run_says_nothing_of_the_devices_secrets_or_texts(joint) -> None:
         (["privacy.joint-epsilon=-1"], "must be at least 0"),
     ],
 )
-def test_settings_that_protect_nothing_are_refused(words, said) -> None:
+def test_settings_that_protect_nothing_are_refused(words: Any, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         load_settings(overrides=words)
 
 
-def test_a_secret_rotation_trains_as_well_and_only_its_holders_can_use_the_result(tmp_path, backbone) -> None:
+def test_a_secret_rotation_trains_as_well_and_only_its_holders_can_use_the_result(
+    tmp_path: Path, backbone: Any
+) -> None:
     file = tmp_path / "mixing.key"
     answer = CliRunner().invoke(app, ["mixing-key", str(file)])
     name = answer.stdout.strip()
@@ -209,7 +214,7 @@ def test_a_secret_rotation_trains_as_well_and_only_its_holders_can_use_the_resul
             assert bytes.fromhex(secret) not in content
 
 
-def test_a_device_without_the_key_takes_no_part(tmp_path, backbone) -> None:
+def test_a_device_without_the_key_takes_no_part(tmp_path: Path, backbone: Any) -> None:
     config = tiny_config(tmp_path / "run", backbone, privacy__mixing="0123456789abcdef")
     with pytest.raises(RunFailed, match=r"needs privacy.mixing-key"):
         run({**config, "data.num-devices": 3, "rounds.timeout-s": 5.0})

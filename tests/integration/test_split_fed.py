@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ WITHOUT_DROPOUT = {
 }
 
 
-def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes) -> dict:
+def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes: Any) -> dict:
     return {
         "strategy": "split-fed",
         "backbone.name": str(backbone),
@@ -47,7 +48,7 @@ def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes) -> d
     }
 
 
-def run(config: dict, **options):
+def run(config: dict, **options: Any) -> Any:
     devices = config["data.num-devices"]
     nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
     grid = LocalGrid(BaselineClient().app, nodes, config, **options)
@@ -56,13 +57,13 @@ def run(config: dict, **options):
     return result.arrays.to_torch_state_dict(), events, grid
 
 
-def seed_of(config: dict, data, round_: int) -> int:
+def seed_of(config: dict, data: Any, round_: int) -> int:
     content = RecordDict({"config": ConfigRecord({"server-round": round_})})
     return SplitDevice(load_settings(config), data, Path()).seed(content)
 
 
 @pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in WITHOUT_DROPOUT), ("bert", "bf16")])
-def test_one_device_trains_bit_by_bit_as_the_model_does_in_one_place(tmp_path, name, precision):
+def test_one_device_trains_bit_by_bit_as_the_model_does_in_one_place(tmp_path: Path, name: str, precision: Any) -> None:
     backbone = save_tiny(tmp_path / name, name, **WITHOUT_DROPOUT[name])
     config = config_of(backbone, tmp_path / "run", peer__cut=2, peer__local_epochs=2, backbone__precision=precision)
     found, _, _ = run(config)
@@ -77,7 +78,7 @@ def test_one_device_trains_bit_by_bit_as_the_model_does_in_one_place(tmp_path, n
         assert not torch.equal(value, first[key]), key
 
 
-def test_with_dropout_too_when_it_is_drawn_as_at_the_two_ends(tmp_path):
+def test_with_dropout_too_when_it_is_drawn_as_at_the_two_ends(tmp_path: Path) -> None:
     backbone = save_tiny(tmp_path / "bert", "bert", hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
     config = config_of(backbone, tmp_path / "run", rounds__num_rounds=1)
     found, _, _ = run(config)
@@ -97,7 +98,7 @@ def test_with_dropout_too_when_it_is_drawn_as_at_the_two_ends(tmp_path):
         assert torch.equal(value, found[key]), key
 
 
-def test_a_fleet_trains_as_fed_lora_does_at_another_price(tmp_path):
+def test_a_fleet_trains_as_fed_lora_does_at_another_price(tmp_path: Path) -> None:
     backbone = save_tiny(tmp_path / "bert", "bert", **WITHOUT_DROPOUT["bert"])
     split, events, _ = run(config_of(backbone, tmp_path / "split", devices=2, data__max_samples=25))
     lora, others, _ = run(config_of(backbone, tmp_path / "lora", devices=2, data__max_samples=25, strategy="fed-lora"))
@@ -122,13 +123,13 @@ def test_a_fleet_trains_as_fed_lora_does_at_another_price(tmp_path):
     assert not list((tmp_path / "split" / "devices").glob("*/split.pt"))
 
 
-def test_a_device_that_fails_on_the_way_is_left_out_of_the_mean(tmp_path):
+def test_a_device_that_fails_on_the_way_is_left_out_of_the_mean(tmp_path: Path) -> None:
     from flwr.app import Error
 
     backbone = save_tiny(tmp_path / "bert", "bert", **WITHOUT_DROPOUT["bert"])
     config = config_of(backbone, tmp_path / "run", devices=2, rounds__num_rounds=1)
 
-    def fail(message, reply):
+    def fail(message: Any, reply: Any) -> Any:
         steps = message.content["config"].get(keys.STEP, 0) if "config" in message.content else 0
         late = message.metadata.message_type == "train" and message.metadata.dst_node_id == 101 and steps == 2
         return Error(5, "node unavailable") if late else reply
@@ -138,7 +139,7 @@ def test_a_device_that_fails_on_the_way_is_left_out_of_the_mean(tmp_path):
     assert [event["node"] for event in events if event["event"] == "work"] == ["100"]
 
 
-def test_gradients_of_another_step_are_refused(tmp_path):
+def test_gradients_of_another_step_are_refused(tmp_path: Path) -> None:
     backbone = save_tiny(tmp_path / "bert", "bert")
     config = config_of(backbone, tmp_path / "run")
     settings = load_settings(config)
@@ -155,13 +156,13 @@ def test_gradients_of_another_step_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [3, 4])
-def test_a_cut_that_leaves_no_layer_is_refused(tmp_path, cut):
+def test_a_cut_that_leaves_no_layer_is_refused(tmp_path: Path, cut: int) -> None:
     backbone = save_tiny(tmp_path / "bert", "bert")
     with pytest.raises((SettingsError, RunFailed), match=f"peer.cut={cut} of 3 layers; give 1 to 2"):
         run(config_of(backbone, tmp_path / "run", peer__cut=cut))
 
 
-def test_an_encoder_decoder_is_refused(tmp_path):
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     settings = load_settings(config_of(save_tiny(tmp_path / "t5", "bart"), tmp_path / "run"))
     contract = load_local_data(settings, 0, 1).contract
     model = FineTunedModel(load_backbone(settings.backbone.name), contract)

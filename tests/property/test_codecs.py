@@ -1,5 +1,7 @@
 """Codecs on any values, and on any bytes: what is encoded comes back, what is damaged raises ValueError alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,11 +17,11 @@ seeds = st.integers(0, 2**32 - 1)
 scales = st.sampled_from([1e-30, 1e-6, 1.0, 1e3])
 
 
-def _values(count, seed, scale=1.0):
+def _values(count: Any, seed: int, scale: float = 1.0) -> Any:
     return scale * torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _decoded_or_refused(name, blobs, sizes):
+def _decoded_or_refused(name: str, blobs: Any, sizes: Any) -> Any:
     """Decode; damaged bytes either raise ValueError or give finite values of the promised number."""
     try:
         decoded = CODECS[name].decode(blobs, sizes)
@@ -34,7 +36,7 @@ def _decoded_or_refused(name, blobs, sizes):
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(sizes=st.lists(counts, min_size=1, max_size=5), seed=seeds, scale=scales)
-def test_samples_of_any_sizes_decode_together_as_alone(name, sizes, seed, scale):
+def test_samples_of_any_sizes_decode_together_as_alone(name: str, sizes: Any, seed: int, scale: Any) -> None:
     codec = CODECS[name]
     blobs = [codec.encode(_values(count, seed + i, scale)) for i, count in enumerate(sizes)]
     assert [len(blob) for blob in blobs] == [codec.num_bytes(count) for count in sizes]
@@ -46,7 +48,7 @@ def test_samples_of_any_sizes_decode_together_as_alone(name, sizes, seed, scale)
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(values=st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=150))
-def test_any_finite_values_come_back_within_their_blocks_range(name, values):
+def test_any_finite_values_come_back_within_their_blocks_range(name: str, values: Any) -> None:
     flat = torch.tensor(values)
     decoded = CODECS[name].decode([CODECS[name].encode(flat)], [len(values)])
     reach = float(flat.abs().max())
@@ -57,7 +59,7 @@ def test_any_finite_values_come_back_within_their_blocks_range(name, values):
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=150))
-def test_what_is_encoded_can_be_decoded(name, values):
+def test_what_is_encoded_can_be_decoded(name: str, values: Any) -> None:
     codec, flat = CODECS[name], torch.tensor(values)
     try:
         blob = codec.encode(flat)
@@ -69,7 +71,7 @@ def test_what_is_encoded_can_be_decoded(name, values):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [3e38, 65519.0, 65521.0])
-def test_large_values_are_refused_when_encoded_and_not_later(name, size):
+def test_large_values_are_refused_when_encoded_and_not_later(name: str, size: float) -> None:
     codec = CODECS[name]
     for flat in (torch.full((200,), size), torch.cat([torch.full((64,), size), torch.zeros(64), -torch.ones(64)])):
         try:
@@ -84,7 +86,7 @@ def test_large_values_are_refused_when_encoded_and_not_later(name, size):
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(count=counts, seed=seeds, wrong=st.sampled_from([float("nan"), float("inf"), float("-inf")]))
-def test_a_value_that_is_not_finite_is_refused(name, count, seed, wrong):
+def test_a_value_that_is_not_finite_is_refused(name: str, count: Any, seed: int, wrong: Any) -> None:
     values = _values(count, seed)
     values[seed % count] = wrong
     with pytest.raises(ValueError, match="values to encode are not all finite"):
@@ -94,7 +96,7 @@ def test_a_value_that_is_not_finite_is_refused(name, count, seed, wrong):
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(count=counts, seed=seeds, change=st.integers(-8, 8).filter(bool))
-def test_a_blob_of_another_length_is_refused(name, count, seed, change):
+def test_a_blob_of_another_length_is_refused(name: str, count: Any, seed: int, change: Any) -> None:
     codec = CODECS[name]
     blob = codec.encode(_values(count, seed))
     damaged = blob[:change] if change < 0 else blob + bytes(change)
@@ -105,7 +107,7 @@ def test_a_blob_of_another_length_is_refused(name, count, seed, change):
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(data=st.data(), count=st.integers(1, 200))
-def test_any_bytes_of_the_right_length_decode_to_finite_values_or_are_refused(name, data, count):
+def test_any_bytes_of_the_right_length_decode_to_finite_values_or_are_refused(name: str, data: Any, count: Any) -> None:
     size = CODECS[name].num_bytes(count)
     _decoded_or_refused(name, [data.draw(st.binary(min_size=size, max_size=size))], [count])
 
@@ -113,7 +115,7 @@ def test_any_bytes_of_the_right_length_decode_to_finite_values_or_are_refused(na
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(count=counts, seed=seeds, places=st.lists(st.tuples(seeds, st.integers(1, 255)), min_size=1, max_size=4))
-def test_a_damaged_sample_harms_no_other(name, count, seed, places):
+def test_a_damaged_sample_harms_no_other(name: str, count: Any, seed: int, places: Any) -> None:
     codec = CODECS[name]
     good = codec.encode(_values(count, seed))
     damaged = bytearray(good)
@@ -127,7 +129,7 @@ def test_a_damaged_sample_harms_no_other(name, count, seed, places):
 
 
 @pytest.mark.parametrize(("name", "offset"), [("fp32", -4), ("fp16", -2), ("int8", -4), ("fp8", -4), ("nf4", -4)])
-def test_a_number_that_is_not_finite_in_the_bytes_is_refused(name, offset):
+def test_a_number_that_is_not_finite_in_the_bytes_is_refused(name: str, offset: Any) -> None:
     codec, values = CODECS[name], torch.linspace(-1, 1, 128)
     blob = codec.encode(values)
     wrong = b"\x00\x7e" if name == "fp16" else b"\x00\x00\xc0\x7f"  # NaN, little-endian

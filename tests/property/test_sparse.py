@@ -1,6 +1,7 @@
 """Masks and sparse samples: any shape and keep come back, any damage raises ValueError alone."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,15 @@ seeds = st.integers(0, 2**32 - 1)
 names = st.sampled_from(["fp32", "fp16", "int8", "fp8", "nf4", "fp4"])
 
 
-def _randn(*shape, seed):
+def _randn(*shape: Any, seed: int) -> Any:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _mask(num_vectors, width, keep, seed):
+def _mask(num_vectors: Any, width: Any, keep: Any, seed: int) -> Any:
     return largest_mask(_randn(num_vectors, width, seed=seed), keep)
 
 
-def _mask_or_refused(blob, num_vectors, width, keep):
+def _mask_or_refused(blob: Any, num_vectors: Any, width: Any, keep: Any) -> None:
     try:
         mask, size = decode_mask(blob, num_vectors, width, keep)
     except ValueError:
@@ -41,7 +42,9 @@ def _mask_or_refused(blob, num_vectors, width, keep):
 
 @EXAMPLES
 @given(num_vectors=vectors, width=widths, keep=keeps, seed=seeds, behind=st.binary(max_size=20))
-def test_a_mask_comes_back_and_says_where_it_ends(num_vectors, width, keep, seed, behind):
+def test_a_mask_comes_back_and_says_where_it_ends(
+    num_vectors: Any, width: Any, keep: Any, seed: int, behind: Any
+) -> None:
     mask = _mask(num_vectors, width, keep, seed)
     blob = encode_mask(mask, keep)
     decoded, size = decode_mask(blob + behind, num_vectors, width, keep)
@@ -51,7 +54,7 @@ def test_a_mask_comes_back_and_says_where_it_ends(num_vectors, width, keep, seed
 
 @EXAMPLES
 @given(num_vectors=vectors, width=st.integers(2, 120), keep=keeps, seed=seeds)
-def test_kept_values_that_lie_together_come_back(num_vectors, width, keep, seed):
+def test_kept_values_that_lie_together_come_back(num_vectors: Any, width: Any, keep: Any, seed: int) -> None:
     """The longest gaps: every vector keeps its last values, or its first."""
     mask = torch.zeros(num_vectors, width, dtype=torch.bool)
     kept = num_kept(width, keep)
@@ -63,14 +66,14 @@ def test_kept_values_that_lie_together_come_back(num_vectors, width, keep, seed)
 
 @EXAMPLES
 @given(num_vectors=vectors, width=widths, keep=keeps, seed=seeds)
-def test_a_mask_is_never_larger_than_its_bitmap(num_vectors, width, keep, seed):
+def test_a_mask_is_never_larger_than_its_bitmap(num_vectors: Any, width: Any, keep: Any, seed: int) -> None:
     blob = encode_mask(_mask(num_vectors, width, keep, seed), keep)
     assert len(blob) <= 1 + -(-num_vectors * width // 8)
     assert blob[0] in (BITMAP, RICE)
 
 
 @pytest.mark.parametrize(("keep", "form"), [(0.02, RICE), (0.1, RICE), (0.25, RICE), (0.5, BITMAP), (0.9, BITMAP)])
-def test_the_smaller_form_is_chosen_and_comes_near_the_entropy(keep, form):
+def test_the_smaller_form_is_chosen_and_comes_near_the_entropy(keep: float, form: Any) -> None:
     mask = _mask(12, 768, keep, seed=1)
     blob = encode_mask(mask, keep)
     assert blob[0] == form
@@ -82,7 +85,7 @@ def test_the_smaller_form_is_chosen_and_comes_near_the_entropy(keep, form):
 
 
 @pytest.mark.parametrize(("keep", "low_bits"), [(0.9, 0), (0.5, 0), (0.25, 1), (0.1, 3), (0.01, 6)])
-def test_the_rice_parameter_follows_the_mean_gap(keep, low_bits):
+def test_the_rice_parameter_follows_the_mean_gap(keep: float, low_bits: int) -> None:
     assert rice_parameter(keep) == low_bits
 
 
@@ -94,7 +97,9 @@ def test_the_rice_parameter_follows_the_mean_gap(keep, low_bits):
     seed=seeds,
     places=st.lists(st.tuples(seeds, st.integers(1, 255)), min_size=1, max_size=4),
 )
-def test_a_changed_mask_is_refused_or_still_keeps_k_of_every_vector(num_vectors, width, keep, seed, places):
+def test_a_changed_mask_is_refused_or_still_keeps_k_of_every_vector(
+    num_vectors: Any, width: Any, keep: Any, seed: int, places: Any
+) -> None:
     damaged = bytearray(encode_mask(_mask(num_vectors, width, keep, seed), keep))
     for place, flip in places:
         damaged[place % len(damaged)] ^= flip
@@ -109,25 +114,25 @@ def test_a_changed_mask_is_refused_or_still_keeps_k_of_every_vector(num_vectors,
     width=widths,
     keep=keeps,
 )
-def test_any_bytes_are_a_mask_or_refused(blob, form, num_vectors, width, keep):
+def test_any_bytes_are_a_mask_or_refused(blob: Any, form: Any, num_vectors: Any, width: Any, keep: Any) -> None:
     _mask_or_refused(form + blob, num_vectors, width, keep)
 
 
 @EXAMPLES
 @given(num_vectors=vectors, width=widths, keep=keeps, seed=seeds, cut=st.integers(1, 200))
-def test_a_mask_that_is_cut_short_is_refused(num_vectors, width, keep, seed, cut):
+def test_a_mask_that_is_cut_short_is_refused(num_vectors: Any, width: Any, keep: Any, seed: int, cut: Any) -> None:
     blob = encode_mask(_mask(num_vectors, width, keep, seed), keep)
     with pytest.raises(ValueError, match=r"bitmap has|end too early|no known form"):
         decode_mask(blob[: max(0, len(blob) - cut)], num_vectors, width, keep)
 
 
 @pytest.mark.parametrize("form", [2, 255])
-def test_a_mask_of_an_unknown_form_is_refused(form):
+def test_a_mask_of_an_unknown_form_is_refused(form: int) -> None:
     with pytest.raises(ValueError, match="no known form"):
         decode_mask(bytes([form]) + bytes(10), 2, 8, 0.5)
 
 
-def test_a_mask_beyond_the_sample_is_refused():
+def test_a_mask_beyond_the_sample_is_refused() -> None:
     mask = torch.zeros(1, 128, dtype=torch.bool)
     mask[0, -1] = True
     blob = encode_mask(mask, 0.005)
@@ -137,7 +142,7 @@ def test_a_mask_beyond_the_sample_is_refused():
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5])
-def test_a_mask_that_keeps_another_number_is_refused(keep):
+def test_a_mask_that_keeps_another_number_is_refused(keep: float) -> None:
     mask = _mask(4, 100, keep, seed=2)
     row = int(mask[0].nonzero()[0])
     mask[0, row], mask[1, int((~mask[1]).nonzero()[0])] = False, True  # the total stays
@@ -152,7 +157,9 @@ def test_a_mask_that_keeps_another_number_is_refused(keep):
     name=names,
     seed=seeds,
 )
-def test_the_largest_values_of_a_sample_come_back_and_the_rest_is_zero(shape, keep, name, seed):
+def test_the_largest_values_of_a_sample_come_back_and_the_rest_is_zero(
+    shape: Any, keep: Any, name: str, seed: int
+) -> None:
     activations, codec = _randn(*shape, seed=seed), CODECS[name]
     width = shape[-1]
     rows = activations.reshape(-1, width)
@@ -174,7 +181,9 @@ def test_the_largest_values_of_a_sample_come_back_and_the_rest_is_zero(shape, ke
     name=names,
     seed=seeds,
 )
-def test_samples_of_unequal_length_decode_together_as_alone(sizes, width, keep, name, seed):
+def test_samples_of_unequal_length_decode_together_as_alone(
+    sizes: Any, width: Any, keep: Any, name: str, seed: int
+) -> None:
     codec = CODECS[name]
     blobs = [encode_sample(_randn(size, 1, 1, width, seed=seed + i), codec, keep) for i, size in enumerate(sizes)]
     together = decode_samples(blobs, sizes, width, codec, keep)
@@ -191,7 +200,9 @@ def test_samples_of_unequal_length_decode_together_as_alone(sizes, width, keep, 
     seed=seeds,
     change=st.integers(-30, 30).filter(bool),
 )
-def test_a_sample_of_another_length_is_refused(num_vectors, width, keep, name, seed, change):
+def test_a_sample_of_another_length_is_refused(
+    num_vectors: Any, width: Any, keep: Any, name: str, seed: int, change: Any
+) -> None:
     codec = CODECS[name]
     blob = encode_sample(_randn(num_vectors, 1, 1, width, seed=seed), codec, keep)
     assume(change > 0 or -change <= len(blob))
@@ -209,7 +220,9 @@ def test_a_sample_of_another_length_is_refused(num_vectors, width, keep, name, s
     seed=seeds,
     places=st.lists(st.tuples(seeds, st.integers(1, 255)), min_size=1, max_size=4),
 )
-def test_a_changed_sample_is_refused_or_decodes_to_finite_values(num_vectors, width, keep, name, seed, places):
+def test_a_changed_sample_is_refused_or_decodes_to_finite_values(
+    num_vectors: Any, width: Any, keep: Any, name: str, seed: int, places: Any
+) -> None:
     codec = CODECS[name]
     damaged = bytearray(encode_sample(_randn(num_vectors, 1, 1, width, seed=seed), codec, keep))
     for place, flip in places:

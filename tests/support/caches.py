@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,9 @@ CONTRACT = TaskContract(
 )
 
 
-def make_spec(*, pivot: str = "mean", backbone: str = BACKBONE, width: int = WIDTH, codec: str = "nf4", keep=1.0):
+def make_spec(
+    *, pivot: str = "mean", backbone: str = BACKBONE, width: int = WIDTH, codec: str = "nf4", keep: float = 1.0
+) -> Any:
     return ExtractionSpec(
         backbone=backbone,
         width=width,
@@ -121,11 +124,11 @@ def make_plan(specs: list[ExtractionSpec], *, overlap_steps: int = 0, epochs: in
     )
 
 
-def scores(side, base):
+def scores(side: Any, base: Any) -> Any:
     return predict_square(side, base, 2.0)
 
 
-def train(cache: ActivationCache, plan: TrainingPlan, *, num_rounds: int = 0, **arguments):
+def train(cache: ActivationCache, plan: TrainingPlan, *, num_rounds: int = 0, **arguments: Any) -> Any:
     """Train by the plan's schedule; returns the trainer."""
     plan.store(cache)
     note_round(cache, num_rounds)
@@ -137,6 +140,6 @@ def train(cache: ActivationCache, plan: TrainingPlan, *, num_rounds: int = 0, **
     return trainer
 
 
-def state_bytes(network) -> bytes:
+def state_bytes(network: Any) -> bytes:
     """Every weight's bytes, for comparing bit by bit."""
     return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(network.state_dict().items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from flwr.app import Message
 
@@ -28,11 +29,11 @@ class ClockGrid(LocalGrid):
 
     def __init__(
         self,
-        *arguments,
+        *arguments: Any,
         clock: FakeClock,
         delay: Callable[[int, str], float] = lambda _node, _kind: 1.0,
         connected: Callable[[int, float], bool] = lambda _node, _time: True,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self.clock, self._delay, self._connected = clock, delay, connected

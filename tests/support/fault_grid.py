@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -29,7 +30,7 @@ class FaultGrid(ClockGrid):
     `twice` have each answer delivered twice; those in `skewed` run with a clock that is ten years off.
     """
 
-    def __init__(self, *arguments, faults: dict[str, Fault | None], **options) -> None:
+    def __init__(self, *arguments: Any, faults: dict[str, Fault | None], **options: Any) -> None:
         super().__init__(*arguments, tamper=self._damage, **options)
         self.nodes = {name: 100 + i for i, name in enumerate(faults)}
         self._faults = dict(enumerate(faults.values(), start=100))
@@ -38,7 +39,7 @@ class FaultGrid(ClockGrid):
         self.skewed: dict[int, float] = {}
         honest_app = self.app
 
-        def app(message: Message, context):
+        def app(message: Message, context: Any) -> Any:
             offset = self.skewed.get(message.metadata.dst_node_id, 0.0)
             if not offset:
                 return honest_app(message, context)

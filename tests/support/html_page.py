@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from mobillm_flower.reports import write_report
 
@@ -23,7 +24,7 @@ class Page(HTMLParser):
         self.feed(text)
         assert not self._open, f"not closed: {self._open}"
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.elements.append((tag, dict(attrs)))
         if tag == "section":
             self._section = dict(attrs)["id"]
@@ -31,12 +32,12 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self._open.append(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         assert self._open.pop() == tag
         if tag == "section":
             self._section = ""
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if self._open and self._open[-1] == "style":
             return
         self.text += f"{data}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -42,11 +43,11 @@ class LocalGrid(Grid):
 
     def set_run(self, run_id: int) -> None: ...
 
-    def create_message(self, *args, **kwargs):
+    def create_message(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("strategies make messages themselves")
 
     @property
-    def run(self):
+    def run(self) -> None:
         return None
 
     def get_node_ids(self) -> Iterable[int]:
@@ -84,7 +85,7 @@ class LocalGrid(Grid):
         reply.metadata.__dict__["_reply_to_message_id"] = name
         return [reply]
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def send_and_receive(self, messages: Any, *, timeout: Any = None) -> Any:
         waiting = set(self.push_messages(messages)) - {""}
         replies = []
         while found := list(self.pull_messages(waiting)):

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_a_decoder_is_causal_whatever_head_it_was_saved_with(tmp_path: Path, nam
 
 
 def test_fingerprint_is_of_weights_and_depth(folders: dict[str, Path], tmp_path: Path) -> None:
-    def fingerprint(folder: Path, **options) -> str:
+    def fingerprint(folder: Path, **options: Any) -> str:
         return load_backbone(str(folder), device="cpu", **options).info.fingerprint
 
     first = fingerprint(folders["bert"])
@@ -135,7 +136,7 @@ def test_the_whole_vocabulary_is_never_projected(
     widths: list[int] = []
     linear = nn.functional.linear
 
-    def spy(*arguments, **keywords):
+    def spy(*arguments: Any, **keywords: Any) -> Any:
         out = linear(*arguments, **keywords)
         widths.append(out.shape[-1])
         return out
@@ -360,7 +361,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_arguments, **_keywords):
+    def unreachable(*_arguments: Any, **_keywords: Any) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)

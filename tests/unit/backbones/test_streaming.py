@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from mobillm_flower.errors import SettingsError, UnsupportedError, WeightsChange
 from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
 
 
-def both(folder: Path, *, plan: MemoryPlan | None = None, **options) -> tuple[Backbone, Backbone]:
+def both(folder: Path, *, plan: MemoryPlan | None = None, **options: Any) -> tuple[Backbone, Backbone]:
     plan = plan or streaming()
     resident = load_backbone(str(folder), device="cpu", token_budget=plan.tokens, **options)
     return resident, load_backbone(str(folder), device="cpu", plan=plan, **options)
 
 
-def assert_same(one: Backbone, other: Backbone, *, pivot: str, atol: float = 1e-6, layers=(1, 3)) -> None:
+def assert_same(one: Backbone, other: Backbone, *, pivot: str, atol: float = 1e-6, layers: Any = (1, 3)) -> None:
     samples = one.tokenize(TEXTS, None, 32)
     expected, found = (b.extract(samples, layers=layers, pivot=pivot) for b in (one, other))
     for left, right in zip(expected.activations, found.activations, strict=True):
@@ -120,7 +121,7 @@ def weights_of(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-def disturbed(folder: Path, disturb, **plan) -> Backbone:
+def disturbed(folder: Path, disturb: Any, **plan: Any) -> Backbone:
     """A streamed backbone; `disturb(file)` is called once, when the second layer is about to be read."""
     streamed = load_backbone(str(folder), device="cpu", plan=streaming(**plan))
     read = streamed.engine._layers.check
@@ -156,7 +157,7 @@ def rewrite(file: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("ahead", [True, False])
-def test_a_weights_file_that_changes_mid_run(tmp_path: Path, disturb, words: str, ahead: bool) -> None:
+def test_a_weights_file_that_changes_mid_run(tmp_path: Path, disturb: Any, words: str, ahead: bool) -> None:
     streamed = disturbed(save_tiny(tmp_path, "opt"), disturb, ahead=ahead)
     with pytest.raises(WeightsChanged, match=words):
         streamed.extract(streamed.tokenize(TEXTS, None, 32), layers=(1, 3), pivot="last")

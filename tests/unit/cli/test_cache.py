@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ DEVICES = [f"{number:032x}" for number in range(3)]
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Any:
     """A run's folder: three devices with ten samples each, a settings file, a log, a side network."""
     folder = RunFolder(tmp_path / "run")
     settings = load_settings({"cache.quota-mib": 5, "cache.retention-days": 30.0})
@@ -32,12 +34,12 @@ def run(tmp_path):
     return folder.path
 
 
-def damage(run, number: int) -> None:
+def damage(run: Any, number: int) -> None:
     with sqlite3.connect(run / "cache.sqlite") as db:
         db.execute("UPDATE samples SET target = zeroblob(LENGTH(target)) WHERE id = ?", (number,))
 
 
-def devices(run) -> dict[str, int]:
+def devices(run: Any) -> dict[str, int]:
     cache = ActivationCache(run / "cache.sqlite")
     try:
         return cache.devices()
@@ -45,7 +47,7 @@ def devices(run) -> dict[str, int]:
         cache.close()
 
 
-def test_ls_has_a_line_a_device_and_one_for_all(run) -> None:
+def test_ls_has_a_line_a_device_and_one_for_all(run: Any) -> None:
     *found, total = lines("cache", "ls", run)
     size = ActivationCache(run / "cache.sqlite").num_bytes
     assert [line.split()[:2] for line in found] == [[device, "10"] for device in DEVICES]
@@ -55,7 +57,7 @@ def test_ls_has_a_line_a_device_and_one_for_all(run) -> None:
     )
 
 
-def test_ls_json(run) -> None:
+def test_ls_json(run: Any) -> None:
     before = time.time()
     found = parsed("cache", "ls", run)
     assert {key: found[key] for key in ("run", "quota_mib", "retention_days", "in_use_by")} == {
@@ -72,7 +74,7 @@ def test_ls_json(run) -> None:
     assert size == ActivationCache(run / "cache.sqlite").num_bytes
 
 
-def test_looking_deletes_nothing_though_the_retention_time_is_over(run) -> None:
+def test_looking_deletes_nothing_though_the_retention_time_is_over(run: Any) -> None:
     with sqlite3.connect(run / "cache.sqlite") as db:
         db.execute("UPDATE samples SET received = 1000000")
     assert "1970-01-1" in lines("cache", "ls", run)[0]
@@ -80,7 +82,7 @@ def test_looking_deletes_nothing_though_the_retention_time_is_over(run) -> None:
     assert sum(devices(run).values()) == 30
 
 
-def test_ls_needs_neither_settings_nor_log_and_tells_who_holds_the_folder(run) -> None:
+def test_ls_needs_neither_settings_nor_log_and_tells_who_holds_the_folder(run: Any) -> None:
     (run / "settings.yaml").unlink()
     (run / "events.jsonl").unlink()
     with RunFolder(run).hold():
@@ -90,12 +92,12 @@ def test_ls_needs_neither_settings_nor_log_and_tells_who_holds_the_folder(run) -
     assert total.endswith(f" bytes; in use by process {json.loads((run / 'lock').read_text())}")
 
 
-def test_verify_of_a_whole_cache(run) -> None:
+def test_verify_of_a_whole_cache(run: Any) -> None:
     assert lines("cache", "verify", run) == ["30 rows, all as they were committed"]
     assert parsed("cache", "verify", run) == {"run": str(run), "rows": 30, "damages": []}
 
 
-def test_verify_names_rows_and_devices_and_ends_with_1(run) -> None:
+def test_verify_names_rows_and_devices_and_ends_with_1(run: Any) -> None:
     damage(run, 5)
     with sqlite3.connect(run / "cache.sqlite") as db:
         (device,) = db.execute("SELECT device FROM samples WHERE id = 5").fetchone()
@@ -110,7 +112,7 @@ def test_verify_names_rows_and_devices_and_ends_with_1(run) -> None:
     assert json.loads(answer.stdout)["damages"] == [{"row": 5, "device": device, "problem": problem}]
 
 
-def test_forget_deletes_one_device_and_says_what_still_stems_from_it(run) -> None:
+def test_forget_deletes_one_device_and_says_what_still_stems_from_it(run: Any) -> None:
     first, left = lines("cache", "forget", run, DEVICES[1], "--yes")
     assert first == f"10 samples of device {DEVICES[1]} are deleted, and their pages overwritten."
     assert "Still made with them: side_network in " in left
@@ -120,18 +122,18 @@ def test_forget_deletes_one_device_and_says_what_still_stems_from_it(run) -> Non
     assert (event["event"], event["device"], event["samples"]) == ("forgotten", DEVICES[1], 10)
 
 
-def test_forget_json(run) -> None:
+def test_forget_json(run: Any) -> None:
     found = parsed("cache", "forget", run, DEVICES[2], "--yes")
     assert found == {"run": str(run), "device": DEVICES[2], "samples": 10, "trained_with_it": ["side_network"]}
     assert DEVICES[2] not in devices(run)
 
 
-def test_forget_without_anything_trained_says_no_more(run) -> None:
+def test_forget_without_anything_trained_says_no_more(run: Any) -> None:
     (run / "side_network").rmdir()
     assert len(lines("cache", "forget", run, DEVICES[0], "--yes")) == 1
 
 
-def test_a_beginning_is_enough_where_one_device_alone_has_it(run) -> None:
+def test_a_beginning_is_enough_where_one_device_alone_has_it(run: Any) -> None:
     with sqlite3.connect(run / "cache.sqlite") as db:
         db.execute("UPDATE samples SET device = ? WHERE device = ?", ("ab" * 16, DEVICES[2]))
     assert lines("cache", "forget", run, "AB", "--yes")[0].startswith(f"10 samples of device {'ab' * 16}")
@@ -142,13 +144,13 @@ def test_a_beginning_is_enough_where_one_device_alone_has_it(run) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_in_a_pipe_forget_wants_to_be_told(run, more) -> None:
+def test_in_a_pipe_forget_wants_to_be_told(run: Any, more: Any) -> None:
     message = refused("cache", "forget", run, DEVICES[0], *more, stdin="y\n")
     assert "nothing was deleted; give --yes" in message
     assert len(devices(run)) == 3
 
 
-def test_forget_is_refused_while_a_run_holds_the_folder(run, monkeypatch) -> None:
+def test_forget_is_refused_while_a_run_holds_the_folder(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
     with RunFolder(run).hold():
         assert "is in use by process" in refused("cache", "forget", run, DEVICES[0], "--yes")
@@ -157,7 +159,7 @@ def test_forget_is_refused_while_a_run_holds_the_folder(run, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("command", [["ls"], ["verify"], ["forget", "--yes"]])
-def test_a_folder_without_a_cache_is_refused_and_none_is_made(tmp_path, command) -> None:
+def test_a_folder_without_a_cache_is_refused_and_none_is_made(tmp_path: Path, command: Any) -> None:
     name, *options = command
     device = ["aa"] if name == "forget" else []
     message = refused("cache", name, tmp_path, *device, *options)
@@ -166,7 +168,7 @@ def test_a_folder_without_a_cache_is_refused_and_none_is_made(tmp_path, command)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_no_cache_is_refused(tmp_path) -> None:
+def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"notes" * 500)
     for name in ("ls", "verify"):
         assert "cannot be used as a cache" in refused("cache", name, tmp_path)

@@ -52,7 +52,7 @@ def test_commands_settings_and_presets_are_offered() -> None:
     assert offered("run", "app", "-c", "loss.") == offered("settings", "-c", "loss.") == keys
 
 
-def test_devices_of_the_run_are_offered_unless_forgotten(tmp_path) -> None:
+def test_devices_of_the_run_are_offered_unless_forgotten(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for device in ("aa1", "ab2", "cc3"):
         run.append(DeviceMet(device, "tiny", layers=2, num_train=10, num_test=0))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,24 +21,24 @@ LONG = [f"{TEXTS[i % 5]} {WORDS[i % len(WORDS)]} {WORDS[i % 7]}" for i in range(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_run(tmp_path_factory.mktemp("classes"))
 
 
 @pytest.fixture(scope="module")
-def model(run):
+def model(run: Any) -> Any:
     return SideTunedModel.from_pretrained(run / "side_network")
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Messages with the name of who wrote them: two texts."""
     changes = {"task__kind": "pairs", "data__pair_column": "persona"}
     return tiny_run(tmp_path_factory.mktemp("pairs"), **changes)
 
 
 @pytest.fixture(scope="module")
-def numbers(tmp_path_factory):
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A regression: how many words a text has."""
     parent = tmp_path_factory.mktemp("numbers")
     rows = [json.dumps({"body": text, "label": float(len(text.split()))}) for text in LONG]
@@ -48,7 +49,7 @@ def numbers(tmp_path_factory):
     return tiny_run(parent, **changes, data__source=str(parent / "data"), data__label_column="label")
 
 
-def test_a_pipe_gets_label_score_and_text_between_tabs(run, model) -> None:
+def test_a_pipe_gets_label_score_and_text_between_tabs(run: Any, model: Any) -> None:
     found = lines("predict", run, "--text", TEXTS[0], "-t", TEXTS[1])
     expected = model.predict(TEXTS[:2])
     scores = expected.scores.amax(1).tolist()
@@ -57,11 +58,11 @@ def test_a_pipe_gets_label_score_and_text_between_tabs(run, model) -> None:
     ]
 
 
-def test_a_side_network_folder_predicts_as_its_run_does(run) -> None:
+def test_a_side_network_folder_predicts_as_its_run_does(run: Any) -> None:
     assert lines("predict", run / "side_network", "-t", TEXTS[0]) == lines("predict", run, "-t", TEXTS[0])
 
 
-def test_json_is_one_array_with_whole_scores(run, model) -> None:
+def test_json_is_one_array_with_whole_scores(run: Any, model: Any) -> None:
     found = parsed("predict", run, "-t", TEXTS[0], "-t", 'tab\t"and"\nline')
     expected = model.predict([TEXTS[0], 'tab\t"and"\nline'])
     assert [row["text"] for row in found] == [TEXTS[0], 'tab\t"and"\nline']
@@ -69,7 +70,7 @@ def test_json_is_one_array_with_whole_scores(run, model) -> None:
     assert [row["score"] for row in found] == expected.scores.amax(1).tolist()
 
 
-def test_a_terminal_gets_a_table_that_shows_texts_as_they_are(run, monkeypatch) -> None:
+def test_a_terminal_gets_a_table_that_shows_texts_as_they_are(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     monkeypatch.setenv("COLUMNS", "120")
     found = "\n".join(lines("predict", run, "-t", "[bold]dog[/b]"))
@@ -78,13 +79,15 @@ def test_a_terminal_gets_a_table_that_shows_texts_as_they_are(run, monkeypatch) 
     assert "\t" not in found
 
 
-def test_a_text_stays_on_its_line_in_a_pipe(run) -> None:
+def test_a_text_stays_on_its_line_in_a_pipe(run: Any) -> None:
     (line,) = lines("predict", run, "-t", "one\ttwo\nthree\x1b[31m")
     assert line.split("\t")[2:] == ["one two three [31m"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet", "stdin"])
-def test_files_of_every_kind_and_standard_input_are_predicted_in_order(run, model, tmp_path, suffix) -> None:
+def test_files_of_every_kind_and_standard_input_are_predicted_in_order(
+    run: Any, model: Any, tmp_path: Path, suffix: str
+) -> None:
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -103,11 +106,11 @@ def test_files_of_every_kind_and_standard_input_are_predicted_in_order(run, mode
     assert [row["label"] for row in found] == model.predict(LONG).labels
 
 
-def test_a_file_is_predicted_a_few_texts_at_a_time(run, tmp_path, monkeypatch) -> None:
+def test_a_file_is_predicted_a_few_texts_at_a_time(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     scores = SideTunedModel.scores
 
-    def counted(self, samples):
+    def counted(self, samples: Any) -> Any:
         sizes.append(len(samples))
         return scores(self, samples)
 
@@ -117,7 +120,7 @@ def test_a_file_is_predicted_a_few_texts_at_a_time(run, tmp_path, monkeypatch) -
     assert sizes == [64, 64, 22]
 
 
-def test_the_column_is_the_runs_or_the_one_named(numbers, run, tmp_path) -> None:
+def test_the_column_is_the_runs_or_the_one_named(numbers: Any, run: Any, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text(json.dumps({"body": TEXTS[0], "text": TEXTS[1]}) + "\n", "utf-8")
     assert parsed("predict", numbers, "--file", file)[0]["text"] == TEXTS[0]
@@ -127,14 +130,14 @@ def test_the_column_is_the_runs_or_the_one_named(numbers, run, tmp_path) -> None
     assert message == "texts.jsonl has no column 'sentence'; it has body, text"
 
 
-def test_a_regression_gives_the_number(numbers) -> None:
+def test_a_regression_gives_the_number(numbers: Any) -> None:
     model = SideTunedModel.from_pretrained(numbers / "side_network")
     (row,) = parsed("predict", numbers, "-t", TEXTS[0])
     assert row == {"value": model.predict(TEXTS[0]).labels[0], "text": TEXTS[0]}
     assert lines("predict", numbers, "-t", TEXTS[0]) == [f"{row['value']:.4f}\t{TEXTS[0]}"]
 
 
-def test_pairs_from_options_lines_and_columns(pairs, tmp_path) -> None:
+def test_pairs_from_options_lines_and_columns(pairs: Any, tmp_path: Path) -> None:
     model = SideTunedModel.from_pretrained(pairs / "side_network")
     firsts, seconds = TEXTS[:3], ["rosa", "ines", "rosa"]
     expected = model.predict(firsts, seconds)
@@ -154,7 +157,7 @@ def test_pairs_from_options_lines_and_columns(pairs, tmp_path) -> None:
     assert lines("predict", pairs, *options)[0].split("\t")[2:] == [firsts[0], seconds[0]]
 
 
-def test_the_number_of_texts_is_asked_for(pairs, run) -> None:
+def test_the_number_of_texts_is_asked_for(pairs: Any, run: Any) -> None:
     assert refused("predict", pairs, "-t", "a") == "1 --text and 0 --pair: give one --pair to each --text"
     assert refused("predict", run, "-t", "a", "--pair", "b") == "this run's task has one text; leave out --pair"
     assert "line 1 has 0 tabs" in refused("predict", pairs, stdin="one text\n")
@@ -169,7 +172,7 @@ def _file(path: Path, content: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_backbone_alone_predicts_where_it_can(run, tmp_path) -> None:
+def test_the_backbone_alone_predicts_where_it_can(run: Any, tmp_path: Path) -> None:
     assert "has no prediction of its own" in refused("predict", run, "--base", "-t", TEXTS[0])
     words = {"task__label_words": ",".join(WORDS[:12]), "data__pair_column": ""}
     causal = tiny_run(tmp_path, family="opt", **words)
@@ -183,7 +186,7 @@ def test_the_backbone_alone_predicts_where_it_can(run, tmp_path) -> None:
     assert [row["score"] for row in tuned] != [row["score"] for row in found]
 
 
-def test_the_backbone_may_be_elsewhere(run, tmp_path) -> None:
+def test_the_backbone_may_be_elsewhere(run: Any, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(run.parent / "backbone")
     assert lines("predict", run, "--backbone", moved, "-t", "dog") == lines("predict", run, "-t", "dog")
@@ -191,18 +194,20 @@ def test_the_backbone_may_be_elsewhere(run, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("stdin", ["", "\n \n"])
-def test_empty_input_is_refused_before_a_backbone_is_loaded(run, stdin, monkeypatch) -> None:
+def test_empty_input_is_refused_before_a_backbone_is_loaded(
+    run: Any, stdin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SideTunedModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
     assert refused("predict", run, stdin=stdin) == "there is nothing to predict: the input holds no text"
     assert refused("predict", run, "--file", run / "absent.txt") == f"{run / 'absent.txt'} does not exist"
 
 
-def test_an_empty_text_is_named_by_its_number(run) -> None:
+def test_an_empty_text_is_named_by_its_number(run: Any) -> None:
     assert refused("predict", run, "-t", "dog", "-t", " ") == "text 2 is empty; remove it"
     assert refused("predict", run, "-t", "a", "--file", "b") == "give --text or --file, not both"
 
 
-def test_a_folder_without_a_side_network_says_why(tmp_path) -> None:
+def test_a_folder_without_a_side_network_says_why(tmp_path: Path) -> None:
     assert "is no folder; name a run's folder" in refused("predict", tmp_path / "absent", "-t", "x")
     assert "holds no side network; name a run's folder" in refused("predict", tmp_path, "-t", "x")
     run = RunFolder(tmp_path / "run")
@@ -223,7 +228,7 @@ def test_a_folder_without_a_side_network_says_why(tmp_path) -> None:
     assert message.endswith("superlink.log")
 
 
-def test_a_side_network_of_another_format_is_refused(tmp_path) -> None:
+def test_a_side_network_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": 99}')
     assert "format 99, this version reads 1" in refused("predict", tmp_path, "-t", "x")
     (tmp_path / "config.json").write_text("no json")
@@ -231,7 +236,7 @@ def test_a_side_network_of_another_format_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_program_itself_prints_plain_lines_and_one_paragraph_of_an_error(run, tmp_path) -> None:
+def test_the_program_itself_prints_plain_lines_and_one_paragraph_of_an_error(run: Any, tmp_path: Path) -> None:
     def program(folder: Path) -> subprocess.CompletedProcess:
         command = [str(Path(sys.executable).parent / "mobillm"), "predict", str(folder)]
         texts = "\n".join(TEXTS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from mobillm_flower.config import load_settings, setting_keys, to_yaml
@@ -13,7 +16,7 @@ def values(*arguments: object) -> dict[str, tuple[object, str]]:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Any:
     """A folder with the settings of a run, as the strategy writes them: every key."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -54,7 +57,7 @@ def test_a_wrong_key_gives_the_nearest() -> None:
     assert refused("settings", "-c", "loss.nam=square") == "unknown setting 'loss.nam'; did you mean 'loss.name'?"
 
 
-def test_values_in_force_name_where_they_come_from(tmp_path) -> None:
+def test_values_in_force_name_where_they_come_from(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("trainer:\n  epochs: 3\n  patience: 1\n", "utf-8")
     found = values(
@@ -67,7 +70,7 @@ def test_values_in_force_name_where_they_come_from(tmp_path) -> None:
     assert found["preset"] == ("mobillm", "command line")
 
 
-def test_a_runs_own_settings_are_those_that_differ_from_its_preset(run) -> None:
+def test_a_runs_own_settings_are_those_that_differ_from_its_preset(run: Any) -> None:
     found = values("--run", run)
     assert {key: value for key, value in found.items() if value[1] != "default"} == {
         "preset": ("mobillm", "run"),
@@ -82,7 +85,7 @@ def test_a_runs_own_settings_are_those_that_differ_from_its_preset(run) -> None:
     assert line.split()[:4] == ["trainer.epochs", "7", "run", "20"]
 
 
-def test_what_cannot_be_shown_is_refused(run, tmp_path) -> None:
+def test_what_cannot_be_shown_is_refused(run: Any, tmp_path: Path) -> None:
     assert "leave out --file and --preset" in refused("settings", "--run", run, "--preset", "pae")
     assert "is no folder; name a run's folder" in refused("settings", "--run", tmp_path / "absent")
     assert "holds no settings.yaml" in refused("settings", "--run", tmp_path)

@@ -1,6 +1,7 @@
 """Settings: presets, who wins, and every value that must stop a run before it starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ from mobillm_flower.errors import SettingsError
 
 
 @pytest.fixture
-def write(tmp_path):
-    def write_file(text):
+def write(tmp_path: Path) -> Any:
+    def write_file(text: Any) -> Any:
         path = tmp_path / "settings.yaml"
         path.write_text(text, encoding="utf-8")
         return path
@@ -30,14 +31,14 @@ def write(tmp_path):
     return write_file
 
 
-def _get(settings, key):
+def _get(settings: Any, key: Any) -> Any:
     value = settings
     for part in key.replace("-", "_").split("."):
         value = getattr(value, part)
     return value
 
 
-def test_without_anything_the_defaults_hold():
+def test_without_anything_the_defaults_hold() -> None:
     assert load_settings() == Settings()
 
 
@@ -49,20 +50,20 @@ def test_without_anything_the_defaults_hold():
         ("fed", "fed", "auto", Objective.difference),
     ],
 )
-def test_a_preset_sets_what_its_paper_does(preset, strategy, pivot, objective):
+def test_a_preset_sets_what_its_paper_does(preset: str, strategy: str, pivot: str, objective: Any) -> None:
     settings = load_settings({"preset": preset})
     assert settings.preset == preset
     assert (settings.strategy, settings.activations.pivot, settings.loss.objective) == (strategy, pivot, objective)
 
 
-def test_every_preset_loads():
+def test_every_preset_loads() -> None:
     assert set(PRESETS) == {"mobillm", "pae", "fed", "upper-layers"}
     for preset in PRESETS:
         assert load_settings(overrides=[f"preset={preset}"]).preset == preset
 
 
 @pytest.mark.parametrize("source", ["file", "run_config", "inline", "overrides"])
-def test_a_preset_is_taken_from_any_source_and_gives_way_to_a_key(source, write):
+def test_a_preset_is_taken_from_any_source_and_gives_way_to_a_key(source: str, write: Any) -> None:
     words = {"preset": "mobillm", "activations.pivot": "mean"}
     pairs = [f"{key}={value}" for key, value in words.items()]
     settings = {
@@ -76,7 +77,7 @@ def test_a_preset_is_taken_from_any_source_and_gives_way_to_a_key(source, write)
     assert settings.loss.objective == Objective.label  # the rest of the preset stays
 
 
-def test_later_sources_win(write):
+def test_later_sources_win(write: Any) -> None:
     file = write("trainer:\n  epochs: 1\n  batch-size: 1\n  patience: 1\n  checkpoint_every: 1\n")
     settings = load_settings(
         {
@@ -92,45 +93,45 @@ def test_later_sources_win(write):
     assert (trainer.epochs, trainer.batch_size, trainer.patience, trainer.checkpoint_every) == (1, 2, 3, 4)
 
 
-def test_a_spelling_with_underscores_does_not_hide_from_one_with_hyphens():
+def test_a_spelling_with_underscores_does_not_hide_from_one_with_hyphens() -> None:
     settings = load_settings({"trainer.batch_size": 2}, overrides=["trainer.batch-size=3"])
     assert settings.trainer.batch_size == 3
 
 
 @pytest.mark.parametrize("key", ["settings-file", "settings_file"])
-def test_run_config_names_a_file(key, write):
+def test_run_config_names_a_file(key: str, write: Any) -> None:
     assert load_settings({key: str(write("trainer.epochs: 7\n"))}).trainer.epochs == 7
 
 
-def test_a_file_given_directly_goes_before_the_one_in_run_config(tmp_path, write):
+def test_a_file_given_directly_goes_before_the_one_in_run_config(tmp_path: Path, write: Any) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("trainer:\n  epochs: 9\n", encoding="utf-8")
     assert load_settings({"settings-file": str(other)}, file=write("trainer:\n  epochs: 7\n")).trainer.epochs == 7
 
 
-def test_an_empty_file_and_empty_run_config_entries_change_nothing(write):
+def test_an_empty_file_and_empty_run_config_entries_change_nothing(write: Any) -> None:
     assert load_settings({"settings": "", "settings-file": ""}, file=write("")) == Settings()
 
 
-def test_the_given_run_config_is_not_changed():
+def test_the_given_run_config_is_not_changed() -> None:
     run_config = {"settings": "trainer.epochs=3", "settings-file": "", "trainer.batch-size": 8}
     before = dict(run_config)
     load_settings(run_config)
     assert run_config == before
 
 
-def test_inline_words_may_be_quoted():
+def test_inline_words_may_be_quoted() -> None:
     settings = load_settings({"settings": "task.prompt='{text} It was' trainer.epochs=2"})
     assert settings.task.prompt == "{text} It was"
     assert settings.trainer.epochs == 2
 
 
-def test_a_quote_that_belongs_to_the_value_is_kept():
+def test_a_quote_that_belongs_to_the_value_is_kept() -> None:
     settings = load_settings({"settings": """task.prompt='He said "{text}"'"""})
     assert settings.task.prompt == 'He said "{text}"'
 
 
-def test_every_key_can_be_set_by_its_name():
+def test_every_key_can_be_set_by_its_name() -> None:
     defaults, keys = Settings(), setting_keys()
     assert len(keys) == len(set(keys))
     assert "side-network.bottleneck" in keys
@@ -138,7 +139,7 @@ def test_every_key_can_be_set_by_its_name():
     assert load_settings({key: _get(defaults, key) for key in keys}) == defaults
 
 
-def test_two_loads_share_no_list():
+def test_two_loads_share_no_list() -> None:
     load_settings().task.labels.append("spam")
     assert load_settings().task.labels == []
 
@@ -153,7 +154,7 @@ def test_two_loads_share_no_list():
         ("presset", "preset"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(wrong, near, write):
+def test_an_unknown_key_names_the_nearest(wrong: str, near: str, write: Any) -> None:
     kebab = wrong.replace("_", "-")
     message = f"unknown setting '{kebab}'; did you mean '{near}'"
     with pytest.raises(SettingsError, match=message):
@@ -164,23 +165,23 @@ def test_an_unknown_key_names_the_nearest(wrong, near, write):
         load_settings(file=write(f"{wrong}: 1\n"))
 
 
-def test_a_part_is_not_a_setting():
+def test_a_part_is_not_a_setting() -> None:
     with pytest.raises(SettingsError, match=r"unknown setting 'trainer'; did you mean 'trainer\."):
         load_settings({"trainer": 5})
 
 
-def test_an_unknown_preset_lists_them():
+def test_an_unknown_preset_lists_them() -> None:
     with pytest.raises(SettingsError, match="preset='fedavg' is not known; choose one of mobillm, pae, fed"):
         load_settings({"preset": "fedavg"})
 
 
 @pytest.mark.parametrize("words", [{"settings": "trainer.epochs"}, {"settings": "trainer.epochs 5"}])
-def test_an_inline_word_without_a_value_stops(words):
+def test_an_inline_word_without_a_value_stops(words: Any) -> None:
     with pytest.raises(SettingsError, match=r"'trainer\.epochs' is not of the form key=value"):
         load_settings(words)
 
 
-def test_an_inline_string_with_an_open_quote_stops_as_a_settings_error():
+def test_an_inline_string_with_an_open_quote_stops_as_a_settings_error() -> None:
     with pytest.raises(SettingsError, match=r"(?i)quot"):
         load_settings({"settings": "task.prompt='{text}"})
 
@@ -206,7 +207,7 @@ def test_an_inline_string_with_an_open_quote_stops_as_a_settings_error():
         ("loss.objective", "logits"),
     ],
 )
-def test_an_ill_typed_value_stops_and_names_its_key(key, value):
+def test_an_ill_typed_value_stops_and_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{key}="):
         load_settings({key: value})
 
@@ -223,12 +224,12 @@ def test_an_ill_typed_value_stops_and_names_its_key(key, value):
         ("backbone:\n  name: 5\n", "backbone.name"),
     ],
 )
-def test_an_ill_typed_value_in_a_file_stops(text, key, write):
+def test_an_ill_typed_value_in_a_file_stops(text: str, key: str, write: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{key}="):
         load_settings(file=write(text))
 
 
-def test_yes_and_no_as_label_words_stay_words_or_stop(write):
+def test_yes_and_no_as_label_words_stay_words_or_stop(write: Any) -> None:
     """YAML reads them as booleans; the words True and False are not what was written."""
     path = write("task:\n  label-words: [yes, no]\n")
     try:
@@ -240,7 +241,7 @@ def test_yes_and_no_as_label_words_stay_words_or_stop(write):
 
 
 @pytest.mark.parametrize("prompt", ["${text}", "???"])
-def test_text_with_a_meaning_to_the_settings_library_is_kept_or_stops(prompt):
+def test_text_with_a_meaning_to_the_settings_library_is_kept_or_stops(prompt: str) -> None:
     try:
         kept = load_settings({"task.prompt": prompt}).task.prompt
     except SettingsError as error:
@@ -263,7 +264,7 @@ def test_text_with_a_meaning_to_the_settings_library_is_kept_or_stops(prompt):
         ("task.label-range", "0,5", [0.0, 5.0]),
     ],
 )
-def test_a_list_is_read_from_a_string(key, text, expected):
+def test_a_list_is_read_from_a_string(key: str, text: str, expected: Any) -> None:
     assert _get(load_settings({key: text}), key) == expected
     assert _get(load_settings(overrides=[f"{key}={text}"]), key) == expected
 
@@ -281,7 +282,7 @@ def test_a_list_is_read_from_a_string(key, text, expected):
         ("loss.objective", "label", Objective.label),
     ],
 )
-def test_a_value_is_read_from_a_string(key, text, expected):
+def test_a_value_is_read_from_a_string(key: str, text: str, expected: Any) -> None:
     value = _get(load_settings(overrides=[f"{key}={text}"]), key)
     assert value == expected
     assert type(value) is type(expected)
@@ -295,17 +296,17 @@ def test_a_value_is_read_from_a_string(key, text, expected):
         ("5\n", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_settings_file_stops(text, reason, write):
+def test_a_file_that_is_no_settings_file_stops(text: str, reason: str, write: Any) -> None:
     with pytest.raises(SettingsError, match=rf"settings file .*settings\.yaml {reason}"):
         load_settings(file=write(text))
 
 
-def test_a_missing_file_stops(tmp_path):
+def test_a_missing_file_stops(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.yaml cannot be read"):
         load_settings({"settings-file": str(tmp_path / "absent.yaml")})
 
 
-def _at_least(least):
+def _at_least(least: Any) -> Any:
     return [least - 1, -(10**6)], [least, 10**6]
 
 
@@ -356,13 +357,13 @@ RANGES = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (bad, _) in RANGES.items() for value in bad])
-def test_a_value_out_of_range_stops_and_names_its_key(key, value):
+def test_a_value_out_of_range_stops_and_names_its_key(key: Any, value: Any) -> None:
     with pytest.raises(SettingsError, match=rf"^{key}=.* must be "):
         load_settings({key: value})
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, (_, good) in RANGES.items() for value in good])
-def test_a_value_at_the_edge_of_its_range_is_taken(key, value):
+def test_a_value_at_the_edge_of_its_range_is_taken(key: Any, value: Any) -> None:
     found = _get(load_settings({key: value}), key)
     if isinstance(found, list):
         assert found == [type(found[0])(item) for item in value.split(",") if item]
@@ -370,7 +371,7 @@ def test_a_value_at_the_edge_of_its_range_is_taken(key, value):
         assert found == value
 
 
-def test_num_threads_below_zero_stops():
+def test_num_threads_below_zero_stops() -> None:
     with pytest.raises(SettingsError, match=r"^trainer\.num-threads=-1 must be"):
         load_settings({"trainer.num-threads": -1})
 
@@ -379,30 +380,30 @@ def test_num_threads_below_zero_stops():
     ("key", "value"),
     [("trainer.learning-rate", "inf"), ("activations.noise-sigma", "inf"), ("task.label-range", "0,inf")],
 )
-def test_an_infinite_value_that_no_part_could_use_stops(key, value):
+def test_an_infinite_value_that_no_part_could_use_stops(key: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{key}="):
         load_settings({"activations.clip-norm": 1.0, key: value})
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, "inf"])
-def test_noise_without_a_bound_stops(clip_norm):
+def test_noise_without_a_bound_stops(clip_norm: Any) -> None:
     with pytest.raises(SettingsError, match=r"^activations\..*clip-norm"):
         load_settings({"activations.noise-sigma": 0.5, "activations.clip-norm": clip_norm})
 
 
-def test_noise_with_a_bound_is_taken():
+def test_noise_with_a_bound_is_taken() -> None:
     settings = load_settings({"activations.noise-sigma": 0.5, "activations.clip-norm": 2.0})
     assert (settings.activations.noise_sigma, settings.activations.clip_norm) == (0.5, 2.0)
 
 
-def test_natural_devices_need_a_column():
+def test_natural_devices_need_a_column() -> None:
     with pytest.raises(SettingsError, match="column='' must be named when"):
         load_settings({"data.partition": "natural"})
     settings = load_settings({"data.partition": "natural", "data.partition-column": "author"})
     assert settings.data.partition_column == "author"
 
 
-def test_settings_survive_yaml(write):
+def test_settings_survive_yaml(write: Any) -> None:
     settings = load_settings(
         {
             "preset": "mobillm",
@@ -417,12 +418,12 @@ def test_settings_survive_yaml(write):
     assert load_settings(file=write(to_yaml(settings))) == settings
 
 
-def test_a_run_is_kept_where_asked(monkeypatch, tmp_path):
+def test_a_run_is_kept_where_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_folder(load_settings({"run.folder": "~/kept"}), 7) == tmp_path / "kept"
 
 
-def test_a_run_is_otherwise_kept_below_the_home_of_all_runs(monkeypatch, tmp_path):
+def test_a_run_is_otherwise_kept_below_the_home_of_all_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MOBILLM_HOME", str(tmp_path / "all"))
     assert run_folder(Settings(), 7) == tmp_path / "all" / "runs" / "7"
     monkeypatch.delenv("MOBILLM_HOME")
@@ -430,7 +431,7 @@ def test_a_run_is_otherwise_kept_below_the_home_of_all_runs(monkeypatch, tmp_pat
     assert run_folder(Settings(), "a") == Path(tmp_path / ".mobillm" / "runs" / "a")
 
 
-def test_each_source_of_a_value_is_named(write):
+def test_each_source_of_a_value_is_named(write: Any) -> None:
     sources = setting_sources(
         {"trainer.batch_size": 2, "trainer.patience": 2, "settings": "trainer.patience=3"},
         file=write("preset: mobillm\ntrainer:\n  epochs: 1\n  batch-size: 1\n"),
@@ -450,12 +451,12 @@ def test_each_source_of_a_value_is_named(write):
     }
 
 
-def test_the_source_of_an_unknown_setting_is_an_error():
+def test_the_source_of_an_unknown_setting_is_an_error() -> None:
     with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.epoch'; did you mean 'trainer\.epochs'"):
         setting_sources({"trainer.epoch": 1})
 
 
-def test_a_key_is_found_in_either_spelling():
+def test_a_key_is_found_in_either_spelling() -> None:
     assert setting_key("side_network.bottleneck") == setting_key("side-network.bottleneck") == "side-network.bottleneck"
     with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.lr'; did you mean 'trainer\."):
         setting_key("trainer.lr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_every_part_has_a_summary() -> None:
         ("activations.layers", "list of numbers", [], ""),
     ],
 )
-def test_type_default_and_range_are_those_of_the_dataclass(key, kind, default, allowed) -> None:
+def test_type_default_and_range_are_those_of_the_dataclass(key: str, kind: str, default: Any, allowed: str) -> None:
     setting = BY_KEY[key]
     assert (setting.type, setting.default, setting.allowed) == (kind, default, allowed)
     assert type(setting.default) is type(default)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,26 +44,26 @@ class LinearHead:
         self.weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
         self.largest_chunk = 0
 
-    def inputs(self, hidden):
+    def inputs(self, hidden: Any) -> Any:
         return functional.layer_norm(hidden, (WIDTH,)) if self.norm else hidden
 
-    def logits(self, inputs):
+    def logits(self, inputs: Any) -> Any:
         self.largest_chunk = max(self.largest_chunk, len(inputs))
         return inputs @ self.weight.T
 
 
 @pytest.fixture
-def small_chunks(monkeypatch):
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "LOGIT_BYTES", 5 * 4 * VOCABULARY)
 
 
-def example():
+def example() -> Any:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(TOKENS, WIDTH, generator=generator)
     return inputs, torch.randint(VOCABULARY, (TOKENS,), generator=generator)
 
 
-def test_cross_entropy_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(small_chunks):
+def test_cross_entropy_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(small_chunks: Any) -> None:
     inputs, labels = example()
     head = LinearHead()
     whole, parts = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
@@ -76,7 +78,7 @@ def test_cross_entropy_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(
     assert torch.allclose(language.log_probabilities(inputs, labels, head).mean(), -expected, atol=1e-6)
 
 
-def test_the_divergence_loss_is_the_change_of_the_cross_entropy(small_chunks):
+def test_the_divergence_loss_is_the_change_of_the_cross_entropy(small_chunks: Any) -> None:
     base, labels = example()
     head = LinearHead()
     corrections, weights = language.correction(base, labels, head)
@@ -91,7 +93,7 @@ def test_the_divergence_loss_is_the_change_of_the_cross_entropy(small_chunks):
     assert torch.allclose(moved.grad, other.grad, atol=1e-6)
 
 
-def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded():
+def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded() -> None:
     inputs, labels = example()
     head = LinearHead()
     corrections, weights = language.correction(inputs, labels, head)
@@ -105,7 +107,7 @@ def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded():
 
 
 @pytest.mark.parametrize("name", ["cross-entropy", "perplexity"])
-def test_token_metrics(name):
+def test_token_metrics(name: str) -> None:
     found = TOKEN_METRICS[name](torch.tensor([0.5, 0.25]).log().numpy())
     assert found == pytest.approx({"cross-entropy": 1.0397, "perplexity": 8**0.5}[name], rel=1e-4)
 
@@ -118,19 +120,19 @@ class Words:
 
     eos_token_id, chat_template = 0, None
 
-    def __call__(self, text, **_options):
+    def __call__(self, text: Any, **_options: Any) -> Any:
         return {"input_ids": [int(word) for word in text.split()]}
 
-    def apply_chat_template(self, messages, *, add_generation_prompt, tokenize):
+    def apply_chat_template(self, messages: Any, *, add_generation_prompt: Any, tokenize: Any) -> Any:
         parts = [f"{90 + (m['role'] == 'assistant')} {m['content']}" for m in messages]
         return " ".join([*parts, *(["91"] if add_generation_prompt else [])])
 
 
-def numbers(start, end):
+def numbers(start: Any, end: Any) -> Any:
     return " ".join(str(i) for i in range(start, end))
 
 
-def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not():
+def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not() -> None:
     (window,) = token_windows(Words(), "1 2 3", "4 5", 16)
     assert window.ids == [1, 2, 3, 4, 5, 0]
     assert window.ids[window.first :] == [4, 5, 0]
@@ -138,7 +140,7 @@ def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not():
     assert plain.ids[plain.first :] == [5, 0]
 
 
-def test_a_chat_template_is_used():
+def test_a_chat_template_is_used() -> None:
     tokenizer = Words()
     tokenizer.chat_template = "yes"
     (window,) = token_windows(tokenizer, "1 2", "3", 16)
@@ -147,7 +149,7 @@ def test_a_chat_template_is_used():
 
 
 @pytest.mark.parametrize("prompt", [None, "200 201 202", numbers(200, 240)])
-def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_window_before_it(prompt):
+def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_window_before_it(prompt: Any) -> None:
     windows = token_windows(Words(), prompt, numbers(100, 150), 16)
     assert [i for w in windows for i in w.ids[w.first :]] == [*range(100 + (prompt is None), 150), 0]
     before = len(prompt.split()) if prompt else 0
@@ -156,7 +158,7 @@ def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_window_before
     assert all(w.first >= 8 for w in windows[1:])
 
 
-def test_a_text_without_a_token_to_predict_is_refused():
+def test_a_text_without_a_token_to_predict_is_refused() -> None:
     tokenizer = Words()
     tokenizer.eos_token_id = None
     with pytest.raises(DataError, match="no token to predict"):
@@ -167,13 +169,13 @@ def test_a_text_without_a_token_to_predict_is_refused():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     base = tmp_path_factory.mktemp("models")
     return {name: str(save_tiny(base / name, name)) for name in DECODERS}
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_head_gives_the_models_own_logits(folders, name):
+def test_the_head_gives_the_models_own_logits(folders: Any, name: str) -> None:
     backbone = load_backbone(folders[name], device="cpu", language_model=True)
     (sample,) = backbone.tokenize([TEXTS[0]], None, 32)
     found = backbone.extract([sample], layers=[3], pivot="all").activations[0][:, 0, 0]  # [T, d]
@@ -189,7 +191,7 @@ def test_the_head_gives_the_models_own_logits(folders, name):
     assert float(leaf.grad.abs().sum()) > 0
 
 
-def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(folders):
+def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(folders: Any) -> None:
     backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
     settings = load_settings({"backbone.name": folders["opt"], "loss.objective": "label"})
     spec = extraction_spec(backbone.info, settings, num_blocks=2)
@@ -206,7 +208,7 @@ def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(fo
     assert torch.allclose(language.log_probabilities(inputs, labels[0], backbone.head), expected, atol=1e-5)
 
 
-def test_an_encoder_predicts_no_next_token(tmp_path):
+def test_an_encoder_predicts_no_next_token(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="needs a causal model"):
         load_backbone(str(save_tiny(tmp_path, "bert")), device="cpu", language_model=True)
 
@@ -215,7 +217,7 @@ def test_an_encoder_predicts_no_next_token(tmp_path):
     ("setting", "value"),
     [("activations.standardise", True), ("activations.keep", 0.5), ("activations.pivot", "last")],
 )
-def test_what_would_change_the_last_hidden_state_is_refused(folders, setting, value):
+def test_what_would_change_the_last_hidden_state_is_refused(folders: Any, setting: str, value: Any) -> None:
     backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
     with pytest.raises(SettingsError, match=setting):
         extraction_spec(backbone.info, load_settings({setting: value}), num_blocks=2)
@@ -227,18 +229,18 @@ LABEL = make_spec(pivot="all", objective="label", vocabulary=VOCABULARY, head_wi
 DIFFERENCE = make_spec(pivot="all", vocabulary=VOCABULARY, head_width=WIDTH, codec="fp16")
 
 
-def samples_of(spec, targets):
+def samples_of(spec: Any, targets: Any) -> Any:
     made = make_packet(len(targets), spec=dataclasses.replace(spec, vocabulary=0), contract=make_contract()).open()
     activations = random_activations(len(targets), spec, make_contract())
     assert [s.tokens for s in made.samples] == [len(a) for a in activations]
     return [dataclasses.replace(s, target=t) for s, t in zip(made.samples, targets, strict=True)]
 
 
-def token_counts(count):
+def token_counts(count: Any) -> Any:
     return [len(a) for a in random_activations(count, LABEL, make_contract())]
 
 
-def test_tokens_pass_through_a_packet():
+def test_tokens_pass_through_a_packet() -> None:
     counts = token_counts(3)
     labels = [torch.arange(n) + 7 * i for i, n in enumerate(counts)]
     window = make_packet(spec=LABEL, contract=CONTRACT, samples=samples_of(LABEL, encode_token_labels(labels))).open()
@@ -247,7 +249,7 @@ def test_tokens_pass_through_a_packet():
     assert [len(s.target) for s in window.samples] == [target_size(LABEL, CONTRACT, n) for n in counts]
 
 
-def test_corrections_pass_through_a_packet():
+def test_corrections_pass_through_a_packet() -> None:
     counts = token_counts(3)
     steps = [(torch.randn(n, WIDTH), torch.rand(n)) for n in counts]
     blobs = encode_corrections(steps, DIFFERENCE)
@@ -266,14 +268,14 @@ def test_corrections_pass_through_a_packet():
         (TargetBatch(torch.ones(1, 1), None, None, torch.tensor([float("inf")])), "a curvature is beyond"),
     ],
 )
-def test_impossible_token_targets_are_named(targets, wrong):
+def test_impossible_token_targets_are_named(targets: Any, wrong: str) -> None:
     assert wrong in check_token_targets(targets, VOCABULARY)
 
 
 @pytest.mark.parametrize(
     ("objective", "name"), [("label", "square"), ("difference", "logit"), ("difference", "square")]
 )
-def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective, name):
+def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective: str, name: str) -> None:
     hidden, labels = example()
     head = LinearHead()
     loss = make_loss(CONTRACT, objective=objective, loss=name, scale=1.0, head=head)
@@ -289,7 +291,7 @@ def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective, n
     assert torch.allclose(side.grad, leaf.grad, atol=1e-6)  # at s = 0 all three are the same slope
 
 
-def test_language_modelling_needs_a_head():
+def test_language_modelling_needs_a_head() -> None:
     with pytest.raises(ArgumentError, match="needs the backbone's head"):
         make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
 
@@ -316,7 +318,7 @@ def tuned_model(folder: str) -> SideTunedModel:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders, name):
+def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders: Any, name: str) -> None:
     model = tuned_model(folders[name])
     ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"]])
     made = model.language_model.generate(
@@ -342,7 +344,7 @@ def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders, na
     assert not torch.allclose(steps, plain[start : start + 8], atol=1e-2)  # the backbone itself is as it was
 
 
-def test_generate_answers_one_or_several_prompts_of_different_lengths(folders):
+def test_generate_answers_one_or_several_prompts_of_different_lengths(folders: Any) -> None:
     model = tuned_model(folders["llama"])
     alone = [model.generate(text, max_new_tokens=6) for text in TEXTS[:3]]
     assert model.generate(TEXTS[:3], max_new_tokens=6) == alone
@@ -354,7 +356,9 @@ def test_generate_answers_one_or_several_prompts_of_different_lengths(folders):
         model.generate(long, max_new_tokens=64)
 
 
-def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(folders, capsys):
+def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(
+    folders: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     transformers = pytest.importorskip("transformers")
     model = tuned_model(folders["opt"])
     text = model.generate(TEXTS[0], max_new_tokens=5, streamer=transformers.TextStreamer(model.tokenizer, True))
@@ -364,7 +368,7 @@ def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(fo
     assert made["generated_text"].split() == text.split()
 
 
-def test_a_saved_language_model_is_loaded_with_its_head(folders, tmp_path):
+def test_a_saved_language_model_is_loaded_with_its_head(folders: Any, tmp_path: Path) -> None:
     model = tuned_model(folders["gpt2"])
     model.save_pretrained(tmp_path)
     again = SideTunedModel.from_pretrained(tmp_path)

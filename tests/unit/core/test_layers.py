@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,12 @@ from mobillm_flower.errors import ArgumentError
 DEPTHS = range(1, 65)
 
 
-def _block_sizes(ends):
+def _block_sizes(ends: Any) -> Any:
     return [end - start for start, end in pairwise((0, *ends))]
 
 
 @pytest.mark.parametrize("scheme", ["uniform", "top-heavy"])
-def test_any_depth_gives_distinct_ascending_layers_that_end_with_the_last(scheme):
+def test_any_depth_gives_distinct_ascending_layers_that_end_with_the_last(scheme: str) -> None:
     for depth in DEPTHS:
         for num_blocks in range(1, depth + 1):
             chosen = sample_layers(depth, num_blocks, scheme=scheme)
@@ -26,21 +27,21 @@ def test_any_depth_gives_distinct_ascending_layers_that_end_with_the_last(scheme
             assert all(size >= 1 for size in _block_sizes(chosen)), (depth, num_blocks, chosen)
 
 
-def test_uniform_rounds_the_block_ends_half_up():
+def test_uniform_rounds_the_block_ends_half_up() -> None:
     for depth in DEPTHS:
         for num_blocks in range(1, depth + 1):
             ends = [Fraction(i * depth, num_blocks) for i in range(1, num_blocks + 1)]
             assert sample_layers(depth, num_blocks) == tuple(int((end + Fraction(1, 2)) // 1) for end in ends)
 
 
-def test_uniform_blocks_differ_by_at_most_one_layer():
+def test_uniform_blocks_differ_by_at_most_one_layer() -> None:
     for depth in DEPTHS:
         for num_blocks in range(1, depth + 1):
             sizes = _block_sizes(sample_layers(depth, num_blocks))
             assert max(sizes) - min(sizes) <= 1
 
 
-def test_top_heavy_blocks_shrink_towards_the_output():
+def test_top_heavy_blocks_shrink_towards_the_output() -> None:
     for depth in DEPTHS:
         for num_blocks in range(1, depth + 1):
             sizes = _block_sizes(sample_layers(depth, num_blocks, scheme="top-heavy"))
@@ -49,7 +50,7 @@ def test_top_heavy_blocks_shrink_towards_the_output():
             assert sizes[-1] <= sizes[0]
 
 
-def test_top_heavy_is_never_lower_in_the_stack_than_uniform():
+def test_top_heavy_is_never_lower_in_the_stack_than_uniform() -> None:
     for depth in DEPTHS:
         for num_blocks in range(1, depth + 1):
             top, even = sample_layers(depth, num_blocks, scheme="top-heavy"), sample_layers(depth, num_blocks)
@@ -66,38 +67,38 @@ def test_top_heavy_is_never_lower_in_the_stack_than_uniform():
         (6, 6, "top-heavy", (1, 2, 3, 4, 5, 6)),
     ],
 )
-def test_known_choices(depth, num_blocks, scheme, expected):
+def test_known_choices(depth: int, num_blocks: int, scheme: str, expected: Any) -> None:
     assert sample_layers(depth, num_blocks, scheme=scheme) == expected
 
 
 @pytest.mark.parametrize("scheme", ["uniform", "top-heavy"])
-def test_zero_blocks_means_one_block_a_layer(scheme):
+def test_zero_blocks_means_one_block_a_layer(scheme: str) -> None:
     assert sample_layers(7, 0, scheme=scheme) == tuple(range(1, 8))
 
 
 @pytest.mark.parametrize("scheme", ["uniform", "top-heavy"])
 @pytest.mark.parametrize("num_blocks", [-1, 13])
-def test_more_blocks_than_layers_are_refused(scheme, num_blocks):
+def test_more_blocks_than_layers_are_refused(scheme: str, num_blocks: Any) -> None:
     with pytest.raises(ArgumentError, match=rf"num_blocks={num_blocks} cannot be had: .* has at most 12"):
         sample_layers(12, num_blocks, scheme=scheme)
 
 
-def test_an_unknown_scheme_is_refused():
+def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform or top-heavy"):
         sample_layers(12, 4, scheme="bottom-heavy")
 
 
 @pytest.mark.parametrize("num_blocks", [0, 3])
-def test_an_explicit_list_overrides_the_scheme(num_blocks):
+def test_an_explicit_list_overrides_the_scheme(num_blocks: int) -> None:
     assert sample_layers(12, num_blocks, scheme="top-heavy", layers=[1, 4, 12]) == (1, 4, 12)
 
 
 @pytest.mark.parametrize("layers", [[4, 1, 12], [4, 4, 12], [0, 12], [-1, 12], [1, 4], [1, 12, 13]])
-def test_an_explicit_list_must_ascend_and_end_with_the_last_layer(layers):
+def test_an_explicit_list_must_ascend_and_end_with_the_last_layer(layers: Any) -> None:
     with pytest.raises(ArgumentError, match=r"must ascend from 1 .* last layer 12"):
         sample_layers(12, 0, layers=layers)
 
 
-def test_an_explicit_list_must_agree_with_the_block_count():
+def test_an_explicit_list_must_agree_with_the_block_count() -> None:
     with pytest.raises(ArgumentError, match="names 2 layers, but 3 blocks"):
         sample_layers(12, 3, layers=[6, 12])

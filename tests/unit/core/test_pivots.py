@@ -1,5 +1,7 @@
 """Pivots against loops over samples and tokens, under right and left padding."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ WIDTH = 6
 
 
 @pytest.fixture
-def padded():
+def padded() -> Any:
     """Hidden states [4, 7, 6] whose padding is large, so that any use of it shows, and their mask."""
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(len(LENGTHS), max(LENGTHS), WIDTH, generator=generator)
@@ -21,7 +23,7 @@ def padded():
     return hidden, mask
 
 
-def _slow(name, hidden):
+def _slow(name: str, hidden: Any) -> Any:
     """Select from one unpadded sample, [n, d] -> [P, d]."""
     n = len(hidden)
     mean = torch.zeros(hidden.shape[1], dtype=torch.float64)
@@ -33,7 +35,7 @@ def _slow(name, hidden):
 
 
 @pytest.mark.parametrize("name", ["last", "first", "mean", "first+mean"])
-def test_each_pivot_is_what_a_loop_over_unpadded_samples_finds(name, padded):
+def test_each_pivot_is_what_a_loop_over_unpadded_samples_finds(name: str, padded: Any) -> None:
     hidden, mask = padded
     selected = PIVOTS[name].select(hidden, mask)
     assert selected.shape == (len(LENGTHS), PIVOTS[name].num_vectors, WIDTH)
@@ -42,7 +44,7 @@ def test_each_pivot_is_what_a_loop_over_unpadded_samples_finds(name, padded):
 
 
 @pytest.mark.parametrize("name", ["last", "first", "mean", "first+mean"])
-def test_neither_more_padding_nor_neighbours_change_a_sample(name, padded):
+def test_neither_more_padding_nor_neighbours_change_a_sample(name: str, padded: Any) -> None:
     hidden, mask = padded
     together = PIVOTS[name].select(hidden, mask)
     for sample, length in enumerate(LENGTHS):
@@ -51,7 +53,7 @@ def test_neither_more_padding_nor_neighbours_change_a_sample(name, padded):
 
 
 @pytest.mark.parametrize("name", ["last", "first", "mean", "first+mean"])
-def test_padding_on_the_left_changes_nothing(name, padded):
+def test_padding_on_the_left_changes_nothing(name: str, padded: Any) -> None:
     hidden, mask = padded
     left, left_mask = (
         torch.stack([torch.roll(row, max(LENGTHS) - n, 0) for row, n in zip(rows, LENGTHS, strict=True)])
@@ -63,12 +65,12 @@ def test_padding_on_the_left_changes_nothing(name, padded):
 
 
 @pytest.mark.parametrize("name", list(PIVOTS))
-def test_the_number_format_is_kept(name, padded):
+def test_the_number_format_is_kept(name: str, padded: Any) -> None:
     hidden, mask = padded
     assert PIVOTS[name].select(hidden.bfloat16(), mask).dtype == torch.bfloat16
 
 
-def test_all_keeps_every_token(padded):
+def test_all_keeps_every_token(padded: Any) -> None:
     hidden, mask = padded
     assert torch.equal(PIVOTS["all"].select(hidden, mask), hidden)
 
@@ -77,18 +79,18 @@ def test_all_keeps_every_token(padded):
     ("name", "per_token", "vectors"),
     [("last", False, 1), ("first", False, 1), ("mean", False, 1), ("first+mean", False, 2), ("all", True, 1)],
 )
-def test_what_a_pivot_says_of_itself(name, per_token, vectors):
+def test_what_a_pivot_says_of_itself(name: str, per_token: bool, vectors: int) -> None:
     assert PIVOTS[name].per_token is per_token
     assert PIVOTS[name].vectors_per_token == vectors
 
 
-def test_a_user_adds_a_pivot(padded):
+def test_a_user_adds_a_pivot(padded: Any) -> None:
     hidden, mask = padded
     pivots = Registry("pivot")
 
     @pivots.register("first+last")
     @pivot(num_vectors=2)
-    def first_and_last(hidden, mask):
+    def first_and_last(hidden: Any, mask: Any) -> Any:
         rows = torch.arange(len(hidden))
         return torch.stack([hidden[:, 0], hidden[rows, mask.sum(1) - 1]], 1)
 
@@ -98,6 +100,6 @@ def test_a_user_adds_a_pivot(padded):
     assert pivots["first+last"].vectors_per_token == 2
 
 
-def test_an_unknown_pivot_names_the_nearest():
+def test_an_unknown_pivot_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match="unknown pivot 'frist'; did you mean 'first'"):
         PIVOTS["frist"]

@@ -1,5 +1,7 @@
 """Unit vectors along the directions of public text."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,12 +10,12 @@ from mobillm_flower.errors import ArgumentError
 
 
 @pytest.fixture
-def public():
+def public() -> Any:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(60, 2, 3, 8, generator=generator) * torch.linspace(1, 4, 8)
 
 
-def test_projected_public_text_is_white_before_it_is_scaled_to_unit_norm(public):
+def test_projected_public_text_is_white_before_it_is_scaled_to_unit_norm(public: Any) -> None:
     fitted = fit_projection(public, 5)
     raw = (public.flatten(1).double() - fitted.centre) @ fitted.basis
     assert torch.allclose(raw.T @ raw / len(raw), torch.eye(5, dtype=torch.double), atol=1e-9)
@@ -23,7 +25,7 @@ def test_projected_public_text_is_white_before_it_is_scaled_to_unit_norm(public)
     assert torch.allclose(vectors.flatten(1), raw / raw.norm(dim=1, keepdim=True))
 
 
-def test_directions_are_those_of_the_largest_variance(public):
+def test_directions_are_those_of_the_largest_variance(public: Any) -> None:
     rows = public.flatten(1).double()
     values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0))
     fitted = fit_projection(public, 3)
@@ -32,18 +34,18 @@ def test_directions_are_those_of_the_largest_variance(public):
         assert abs(float(direction @ vectors[:, -1 - k])) == pytest.approx(1, abs=1e-9)
 
 
-def test_devices_that_round_differently_agree(public):
+def test_devices_that_round_differently_agree(public: Any) -> None:
     noisy = public + 1e-6 * torch.randn(public.shape, generator=torch.Generator().manual_seed(1))
     one, other = fit_projection(public, 6), fit_projection(noisy, 6)
     assert torch.allclose(one(public), other(public), atol=1e-4)
 
 
-def test_a_sample_at_the_centre_has_some_direction():
+def test_a_sample_at_the_centre_has_some_direction() -> None:
     projection = Projection(torch.ones(4, dtype=torch.double), torch.eye(4, 2, dtype=torch.double))
     assert projection(torch.ones(1, 1, 1, 4)).flatten().tolist() == [1.0, 0.0]
 
 
-def test_too_few_public_texts_are_refused(public):
+def test_too_few_public_texts_are_refused(public: Any) -> None:
     with pytest.raises(ArgumentError, match="needs more than 40 public texts"):
         fit_projection(public[:40], 48)
     same = public[:1].expand(60, -1, -1, -1)

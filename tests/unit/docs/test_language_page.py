@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -48,7 +49,7 @@ def test_memory_and_generation_stay_under_their_bars(generator: ModuleType) -> N
 
 
 @pytest.mark.slow
-def test_a_step_never_holds_whole_logits(tmp_path) -> None:
+def test_a_step_never_holds_whole_logits(tmp_path: Path) -> None:
     """Of 1,024 tokens they are 0.57 GiB a copy, and a step would need three of them beside the head's 1.14 GiB."""
     file = tmp_path / "memory.json"
     script = ROOT / "benchmarks" / "overhead" / "language_memory.py"

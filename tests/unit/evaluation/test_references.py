@@ -8,7 +8,7 @@ from mobillm_flower.evaluation.references import confusion
 from tests.support.caches import CONTRACT
 
 
-def test_confusion_counts_true_classes_in_rows_and_predicted_ones_in_columns():
+def test_confusion_counts_true_classes_in_rows_and_predicted_ones_in_columns() -> None:
     predicted = torch.tensor([0, 0, 1, 3, 3, 3])
     scores = torch.nn.functional.one_hot(predicted, 4).float()
     labels = torch.tensor([0, 2, 1, 3, 0, 3])

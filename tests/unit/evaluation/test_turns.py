@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,10 @@ from mobillm_flower.evaluation.turns import (
 )
 
 
-def test_sides_are_called_in_turns():
+def test_sides_are_called_in_turns() -> None:
     calls = []
 
-    def side(name):
+    def side(name: str) -> Any:
         return lambda: calls.append(name) or len(calls)
 
     found = take_turns({"a": side("a"), "b": side("b")}, 3)
@@ -33,7 +34,7 @@ def test_sides_are_called_in_turns():
     assert found == {"a": [1, 3, 5], "b": [2, 4, 6]}
 
 
-def test_the_ratio_is_that_of_medians_and_its_spread_that_of_the_turns():
+def test_the_ratio_is_that_of_medians_and_its_spread_that_of_the_turns() -> None:
     found = Comparison("s", [3.0, 1.0, 2.0, 9.0, 4.0], [2.0, 2.0, 2.0, 3.0, 8.0], "bare").to_dict()
     assert found["ours_median"] == 3.0
     assert found["other_median"] == 2.0
@@ -44,12 +45,12 @@ def test_the_ratio_is_that_of_medians_and_its_spread_that_of_the_turns():
     assert found["ours"] == [3.0, 1.0, 2.0, 9.0, 4.0]
 
 
-def test_a_single_turn_has_no_spread():
+def test_a_single_turn_has_no_spread() -> None:
     found = Comparison("s", [3.0], [2.0], "bare").to_dict()
     assert found["ratio_quartiles"] == found["ratio_range"] == [1.5, 1.5]
 
 
-def test_sides_of_different_length_are_no_pairs():
+def test_sides_of_different_length_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Comparison("s", [1.0, 2.0], [1.0], "bare").to_dict()
 
@@ -57,19 +58,19 @@ def test_sides_of_different_length_are_no_pairs():
 @pytest.mark.parametrize(
     ("value", "at_most", "holds"), [(1.0, True, True), (1.1, True, False), (1.0, False, True), (0.9, False, False)]
 )
-def test_a_bar_holds_at_the_bar_itself(value, at_most, holds):
+def test_a_bar_holds_at_the_bar_itself(value: float, at_most: bool, holds: bool) -> None:
     assert Threshold(value, 1.0, at_most=at_most).holds is holds
     assert Threshold(value, 1.0, at_most=at_most).to_dict()["rule"] == ("at most" if at_most else "at least")
 
 
-def test_both_clocks_are_compared():
+def test_both_clocks_are_compared() -> None:
     ours, other = [Seconds(4.0, 1.0), Seconds(6.0, 3.0)], [Seconds(2.0, 1.0), Seconds(2.0, 1.0)]
     found = compare_seconds(ours, other, "bare")
     assert found[""].ratio == 2.5
     assert found["_cpu"].ratio == 2.0
 
 
-def test_a_call_is_timed_on_both_clocks(monkeypatch):
+def test_a_call_is_timed_on_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     walls, cpus, order = iter([10.0, 12.5]), iter([3.0, 3.25]), []
     monkeypatch.setattr(time, "perf_counter", lambda: order.append("clock") or next(walls))
     monkeypatch.setattr(time, "process_time", lambda: next(cpus))
@@ -77,7 +78,7 @@ def test_a_call_is_timed_on_both_clocks(monkeypatch):
     assert order == ["clock", "call", "clock"]
 
 
-def test_a_report_says_where_it_comes_from():
+def test_a_report_says_where_it_comes_from() -> None:
     report = Report("codecs", {"threads": 1})
     report.bars["bits"] = Threshold(4.1, 4.2, at_most=True)
     found = json.loads(json.dumps(report.to_dict()))
@@ -87,7 +88,7 @@ def test_a_report_says_where_it_comes_from():
     assert found["bars"]["bits"] == {"value": 4.1, "rule": "at most", "bar": 4.2, "holds": True}
 
 
-def test_the_commit_is_the_checkouts():
+def test_the_commit_is_the_checkouts() -> None:
     root = mobillm_flower.__path__[0]
     answer = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     inside = subprocess.run(["git", "-C", root, "ls-files", "."], capture_output=True, text=True, check=False)
@@ -96,13 +97,13 @@ def test_the_commit_is_the_checkouts():
     assert Report("codecs", {}).to_dict()["commit"] == answer.stdout.strip()
 
 
-def test_threads_are_as_before_afterwards():
+def test_threads_are_as_before_afterwards() -> None:
     before = torch.get_num_threads()
     with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
 
-def test_a_process_without_a_figure_is_an_error_with_its_last_words():
+def test_a_process_without_a_figure_is_an_error_with_its_last_words() -> None:
     with pytest.raises(RunFailed, match=r"no_such_bench ended with code 1 and measured nothing: .*No module named"):
         run_fresh("mobillm_flower.no_such_bench")

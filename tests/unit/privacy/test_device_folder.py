@@ -6,7 +6,9 @@ import multiprocessing
 import sqlite3
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ def rows(folder: DeviceFolder) -> list[tuple]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path):
+def folder(tmp_path: Path) -> Iterator[Any]:
     made = DeviceFolder(tmp_path / "device")
     yield made
     made.close()
@@ -102,7 +104,7 @@ def test_racing_threads_get_one_secret(tmp_path: Path) -> None:
     assert len(set(names)) == 1
 
 
-def _start(path: str, barrier, results) -> None:  # runs in another process
+def _start(path: str, barrier: Any, results: Any) -> None:  # runs in another process
     barrier.wait()
     try:
         folder = DeviceFolder(path)

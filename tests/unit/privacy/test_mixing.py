@@ -1,6 +1,8 @@
 """The devices' secret rotation: what it keeps, who is refused."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,14 @@ from mobillm_flower.privacy.mixing import MixingKey, mixing_key
 KEY, OTHER = MixingKey(bytes(range(32))), MixingKey(bytes(32))
 
 
-def write(folder, text, mode=0o600):
+def write(folder: Path, text: Any, mode: int = 0o600) -> Any:
     file = folder / "key"
     file.write_text(text)
     os.chmod(file, mode)
     return file
 
 
-def test_a_rotation_keeps_lengths_and_angles_and_comes_back():
+def test_a_rotation_keeps_lengths_and_angles_and_comes_back() -> None:
     torch.manual_seed(0)
     rows, sides = torch.randn(4, 3, 2, 16), torch.randn(5, 7)
     mixed = KEY.activations(rows)
@@ -29,7 +31,7 @@ def test_a_rotation_keeps_lengths_and_angles_and_comes_back():
     assert torch.allclose(KEY.outputs(KEY.targets(sides)), sides, atol=1e-5)
 
 
-def test_the_square_loss_is_the_same_under_it():
+def test_the_square_loss_is_the_same_under_it() -> None:
     torch.manual_seed(1)
     side, delta = torch.randn(6, 5), torch.randn(6, 5)
     assert torch.allclose(
@@ -37,7 +39,7 @@ def test_the_square_loss_is_the_same_under_it():
     )
 
 
-def test_purposes_sizes_and_keys_have_nothing_in_common():
+def test_purposes_sizes_and_keys_have_nothing_in_common() -> None:
     eye = torch.eye(8)
     rotations = [KEY.activations(eye), KEY.targets(eye), OTHER.activations(eye), OTHER.targets(eye)]
     for i, one in enumerate(rotations):
@@ -47,7 +49,7 @@ def test_purposes_sizes_and_keys_have_nothing_in_common():
     assert KEY.name == MixingKey(bytes(range(32))).name
 
 
-def test_key_files(tmp_path):
+def test_key_files(tmp_path: Path) -> None:
     file = write(tmp_path, bytes(range(32)).hex() + "\n")
     assert MixingKey.read(file).name == KEY.name
     assert mixing_key(KEY.name, str(file)).name == KEY.name

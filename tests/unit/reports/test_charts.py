@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def parsed(chart: str) -> ET.Element:
     return root
 
 
-def test_every_string_is_escaped_unless_it_is_markup():
+def test_every_string_is_escaped_unless_it_is_markup() -> None:
     made = element("p", "<b>&", Markup("<i>kept</i>"), None, ["'x'", '"y"'], class_="a", aria_label='"><script>')
     assert made == (
         '<p class="a" aria-label="&quot;&gt;&lt;script&gt;">&lt;b&gt;&amp;<i>kept</i>&#x27;x&#x27;&quot;y&quot;</p>'
@@ -26,19 +27,19 @@ def test_every_string_is_escaped_unless_it_is_markup():
     assert join(made, "<") == made + "&lt;"
 
 
-def test_characters_that_no_page_may_hold_are_replaced():
+def test_characters_that_no_page_may_hold_are_replaced() -> None:
     made = element("p", "a\x00b\x1bc\ud800d\uffffe\n\tä🙂")
     assert made == "<p>a\ufffdb\ufffdc\ufffdd\ufffde\n\tä🙂</p>"
     made.encode("utf-8")
 
 
-def test_attributes_may_be_left_out_or_have_no_value():
+def test_attributes_may_be_left_out_or_have_no_value() -> None:
     made = element("details", open=True, hidden=False, title=None, x=1.23456, y=2.0, n=3)
     assert made == '<details open x="1.23" y="2" n="3"></details>'
     assert element("meta", charset="utf-8") == '<meta charset="utf-8">'
 
 
-def test_a_table_names_its_columns_rows_and_box():
+def test_a_table_names_its_columns_rows_and_box() -> None:
     made = ET.fromstring(table("Fruit <1>", ("name", "count"), [("pear", "3")], numeric=[1], total=("all", "3")))
     assert made.get("aria-label") == "Fruit <1>"
     assert [cell.get("scope") for cell in made.iter("th")] == ["col", "col", "row", "row"]
@@ -56,18 +57,18 @@ def test_a_table_names_its_columns_rows_and_box():
         (3, 3, [3, 4]),
     ],
 )
-def test_ticks_are_round_and_enclose_the_values(low, high, expected):
+def test_ticks_are_round_and_enclose_the_values(low: Any, high: float, expected: Any) -> None:
     assert ticks(low, high) == expected
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30, -7.0])
-def test_ticks_of_a_single_value_are_different(value):
+def test_ticks_of_a_single_value_are_different(value: Any) -> None:
     found = ticks(value, value)
     assert len(set(found)) == len(found) >= 2
     assert found[0] <= value <= found[-1]
 
 
-def test_a_line_is_interrupted_where_a_value_is_not_finite():
+def test_a_line_is_interrupted_where_a_value_is_not_finite() -> None:
     values = [3.0, float("nan"), 2.0, 1.0, float("inf")]
     points = [Point(i + 1, value, f"epoch {i + 1}") for i, value in enumerate(values)]
     root = parsed(line_chart(points, x_label="epoch", y_label="loss", summary="a curve", marked=3))
@@ -81,7 +82,7 @@ def test_a_line_is_interrupted_where_a_value_is_not_finite():
     assert {"epoch", "loss", "1", "5"} <= {text.text for text in root.iter("text")}
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bars_are_as_long_as_their_values() -> None:
     bars = [Bar("one", 0.25, "0.25"), Bar("two", 0.5, "0.50", strong=True), Bar("three", -0.25, "-0.25")]
     root = parsed(bar_chart(bars, x_label="share", summary="bars", most=0.5))
     lengths = [float(bar.get("width")) for bar in root.iter("rect")]
@@ -92,14 +93,14 @@ def test_bars_are_as_long_as_their_values():
     assert [bar.get("class") for bar in root.iter("rect")] == ["bar", "bar strong", "bar"]
 
 
-def test_columns_are_as_high_as_their_values_and_say_them():
+def test_columns_are_as_high_as_their_values_and_say_them() -> None:
     root = parsed(column_chart([Bar("a", 4.0, "4 s"), Bar("b", 1.0, "1 s")], x_label="x", y_label="y", summary="s"))
     heights = [float(bar.get("height")) for bar in root.iter("rect")]
     assert heights[0] == pytest.approx(4 * heights[1], abs=0.05)
     assert [bar.findtext("title") for bar in root.iter("rect")] == ["a: 4 s", "b: 1 s"]
 
 
-def test_a_heat_map_draws_each_cell_once_in_its_shade():
+def test_a_heat_map_draws_each_cell_once_in_its_shade() -> None:
     shares = [[1.0, 0.0, 0.0], [0.05, 0.35, 0.6], [0.1, 0.0, 0.9]]
     root = parsed(heat_map(shares, x_label="predicted", y_label="true", summary="map"))
     paths = {path.get("class"): path.get("d") for path in root.iter("path")}

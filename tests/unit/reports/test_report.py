@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -21,7 +22,7 @@ from tests.support.run_folders import make_references, write_run
 EVERY_PART = {"results", "learning", "confusion", "devices", "memory", "gates", "protection", "settings"}
 
 
-def test_a_completed_run_has_every_part_with_its_figures(tmp_path):
+def test_a_completed_run_has_every_part_with_its_figures(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     assert set(page.sections) == EVERY_PART
     assert {found["href"] for found in page.all("a")} == {f"#{name}" for name in EVERY_PART}
@@ -39,7 +40,7 @@ def test_a_completed_run_has_every_part_with_its_figures(tmp_path):
     assert "block 3" in page.sections["gates"]
 
 
-def test_every_chart_has_a_text_alternative(tmp_path):
+def test_every_chart_has_a_text_alternative(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     charts = page.all("svg")
     assert len(charts) == 1 + 2 + 3 + 1 + 1  # references, curves, devices, memory, gates
@@ -48,7 +49,7 @@ def test_every_chart_has_a_text_alternative(tmp_path):
     assert texts.count("axis") == 1 + 2 * 2 + 3 * 2 + 1 + 1  # bars name one axis, the others both
 
 
-def test_a_page_needs_nothing_from_outside_and_no_script(tmp_path):
+def test_a_page_needs_nothing_from_outside_and_no_script(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     assert {tag for tag, _ in page.elements} & {"script", "link", "img", "iframe", "object", "image", "use"} == set()
     for _, attributes in page.elements:
@@ -59,13 +60,13 @@ def test_a_page_needs_nothing_from_outside_and_no_script(tmp_path):
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def test_the_same_folder_gives_the_same_bytes(tmp_path):
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     first = write_report(path).read_bytes()
     assert write_report(path, tmp_path / "elsewhere" / "page.html").read_bytes() == first
 
 
-def test_the_confusion_matrix_is_a_table_with_names_and_counts(tmp_path):
+def test_the_confusion_matrix_is_a_table_with_names_and_counts(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     counts = make_references()["confusion"]
     cells = page.all("td", "right") + page.all("td", "wrong")
@@ -75,7 +76,7 @@ def test_the_confusion_matrix_is_a_table_with_names_and_counts(tmp_path):
     assert f"{counts[0][0] + counts[1][1] + counts[2][2]} of 90 test samples" in page.sections["confusion"]
 
 
-def test_many_classes_are_a_heat_map_and_the_most_confused_pairs(tmp_path):
+def test_many_classes_are_a_heat_map_and_the_most_confused_pairs(tmp_path: Path) -> None:
     labels = tuple(f"intent {i}" for i in range(150))
     references = make_references(labels)
     references["confusion"][7][9] += 50
@@ -91,13 +92,13 @@ def test_many_classes_are_a_heat_map_and_the_most_confused_pairs(tmp_path):
     assert len((tmp_path / "run" / "report.html").read_bytes()) < 200_000
 
 
-def test_classes_beyond_what_can_be_drawn_are_added_up_in_blocks(tmp_path):
+def test_classes_beyond_what_can_be_drawn_are_added_up_in_blocks(tmp_path: Path) -> None:
     labels = tuple(f"c{i}" for i in range(450))
     page = page_of(write_run(tmp_path / "run", labels=labels))
     assert "3×3 classes" in page.sections["confusion"]
 
 
-def test_a_run_without_mistakes_is_drawn_too(tmp_path):
+def test_a_run_without_mistakes_is_drawn_too(tmp_path: Path) -> None:
     labels = tuple(f"c{i}" for i in range(MOST_NAMED + 1))
     references = make_references(labels)
     references["confusion"] = [[5 * (i == j) for j in labels] for i in labels]
@@ -114,7 +115,7 @@ def test_a_run_without_mistakes_is_drawn_too(tmp_path):
         ("training", "epoch 3 of at most 20 is done"),
     ],
 )
-def test_a_run_in_progress_says_how_far_it_is(tmp_path, end, said):
+def test_a_run_in_progress_says_how_far_it_is(tmp_path: Path, end: str, said: str) -> None:
     page = page_of(write_run(tmp_path / "run", end=end))
     assert page.all("p", "state in-progress")
     assert said in page.text
@@ -123,14 +124,14 @@ def test_a_run_in_progress_says_how_far_it_is(tmp_path, end, said):
     assert ("No device has been met" in page.sections["devices"]) == (end == "started")
 
 
-def test_a_line_that_is_being_written_is_left_for_the_next_time(tmp_path):
+def test_a_line_that_is_being_written_is_left_for_the_next_time(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="uploading")
     with (path / "events.jsonl").open("a") as stream:
         stream.write('{"time": 1.0, "event": "ep')
     assert "30 of 60 samples are held" in page_of(path).text
 
 
-def test_a_failed_run_says_why(tmp_path):
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
     page = page_of(
         write_run(tmp_path / "run", end="failed", reason="no sample was received: <b>every device</b> failed")
     )
@@ -139,7 +140,7 @@ def test_a_failed_run_says_why(tmp_path):
     assert not page.all("b")
 
 
-def test_what_an_earlier_session_measured_is_not_shown_for_a_later_one(tmp_path):
+def test_what_an_earlier_session_measured_is_not_shown_for_a_later_one(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     RunFolder(path).append(events.Started("PaeMobiLLM"))
     page = page_of(path)
@@ -160,7 +161,7 @@ def test_what_an_earlier_session_measured_is_not_shown_for_a_later_one(tmp_path)
         ("[]\n", "is damaged: a line is no event"),
     ],
 )
-def test_a_folder_without_events_is_refused_in_words(tmp_path, text, match):
+def test_a_folder_without_events_is_refused_in_words(tmp_path: Path, text: str | None, match: str) -> None:
     if text is not None:
         (tmp_path / "events.jsonl").write_text(text)
     with pytest.raises(RunFailed, match=match):
@@ -169,14 +170,14 @@ def test_a_folder_without_events_is_refused_in_words(tmp_path, text, match):
 
 
 @pytest.mark.parametrize("name", ["results.json", "side_network/config.json", "settings.yaml"])
-def test_a_damaged_file_is_named(tmp_path, name):
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path = write_run(tmp_path / "run")
     (path / name).write_text("{")
     with pytest.raises(RunFailed, match=name):
         write_report(path)
 
 
-def test_a_run_without_references_or_settings_says_so(tmp_path):
+def test_a_run_without_references_or_settings_says_so(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     (path / "results.json").unlink()
     (path / "settings.yaml").unlink()
@@ -190,7 +191,7 @@ def test_a_run_without_references_or_settings_says_so(tmp_path):
 HOSTILE = "</title></style><script>document.title='taken'</script><img src=x onerror=alert(1)>\"'&amp;"
 
 
-def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
+def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", labels=(HOSTILE, "\ud800\x00", "music"), backbone=HOSTILE)
     run = RunFolder(path)
     device = "00000001" + "0" * 24
@@ -210,7 +211,7 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
     assert HOSTILE in page.text.split("Backbone\n")[1]
 
 
-def test_devices_are_added_up_from_the_events_trouble_first(tmp_path):
+def test_devices_are_added_up_from_the_events_trouble_first(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="uploading")
     run, device = RunFolder(path), "00000001" + "0" * 24
     for _ in range(2):
@@ -229,7 +230,7 @@ def test_devices_are_added_up_from_the_events_trouble_first(tmp_path):
     assert ("devices with trouble", "1", "see events.jsonl") in results_rows(read_run(path), {})
 
 
-def test_a_large_fleet_is_cut_short_and_says_so(tmp_path):
+def test_a_large_fleet_is_cut_short_and_says_so(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", num_devices=620))
     boxes = [found["aria-label"] for found in page.all("div", "devices")]
     assert boxes == ["Devices, those with trouble first; 120 more are in events.jsonl"]
@@ -237,7 +238,7 @@ def test_a_large_fleet_is_cut_short_and_says_so(tmp_path):
     assert len(page.all("rect", "bar")) < 700
 
 
-def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path):
+def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="training")
     run = RunFolder(path)
     first, second = (f"{number:08x}{'0' * 24}" for number in (1, 2))
@@ -259,7 +260,7 @@ def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path):
     assert "1 far above" in devices
 
 
-def test_training_that_was_stopped_does_not_claim_the_best_weights(tmp_path):
+def test_training_that_was_stopped_does_not_claim_the_best_weights(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="training")
     RunFolder(path).append(events.Stopped("stop.seconds=5 have passed"))
     RunFolder(path).append(events.Trained(steps=9, epochs=3))
@@ -268,7 +269,7 @@ def test_training_that_was_stopped_does_not_claim_the_best_weights(tmp_path):
     assert "(the large dot) so far." in page_of(path).sections["learning"]
 
 
-def test_training_that_diverges_is_shown_as_such(tmp_path):
+def test_training_that_diverges_is_shown_as_such(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     page = page_of(write_run(tmp_path / "run", losses=(nan, 0.5, inf)))
     assert "weights of epoch 2" in page.sections["learning"]
@@ -277,20 +278,20 @@ def test_training_that_diverges_is_shown_as_such(tmp_path):
     assert "weights of epoch" not in page.sections["learning"]
 
 
-def test_a_run_without_a_validation_share_says_why_there_is_no_curve(tmp_path):
+def test_a_run_without_a_validation_share_says_why_there_is_no_curve(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="uploading", overrides=("trainer.validation-share=0",))
     RunFolder(path).append(events.Epoch(1, 3))
     assert "trainer.validation-share is 0" in page_of(path).sections["learning"]
 
 
-def test_a_regression_has_no_confusion_matrix_and_may_be_below_zero(tmp_path):
+def test_a_regression_has_no_confusion_matrix_and_may_be_below_zero(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", labels=(), overrides=("task.kind=regression",)))
     assert "confusion" not in page.sections
     assert "spearman" in page.sections["results"]
     assert "-0.5000" in page.sections["results"]
 
 
-def test_the_command_makes_the_page_again(tmp_path):
+def test_the_command_makes_the_page_again(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="training")
     answer = CliRunner().invoke(app, ["report", str(path)])
     assert answer.exit_code == 0
@@ -301,7 +302,7 @@ def test_the_command_makes_the_page_again(tmp_path):
     assert file.read_bytes() == (path / "report.html").read_bytes()
 
 
-def test_the_command_refuses_a_folder_that_is_no_run(tmp_path):
+def test_the_command_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert isinstance(answer.exception, RunFailed)
     (tmp_path / "taken").write_text("")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from tests.support.html_page import page_of
 from tests.support.run_folders import write_run
 
 
-def test_settings_that_differ_from_the_defaults_are_marked(tmp_path):
+def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> None:
     overrides = ("preset=mobillm", "trainer.epochs=7", "task.labels=alarm,music,weather")
     path = write_run(tmp_path / "run", overrides=overrides)
     with (path / "settings.yaml").open("a") as stream:
@@ -47,7 +50,9 @@ def test_settings_that_differ_from_the_defaults_are_marked(tmp_path):
         (("activations.keep=0.1", "activations.codec=int8"), ("a", "b", "c"), ["codec (int8)", "kept (0.1)"], ["nf4"]),
     ],
 )
-def test_what_is_not_protected_is_true_to_the_settings(tmp_path, overrides, labels, said, not_said):
+def test_what_is_not_protected_is_true_to_the_settings(
+    tmp_path: Path, overrides: Any, labels: Any, said: Any, not_said: Any
+) -> None:
     text = page_of(write_run(tmp_path / "run", overrides=overrides, labels=labels)).sections["protection"]
     for words in [*said, "No ε can be named for a sample", "30 samples, 4.10 kB"]:
         assert words in text
@@ -55,12 +60,12 @@ def test_what_is_not_protected_is_true_to_the_settings(tmp_path, overrides, labe
         assert words not in text
 
 
-def test_a_regression_with_a_prediction_of_its_own_does_not_send_the_target_itself(tmp_path):
+def test_a_regression_with_a_prediction_of_its_own_does_not_send_the_target_itself(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", labels=(), base_prediction="classifier", overrides=("task.kind=regression",))
     assert "Where a backbone has no prediction of its own" in page_of(path).sections["protection"]
 
 
-def test_a_simulation_says_that_the_devices_secrets_are_in_the_folder(tmp_path):
+def test_a_simulation_says_that_the_devices_secrets_are_in_the_folder(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
     assert "secrets" not in page_of(path).sections["protection"]
     (path / "devices").mkdir()

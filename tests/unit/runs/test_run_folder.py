@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
 
 
-def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
+def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert run.holder() is None
     lock = run.hold()
@@ -47,14 +48,14 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path) -> None:
     assert run.holder() is None
 
 
-def test_looking_at_the_lock_makes_no_file(tmp_path) -> None:
+def test_looking_at_the_lock_makes_no_file(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert run.holder() is None
     assert list(run.path.iterdir()) == []
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
 
 
-def test_a_look_does_not_keep_a_run_from_starting(tmp_path, monkeypatch) -> None:
+def test_a_look_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 30.0)
     run = RunFolder(tmp_path / "run")
     run.hold().release()
@@ -72,7 +73,7 @@ def test_a_look_does_not_keep_a_run_from_starting(tmp_path, monkeypatch) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_path) -> None:
+def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     child = 0
     try:
@@ -95,7 +96,7 @@ def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_
         process.communicate()
 
 
-def test_a_torn_line_is_cut_before_the_next_event(tmp_path) -> None:
+def test_a_torn_line_is_cut_before_the_next_event(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.append(Started("PaeMobiLLM"))
     with run.events.open("a") as stream:
@@ -107,7 +108,7 @@ def test_a_torn_line_is_cut_before_the_next_event(tmp_path) -> None:
     assert [json.loads(line)["event"] for line in run.events.read_text().splitlines()] == ["started"]
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_draft(tmp_path) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_draft(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint" / "trainer.pt"
     write_atomically(file, b"old" * 1000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,6 +1,8 @@
 import sqlite3
 import stat
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +15,11 @@ ALICE, BOB = "a" * 32, "b" * 32
 
 
 @pytest.fixture
-def samples():
+def samples() -> Any:
     return make_samples(20, make_spec())
 
 
-def test_held_means_committed_and_a_repeated_upload_changes_nothing(tmp_path, samples):
+def test_held_means_committed_and_a_repeated_upload_changes_nothing(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     assert cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1) == 10
     assert cache.add(ALICE, samples[5:12], backbone=BACKBONE, round_=2) == 2
@@ -29,14 +31,14 @@ def test_held_means_committed_and_a_repeated_upload_changes_nothing(tmp_path, sa
     assert again.devices() == {ALICE: 12}
 
 
-def test_bytes_come_back_as_they_went_in(tmp_path, samples):
+def test_bytes_come_back_as_they_went_in(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
     found = cache.read(row.id for row in cache.rows())
     assert sorted(found) == sorted((s.activations, s.target) for s in samples)
 
 
-def test_the_order_of_rows_does_not_depend_on_arrival_or_on_devices(tmp_path, samples):
+def test_the_order_of_rows_does_not_depend_on_arrival_or_on_devices(tmp_path: Path, samples: Any) -> None:
     spec = make_spec()
     one = fill(tmp_path / "one.sqlite", samples, spec)
     other = fill(tmp_path / "other.sqlite", samples, spec, num_devices=7, shuffle_seed=3)
@@ -44,12 +46,12 @@ def test_the_order_of_rows_does_not_depend_on_arrival_or_on_devices(tmp_path, sa
     assert one.read(row.id for row in one.rows()) == other.read(row.id for row in other.rows())
 
 
-def test_the_file_is_private(tmp_path):
+def test_the_file_is_private(tmp_path: Path) -> None:
     ActivationCache(tmp_path / "cache.sqlite")
     assert stat.S_IMODE((tmp_path / "cache.sqlite").stat().st_mode) == 0o600
 
 
-def test_forget_removes_a_device_and_leaves_no_bytes_of_it_in_the_file(tmp_path, samples):
+def test_forget_removes_a_device_and_leaves_no_bytes_of_it_in_the_file(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1)
@@ -63,7 +65,7 @@ def test_forget_removes_a_device_and_leaves_no_bytes_of_it_in_the_file(tmp_path,
     assert samples[10].activations in left
 
 
-def test_a_window_beyond_the_quota_is_refused_whole(tmp_path, samples):
+def test_a_window_beyond_the_quota_is_refused_whole(tmp_path: Path, samples: Any) -> None:
     size = len(samples[0].activations) + len(samples[0].target)
     cache = ActivationCache(tmp_path / "cache.sqlite", quota_bytes=12 * size)
     cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1)
@@ -72,7 +74,7 @@ def test_a_window_beyond_the_quota_is_refused_whole(tmp_path, samples):
     assert len(cache) == 10
 
 
-def test_rows_past_the_retention_time_are_deleted(tmp_path, samples):
+def test_rows_past_the_retention_time_are_deleted(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
     assert cache.expire(0) == 0
@@ -81,7 +83,7 @@ def test_rows_past_the_retention_time_are_deleted(tmp_path, samples):
     assert list(cache.rows()) == []
 
 
-def test_verify_finds_a_changed_byte(tmp_path, samples):
+def test_verify_finds_a_changed_byte(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
@@ -96,7 +98,7 @@ def test_verify_finds_a_changed_byte(tmp_path, samples):
     assert str(damage) == f"row {row.id} of device {ALICE}: its bytes are not those that were committed"
 
 
-def test_verify_names_the_rows_of_an_unreadable_page_and_checks_the_others(tmp_path):
+def test_verify_names_the_rows_of_an_unreadable_page_and_checks_the_others(tmp_path: Path) -> None:
     file = tmp_path / "cache.sqlite"
     spec = make_spec(width=2048, codec="fp32")  # rows of several pages
     cache = fill(file, make_samples(20, spec), spec)
@@ -112,7 +114,7 @@ def test_verify_names_the_rows_of_an_unreadable_page_and_checks_the_others(tmp_p
     assert len(problems) > len(rows)  # SQLite's own check sees it too
 
 
-def test_a_damaged_file_can_still_be_opened_to_be_verified(tmp_path):
+def test_a_damaged_file_can_still_be_opened_to_be_verified(tmp_path: Path) -> None:
     file = tmp_path / "cache.sqlite"
     cache = fill(file, make_samples(200, make_spec()), make_spec(), num_devices=2)
     cache.close()
@@ -129,7 +131,7 @@ def test_a_damaged_file_can_still_be_opened_to_be_verified(tmp_path):
         cache.holdings()
 
 
-def test_verify_sees_one_state_while_a_run_goes_on(tmp_path, samples):
+def test_verify_sees_one_state_while_a_run_goes_on(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1)
@@ -139,7 +141,7 @@ def test_verify_sees_one_state_while_a_run_goes_on(tmp_path, samples):
     assert cache.verify() == []
 
 
-def test_holdings_tell_what_each_device_has(tmp_path, samples):
+def test_holdings_tell_what_each_device_has(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     assert cache.holdings() == []
     before = time.time()
@@ -154,7 +156,7 @@ def test_holdings_tell_what_each_device_has(tmp_path, samples):
     assert before <= bob.first == bob.last <= alice.first <= alice.last <= time.time()
 
 
-def test_forget_says_when_another_reader_keeps_the_bytes_on_disk(tmp_path, samples):
+def test_forget_says_when_another_reader_keeps_the_bytes_on_disk(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
@@ -171,7 +173,7 @@ def test_forget_says_when_another_reader_keeps_the_bytes_on_disk(tmp_path, sampl
     assert all(s.activations not in left for s in samples)
 
 
-def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
+def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "cache.sqlite"
     file.write_bytes(b"not a database, but somebody's notes" * 50)
     with pytest.raises(CacheError, match="cannot be used as a cache"):
@@ -179,14 +181,14 @@ def test_a_file_that_is_no_cache_is_refused_and_kept(tmp_path):
     assert file.read_bytes().startswith(b"not a database")
 
 
-def test_another_version_is_refused_by_name(tmp_path):
+def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "cache.sqlite") as db:
         db.execute("PRAGMA user_version=7")
     with pytest.raises(CacheError, match="has version 7, this release reads 1"):
         ActivationCache(tmp_path / "cache.sqlite")
 
 
-def test_a_row_forgotten_while_in_use_is_an_error_not_a_zero(tmp_path, samples):
+def test_a_row_forgotten_while_in_use_is_an_error_not_a_zero(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
     rows = cache.rows()
@@ -195,7 +197,7 @@ def test_a_row_forgotten_while_in_use_is_an_error_not_a_zero(tmp_path, samples):
         cache.read([rows[0].id])
 
 
-def plainly(file):
+def plainly(file: Path) -> Any:
     """Read all rows in the order of (digest, id), which every reader must see."""
     db = sqlite3.connect(file)
     query = "SELECT digest, id, backbone, tokens, round, device FROM samples ORDER BY digest, id"
@@ -204,7 +206,7 @@ def plainly(file):
     return found
 
 
-def test_rows_after_each_window_are_those_of_a_fresh_process(tmp_path, samples):
+def test_rows_after_each_window_are_those_of_a_fresh_process(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     seen = []
@@ -219,7 +221,7 @@ def test_rows_after_each_window_are_those_of_a_fresh_process(tmp_path, samples):
     assert list(cache.rows(before_round=8)) == [row for row in plainly(file) if row.round < 8]
 
 
-def test_the_same_sample_of_several_devices_is_ordered_by_arrival(tmp_path, samples):
+def test_the_same_sample_of_several_devices_is_ordered_by_arrival(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     for device in (BOB, ALICE, "c" * 32):
@@ -228,7 +230,7 @@ def test_the_same_sample_of_several_devices_is_ordered_by_arrival(tmp_path, samp
     assert [row.device for row in cache.rows()[:3]] == [BOB, ALICE, "c" * 32]
 
 
-def test_ids_that_sqlite_gives_again_are_read_again(tmp_path, samples):
+def test_ids_that_sqlite_gives_again_are_read_again(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     cache.add(ALICE, samples[:5], backbone=BACKBONE, round_=1)
@@ -242,7 +244,7 @@ def test_ids_that_sqlite_gives_again_are_read_again(tmp_path, samples):
     assert (len(cache), cache.devices()) == (11, {ALICE: 5, "c" * 32: 6})
 
 
-def test_what_another_connection_commits_is_seen(tmp_path, samples):
+def test_what_another_connection_commits_is_seen(tmp_path: Path, samples: Any) -> None:
     """Also where it deletes the newest rows and others get their ids."""
     file = tmp_path / "cache.sqlite"
     cache, other = ActivationCache(file), ActivationCache(file)
@@ -262,7 +264,7 @@ def test_what_another_connection_commits_is_seen(tmp_path, samples):
         assert one.num_bytes == sum(len(s.activations) + len(s.target) for s in samples[:5] + samples[10:17])
 
 
-def test_counts_are_kept_as_windows_come(tmp_path, samples):
+def test_counts_are_kept_as_windows_come(tmp_path: Path, samples: Any) -> None:
     file = tmp_path / "cache.sqlite"
     cache = ActivationCache(file)
     for window in (samples[:4], samples[2:6], samples[2:6], samples[6:]):

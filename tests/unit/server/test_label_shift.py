@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +24,11 @@ from tests.support.caches import CLASSES, CONTRACT, fill, make_plan, make_sample
 ONE, OTHER = make_spec(width=16), make_spec(backbone="b" * 64)
 
 
-def labels_of(samples, spec):
+def labels_of(samples: Any, spec: Any) -> Any:
     return decode_targets([sample.target for sample in samples], spec, CONTRACT).differences.argmax(1)
 
 
-def skewed(count, spec, seed, *, common, rare=0.1):
+def skewed(count: Any, spec: Any, seed: int, *, common: Any, rare: float = 0.1) -> Any:
     """Samples of which those outside the `common` classes are mostly left out."""
     samples = make_samples(count, spec, seed=seed)
     labels = labels_of(samples, spec).tolist()
@@ -36,7 +38,7 @@ def skewed(count, spec, seed, *, common, rare=0.1):
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(tmp_path: Path) -> Any:
     """A cache of two types that see the same world, but other labels of it."""
     ones, others = skewed(1000, ONE, 1, common=(0, 1)), skewed(1000, OTHER, 2, common=(2, 3))
     cache = ActivationCache(tmp_path / "cache.sqlite")
@@ -48,15 +50,15 @@ def fleet(tmp_path):
     return cache, counts
 
 
-def loader_of(cache):
+def loader_of(cache: Any) -> Any:
     return BatchLoader(cache, {ONE.backbone: ONE, OTHER.backbone: OTHER}, CONTRACT, memory_bytes=1 << 24)
 
 
-def batch(spec, count):
+def batch(spec: Any, count: Any) -> Any:
     return ActivationBatch(spec.backbone, torch.zeros(count, 3, spec.width))
 
 
-def test_the_shift_is_the_log_ratio_of_a_types_labels_to_the_fleets(fleet):
+def test_the_shift_is_the_log_ratio_of_a_types_labels_to_the_fleets(fleet: Any) -> None:
     cache, counts = fleet
     shift = LabelShift(loader_of(cache))
     shift.recount(cache.rows())
@@ -71,7 +73,7 @@ def test_the_shift_is_the_log_ratio_of_a_types_labels_to_the_fleets(fleet):
             assert found[row, label].item() == pytest.approx(math.log(share / fleet_share), abs=1e-5)
 
 
-def test_counting_round_by_round_is_counting_all(fleet):
+def test_counting_round_by_round_is_counting_all(fleet: Any) -> None:
     cache, _ = fleet
     by_round, at_once = LabelShift(loader_of(cache)), LabelShift(loader_of(cache))
     for round_ in (1, 2, 3, 4, 5):
@@ -83,7 +85,7 @@ def test_counting_round_by_round_is_counting_all(fleet):
     assert torch.equal(by_round(batches), at_once(batches))
 
 
-def test_one_type_alone_has_no_shift(tmp_path):
+def test_one_type_alone_has_no_shift(tmp_path: Path) -> None:
     cache = fill(tmp_path / "cache.sqlite", make_samples(20, ONE), ONE)
     shift = LabelShift(loader_of(cache))
     assert shift([batch(ONE, 4)]) is None
@@ -91,7 +93,7 @@ def test_one_type_alone_has_no_shift(tmp_path):
     assert shift([batch(ONE, 4)]) is None
 
 
-def test_the_losses_take_the_shift():
+def test_the_losses_take_the_shift() -> None:
     torch.manual_seed(0)
     side, labels = torch.randn(5, CLASSES), torch.tensor([0, 1, 2, 3, 3])
     differences = torch.nn.functional.one_hot(labels, CLASSES) - torch.full((5, CLASSES), 1 / CLASSES)
@@ -110,7 +112,7 @@ def test_the_losses_take_the_shift():
 
 
 @pytest.mark.parametrize("loss", ["logit", "square"])
-def test_adjusting_helps_a_type_with_labels_that_it_seldom_saw(fleet, loss):
+def test_adjusting_helps_a_type_with_labels_that_it_seldom_saw(fleet: Any, loss: str) -> None:
     cache, _ = fleet
     accuracies = {}
     for adjust in (False, True):
@@ -123,7 +125,7 @@ def test_adjusting_helps_a_type_with_labels_that_it_seldom_saw(fleet, loss):
     assert accuracies[True] > accuracies[False] + 0.1
 
 
-def _accuracy(network, samples, file):
+def _accuracy(network: Any, samples: Any, file: Path) -> Any:
     cache = ActivationCache(file)
     cache.add("a" * 32, samples, backbone=ONE.backbone, round_=1)
     batches, targets = loader_of(cache).load(cache.rows())
@@ -133,8 +135,8 @@ def _accuracy(network, samples, file):
     return (scores.argmax(1) == targets.differences.argmax(1)).float().mean().item()
 
 
-def test_types_that_start_from_the_identity_stay_near_it_in_a_fleet():
-    def rate(types, width, joined=(), name="a"):
+def test_types_that_start_from_the_identity_stay_near_it_in_a_fleet() -> None:
+    def rate(types: Any, width: Any, joined: Any = (), name: str = "a") -> Any:
         config = SideNetworkConfig.of(types, width=width, name="additive", num_blocks=2, bottleneck=4, num_outputs=3)
         network = dataclasses.replace(config, joined=joined).build()
         return network.learning_rate_factor(f"alignment.{name}.weight")

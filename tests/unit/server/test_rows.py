@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,11 +11,11 @@ VALUES = [(bytes([i]) * 30 + b"\0\0", 10 + i, "ab"[i % 2] * 64, 1 + i, i // 3, "
 
 
 @pytest.fixture
-def rows():
+def rows() -> Any:
     return Rows(iter(VALUES), len(VALUES))
 
 
-def test_references_come_back_as_they_went_in(rows):
+def test_references_come_back_as_they_went_in(rows: Any) -> None:
     assert list(rows) == [RowRef(*value) for value in VALUES]
     assert rows[3] == RowRef(*VALUES[3])
     assert rows[-1] == RowRef(*VALUES[-1])
@@ -23,12 +26,12 @@ def test_references_come_back_as_they_went_in(rows):
     )
 
 
-def test_a_place_beyond_the_end_is_an_error(rows):
+def test_a_place_beyond_the_end_is_an_error(rows: Any) -> None:
     with pytest.raises(IndexError, match="out of bounds"):
         rows[len(VALUES)]
 
 
-def test_parts_are_those_of_a_list(rows):
+def test_parts_are_those_of_a_list(rows: Any) -> None:
     as_list = list(rows)
     assert list(rows[2:7:2]) == as_list[2:7:2]
     assert list(rows.take([5, 0, 5])) == [as_list[5], as_list[0], as_list[5]]
@@ -39,17 +42,17 @@ def test_parts_are_those_of_a_list(rows):
     assert not rows.before(0)
 
 
-def test_more_rows_than_one_chunk():
+def test_more_rows_than_one_chunk() -> None:
     many = Rows(((number.to_bytes(32, "big"), number, "a" * 64, 1, 1, "x") for number in range(10_000)), 10_000)
     assert [row.id for row in many] == list(range(10_000))
 
 
-def test_a_row_takes_56_bytes_and_a_part_only_places(rows):
+def test_a_row_takes_56_bytes_and_a_part_only_places(rows: Any) -> None:
     assert sum(column.itemsize for column in rows._table.columns.values()) == 56
     assert rows[1:]._table is rows._table
 
 
-def test_a_cache_reads_rows_in_the_order_asked_even_twice(tmp_path):
+def test_a_cache_reads_rows_in_the_order_asked_even_twice(tmp_path: Path) -> None:
     samples = make_samples(12, make_spec())
     cache = fill(tmp_path / "cache.sqlite", samples, make_spec(), shuffle_seed=2)
     rows = cache.rows()
@@ -60,12 +63,12 @@ def test_a_cache_reads_rows_in_the_order_asked_even_twice(tmp_path):
     assert cache.read([]) == []
 
 
-def ordered(values):
+def ordered(values: Any) -> Any:
     return sorted(values, key=lambda value: value[:2])
 
 
 @pytest.mark.parametrize("sizes", [(9,), (0, 9), (1, 3, 5), (4, 0, 1, 1, 3)])
-def test_rows_that_come_bit_by_bit_are_in_the_order_of_all(sizes):
+def test_rows_that_come_bit_by_bit_are_in_the_order_of_all(sizes: Any) -> None:
     # digests that differ in their last byte alone, and equal ones, whose order is that of their ids
     digests = [bytes(31) + bytes([last]) for last in (7, 0, 7, 3, 255, 3, 1, 7, 0)]
     values = [(digest, i + 1, "ab"[i % 2] * 64, 1, i, "xyz"[i % 3]) for i, digest in enumerate(digests)]
@@ -81,7 +84,7 @@ def test_rows_that_come_bit_by_bit_are_in_the_order_of_all(sizes):
     assert set(rows.names("device")) == set("xyz")
 
 
-def test_many_small_additions_outgrow_the_table_and_keep_old_parts_valid():
+def test_many_small_additions_outgrow_the_table_and_keep_old_parts_valid() -> None:
     generator = np.random.default_rng(0)
     values = [(generator.bytes(32), i + 1, "a" * 64, 1, i // 7, f"device {i // 7}") for i in range(700)]
     rows = Rows(ordered(values[:70]), 70)
@@ -94,10 +97,10 @@ def test_many_small_additions_outgrow_the_table_and_keep_old_parts_valid():
     assert len(rows._table.columns["id"]) < 1.2 * 700
 
 
-def test_a_truth_of_a_digest_is_asked_once_a_row():
+def test_a_truth_of_a_digest_is_asked_once_a_row() -> None:
     asked = []
 
-    def odd(digest):
+    def odd(digest: Any) -> Any:
         asked.append(digest)
         return digest[0] % 2 == 1
 

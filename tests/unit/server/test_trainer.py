@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,17 +27,17 @@ from tests.support.caches import (
 
 
 @pytest.fixture(scope="module")
-def spec():
+def spec() -> Any:
     return make_spec()
 
 
 @pytest.fixture(scope="module")
-def samples(spec):
+def samples(spec: Any) -> Any:
     return make_samples(150, spec)
 
 
 @pytest.mark.parametrize("pivot", ["mean", "first+mean", "all"])
-def test_arrival_order_and_partition_do_not_change_a_bit(tmp_path, pivot):
+def test_arrival_order_and_partition_do_not_change_a_bit(tmp_path: Path, pivot: str) -> None:
     spec = make_spec(pivot=pivot)
     samples, plan = make_samples(80, spec), make_plan([spec], overlap_steps=3)
     states = {
@@ -52,7 +54,7 @@ def test_arrival_order_and_partition_do_not_change_a_bit(tmp_path, pivot):
     assert states != {state_bytes(plan.side_config.build())}
 
 
-def test_another_seed_or_another_sample_gives_other_weights(tmp_path, spec, samples):
+def test_another_seed_or_another_sample_gives_other_weights(tmp_path: Path, spec: Any, samples: Any) -> None:
     base = state_bytes(train(fill(tmp_path / "a.sqlite", samples, spec), make_plan([spec])).network)
     reseeded = train(fill(tmp_path / "b.sqlite", samples, spec), make_plan([spec], seed=6))
     fewer = train(fill(tmp_path / "c.sqlite", samples[1:], spec), make_plan([spec]))
@@ -60,7 +62,7 @@ def test_another_seed_or_another_sample_gives_other_weights(tmp_path, spec, samp
     assert base != state_bytes(fewer.network)
 
 
-def test_the_budget_of_the_decoded_tier_does_not_change_a_bit(tmp_path, spec, samples):
+def test_the_budget_of_the_decoded_tier_does_not_change_a_bit(tmp_path: Path, spec: Any, samples: Any) -> None:
     plan = make_plan([spec])
     cache = fill(tmp_path / "cache.sqlite", samples, spec)
     states = set()
@@ -73,7 +75,7 @@ def test_the_budget_of_the_decoded_tier_does_not_change_a_bit(tmp_path, spec, sa
 
 
 @pytest.mark.parametrize("stop_after", [1, 7, 13, 20])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, spec, samples, stop_after):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, spec: Any, samples: Any, stop_after: int) -> None:
     plan = make_plan([spec], overlap_steps=5)
     cache = fill(tmp_path / "cache.sqlite", samples, spec, num_rounds=2)
     whole = train(cache, plan, num_rounds=2)
@@ -81,7 +83,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, spec, samples, stop
     class Killed(Exception):  # noqa: N818
         pass
 
-    def until_killed(trainer):
+    def until_killed(trainer: Any) -> None:
         count = 0
         for round_ in (1, 2):
             while trainer.overlap_step(round_):
@@ -89,7 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, spec, samples, stop
                 if count == stop_after:
                     raise Killed
 
-        def stop():
+        def stop() -> Any:
             nonlocal count
             count += 1
             if count > stop_after:
@@ -112,7 +114,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, spec, samples, stop
     assert resumed.position == whole.position
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path, spec, samples):
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, spec: Any, samples: Any) -> None:
     plan = make_plan([spec])
     cache = fill(tmp_path / "cache.sqlite", samples, spec)
     file = tmp_path / "trainer.pt"
@@ -123,14 +125,14 @@ def test_a_finished_run_is_not_trained_again(tmp_path, spec, samples):
     assert state_bytes(again.network) == state_bytes(first.network)
 
 
-def test_replay_trains_the_same_network_from_the_cache_alone(tmp_path, spec, samples):
+def test_replay_trains_the_same_network_from_the_cache_alone(tmp_path: Path, spec: Any, samples: Any) -> None:
     cache = fill(tmp_path / "cache.sqlite", samples, spec, num_rounds=3)
     trained = train(cache, make_plan([spec], overlap_steps=4), num_rounds=3)
     assert state_bytes(replay(cache, scores=scores)) == state_bytes(trained.network)
     assert TrainingPlan.of(cache) == make_plan([spec], overlap_steps=4)
 
 
-def test_it_learns(tmp_path, spec):
+def test_it_learns(tmp_path: Path, spec: Any) -> None:
     train_cache = fill(tmp_path / "cache.sqlite", make_samples(600, spec), spec)
     trainer = train(train_cache, make_plan([spec], epochs=12))
     unseen = fill(tmp_path / "unseen.sqlite", make_samples(200, spec, seed=1), spec)
@@ -141,7 +143,7 @@ def test_it_learns(tmp_path, spec):
     assert (predicted == targets.differences.argmax(1)).float().mean() > 0.5  # a quarter by chance
 
 
-def test_types_of_different_width_share_the_adapters(tmp_path):
+def test_types_of_different_width_share_the_adapters(tmp_path: Path) -> None:
     wide, narrow = make_spec(), make_spec(backbone="b" * 64, width=16)
     cache = fill(tmp_path / "cache.sqlite", make_samples(60, wide), wide)
     for sample in make_samples(60, narrow, seed=4):
@@ -154,7 +156,7 @@ def test_types_of_different_width_share_the_adapters(tmp_path):
     assert any(name.startswith("adapters.") for name in changed)
 
 
-def test_a_type_may_join_when_epochs_have_begun(tmp_path):
+def test_a_type_may_join_when_epochs_have_begun(tmp_path: Path) -> None:
     first, late = make_spec(), make_spec(backbone="b" * 64, width=16)
     cache = fill(tmp_path / "cache.sqlite", make_samples(60, first), first)
     plan = make_plan([first], epochs=6)
@@ -171,7 +173,7 @@ def test_a_type_may_join_when_epochs_have_begun(tmp_path):
     assert not torch.equal(trainer.network.state_dict()[f"alignment.{late.backbone}.weight"], start)
 
 
-def test_early_stopping_restores_the_best_epoch(tmp_path, spec, samples):
+def test_early_stopping_restores_the_best_epoch(tmp_path: Path, spec: Any, samples: Any) -> None:
     epochs = []
     plan = make_plan([spec], epochs=30)
     plan = dataclasses.replace(plan, options=dataclasses.replace(plan.options, patience=2, learning_rate=3e-2))
@@ -185,7 +187,9 @@ def test_early_stopping_restores_the_best_epoch(tmp_path, spec, samples):
     assert trainer.validation(validation)["loss"] == pytest.approx(min(losses))
 
 
-def test_overlapping_steps_use_only_what_was_committed_before_the_round(tmp_path, spec, samples):
+def test_overlapping_steps_use_only_what_was_committed_before_the_round(
+    tmp_path: Path, spec: Any, samples: Any
+) -> None:
     cache = fill(tmp_path / "cache.sqlite", samples, spec, num_rounds=4)
     plan = make_plan([spec], overlap_steps=2)
     trainer = plan.trainer(cache, scores=scores, memory_bytes=0)
@@ -199,14 +203,14 @@ def test_overlapping_steps_use_only_what_was_committed_before_the_round(tmp_path
     assert trainer.position.steps == 2
 
 
-def test_a_checkpoint_of_other_options_is_refused(tmp_path, spec, samples):
+def test_a_checkpoint_of_other_options_is_refused(tmp_path: Path, spec: Any, samples: Any) -> None:
     cache, file = fill(tmp_path / "cache.sqlite", samples, spec), tmp_path / "trainer.pt"
     train(cache, make_plan([spec]), checkpoint=file)
     with pytest.raises(CacheError, match="made with another epochs"):
         make_plan([spec], epochs=9).trainer(cache, scores=scores, memory_bytes=0, checkpoint=file)
 
 
-def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, spec, samples):
+def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path: Path, spec: Any, samples: Any) -> None:
     cache, file = fill(tmp_path / "cache.sqlite", samples, spec), tmp_path / "trainer.pt"
     train(cache, make_plan([spec]), checkpoint=file)
     damaged = file.read_bytes()[:-200]
@@ -216,7 +220,7 @@ def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path, spec, samples):
     assert file.read_bytes() == damaged
 
 
-def test_a_rows_side_of_the_validation_split_never_changes(tmp_path, spec, samples):
+def test_a_rows_side_of_the_validation_split_never_changes(tmp_path: Path, spec: Any, samples: Any) -> None:
     half = fill(tmp_path / "half.sqlite", samples[:75], spec)
     whole = fill(tmp_path / "whole.sqlite", samples, spec, num_devices=5, shuffle_seed=1)
     train_half, _ = split_validation(half.rows(), 0.3, seed=1)
@@ -225,7 +229,9 @@ def test_a_rows_side_of_the_validation_split_never_changes(tmp_path, spec, sampl
     assert 25 < len(validation) < 65
 
 
-def test_the_validation_split_of_a_cache_that_grows_is_that_of_one_read_at_once(tmp_path, spec, samples):
+def test_the_validation_split_of_a_cache_that_grows_is_that_of_one_read_at_once(
+    tmp_path: Path, spec: Any, samples: Any
+) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     for round_, start in enumerate(range(0, len(samples), 30), 1):
         cache.add(f"{round_:032x}", samples[start : start + 30], backbone=spec.backbone, round_=round_)
@@ -241,7 +247,7 @@ def test_the_validation_split_of_a_cache_that_grows_is_that_of_one_read_at_once(
             assert [row for part in earlier for row in part if row.round >= round_] == []
 
 
-def test_the_order_of_an_epoch_depends_on_its_arguments_alone():
+def test_the_order_of_an_epoch_depends_on_its_arguments_alone() -> None:
     first = draw_order(50, seed=-3, phase=0, number=2)
     torch.manual_seed(1)
     assert (first == draw_order(50, seed=-3, phase=0, number=2)).all()

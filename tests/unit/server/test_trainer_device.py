@@ -4,6 +4,8 @@ An operation with one tensor on the CPU and one on the meta device fails, as it 
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ META = torch.device("meta")
 OTHER = "b" * 64
 
 
-def away(tmp_path, specs, **changes):
+def away(tmp_path: Path, specs: Any, **changes: Any) -> Any:
     """A trainer on the meta device, over samples of each spec."""
     for number, spec in enumerate(specs):
         cache = fill(tmp_path / "cache.sqlite", make_samples(40, spec, seed=number), spec)
@@ -37,7 +39,7 @@ def away(tmp_path, specs, **changes):
 @pytest.mark.parametrize("pivot", ["mean", "first+mean", "all"])
 @pytest.mark.parametrize("loss", ["square", "logit"])
 @pytest.mark.parametrize("side", ["additive", "low-rank", "causal"])
-def test_a_step_is_taken_where_the_trainer_is(tmp_path, pivot, loss, side):
+def test_a_step_is_taken_where_the_trainer_is(tmp_path: Path, pivot: str, loss: str, side: str) -> None:
     trainer, cache = away(tmp_path, [make_spec(pivot=pivot)], loss=loss, side=side)
     trainer._step(cache.rows().take(slice(0, 16)))
     assert {parameter.grad.device for parameter in trainer._live.parameters() if parameter.grad is not None} == {META}
@@ -45,7 +47,7 @@ def test_a_step_is_taken_where_the_trainer_is(tmp_path, pivot, loss, side):
     assert trainer.position.steps == 1
 
 
-def test_types_of_other_widths_and_their_shift_of_labels_go_along(tmp_path):
+def test_types_of_other_widths_and_their_shift_of_labels_go_along(tmp_path: Path) -> None:
     specs = [make_spec(), make_spec(backbone=OTHER, width=24)]
     trainer, cache = away(tmp_path, specs, loss="logit", options={"adjust_types": True})
     trainer._shift.count(cache.rows(), before_round=2)
@@ -57,7 +59,7 @@ def test_types_of_other_widths_and_their_shift_of_labels_go_along(tmp_path):
     assert shift.device == META
 
 
-def test_the_loader_moves_all_of_a_batch(tmp_path):
+def test_the_loader_moves_all_of_a_batch(tmp_path: Path) -> None:
     trainer, cache = away(tmp_path, [make_spec(pivot="all")])
     ((batch,), targets) = trainer.loader.load(cache.rows())
     assert {batch.rows.device, batch.lengths.device, targets.differences.device} == {META}
@@ -71,14 +73,14 @@ class MetaHead:
 
     vocabulary = 7
 
-    def inputs(self, hidden):
+    def inputs(self, hidden: Any) -> Any:
         return hidden
 
-    def logits(self, inputs):
+    def logits(self, inputs: Any) -> Any:
         return inputs @ torch.zeros(inputs.shape[1], self.vocabulary, device=META)
 
 
-def test_losses_of_tokens_and_corrections_stay_where_the_head_is():
+def test_losses_of_tokens_and_corrections_stay_where_the_head_is() -> None:
     inputs = torch.zeros(5, 4, device=META, requires_grad=True)
     labels = torch.zeros(5, dtype=torch.long, device=META)
     step, weight = language.correction(inputs, labels, MetaHead())
@@ -92,7 +94,7 @@ def test_losses_of_tokens_and_corrections_stay_where_the_head_is():
 
 
 @pytest.mark.filterwarnings("ignore:for .*:UserWarning")  # weights loaded onto the meta device stay there
-def test_a_state_is_on_the_cpu_and_a_checkpoint_goes_on_anywhere(tmp_path):
+def test_a_state_is_on_the_cpu_and_a_checkpoint_goes_on_anywhere(tmp_path: Path) -> None:
     spec, file = make_spec(), tmp_path / "trainer.pt"
     cache = fill(tmp_path / "cache.sqlite", make_samples(40, spec), spec)
     trained = train(cache, make_plan([spec]), checkpoint=file)
@@ -104,18 +106,18 @@ def test_a_state_is_on_the_cpu_and_a_checkpoint_goes_on_anywhere(tmp_path):
     assert gone_on.position == trained.position
 
 
-def test_moving_to_where_it_is_copies_nothing():
+def test_moving_to_where_it_is_copies_nothing() -> None:
     tensor = torch.ones(2)
     assert moved(tensor, torch.device("cpu")) is tensor
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
-def test_a_device_that_is_not_there_is_refused_by_the_settings_name():
+def test_a_device_that_is_not_there_is_refused_by_the_settings_name() -> None:
     with pytest.raises(SettingsError, match=r"trainer\.device='cuda' is not available on this machine; use auto"):
         training_device(load_settings({"trainer.device": "cuda"}))
 
 
-def test_the_server_does_not_train_on_mps(monkeypatch):
+def test_the_server_does_not_train_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert training_device(load_settings({"trainer.device": "auto"})) == torch.device("cpu")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,12 @@ from tests.support.superlink import events
 GRID = SimpleNamespace(run=SimpleNamespace(run_id=7))
 
 
-def start(folder, **overrides):
+def start(folder: Path, **overrides: Any) -> Any:
     settings = load_settings(overrides)
     return running(settings, folder, GRID, strategy="PaeMobiLLM")
 
 
-def test_a_run_that_ends_well_is_logged_from_its_start_to_its_end(tmp_path):
+def test_a_run_that_ends_well_is_logged_from_its_start_to_its_end(tmp_path: Path) -> None:
     with start(tmp_path) as started:
         cache = started.open_cache()
         started.before_the_end(lambda: started.folder.settings.write_text(str(len(cache)), "utf-8"))
@@ -33,7 +35,7 @@ def test_a_run_that_ends_well_is_logged_from_its_start_to_its_end(tmp_path):
         len(cache)
 
 
-def test_a_run_that_fails_is_logged_with_the_reason_and_the_error_goes_on(tmp_path):
+def test_a_run_that_fails_is_logged_with_the_reason_and_the_error_goes_on(tmp_path: Path) -> None:
     said = []
 
     def fail() -> None:
@@ -48,13 +50,13 @@ def test_a_run_that_fails_is_logged_with_the_reason_and_the_error_goes_on(tmp_pa
     assert RunFolder(tmp_path).holder() is None
 
 
-def test_an_error_that_is_not_ours_is_named_without_its_text(tmp_path):
+def test_an_error_that_is_not_ours_is_named_without_its_text(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="a private sentence"), start(tmp_path):
         raise KeyError("a private sentence")
     assert events(tmp_path, "finished")[0]["reason"] == "KeyError"
 
 
-def test_settings_are_written_at_once_in_a_new_folder_and_else_when_nothing_can_refuse_them(tmp_path):
+def test_settings_are_written_at_once_in_a_new_folder_and_else_when_nothing_can_refuse_them(tmp_path: Path) -> None:
     with start(tmp_path, **{"run.seed": 1}) as started:
         first = started.folder.settings.read_text("utf-8")
     with pytest.raises(RunFailed, match="refused"), start(tmp_path, **{"run.seed": 2}):

@@ -29,21 +29,21 @@ def _imported(script: str, **environment: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "package", ["mobillm_flower", "mobillm_flower.cli", "mobillm_flower.clients", "mobillm_flower.launch"]
 )
-def test_waiting_threads_do_not_spin_before_torch_is_imported(package):
+def test_waiting_threads_do_not_spin_before_torch_is_imported(package: str) -> None:
     script = f"mobillm_flower; print(json.dumps([['spin', os.environ['{SPIN}']], ['torch', 'torch' in sys.modules]]))"
     assert _imported(script) == {"spin": "0", "torch": False}
     assert _imported(f"{package}; print(json.dumps([['spin', os.environ['{SPIN}']]]))") == {"spin": "0"}
 
 
-def test_a_users_own_value_stands():
+def test_a_users_own_value_stands() -> None:
     script = f"mobillm_flower; print(json.dumps([['spin', os.environ['{SPIN}']]]))"
     assert _imported(script, GOMP_SPINCOUNT="77") == {"spin": "77"}
 
 
-def test_flowers_programs_inherit_it():
+def test_flowers_programs_inherit_it() -> None:
     assert flower_environment()[SPIN] == os.environ[SPIN]
 
 
-def test_one_thread_for_a_few_vectors_a_text_and_torchs_choice_for_every_token():
+def test_one_thread_for_a_few_vectors_a_text_and_torchs_choice_for_every_token() -> None:
     assert not computes_on_tokens({"a": make_spec()})
     assert computes_on_tokens({"a": make_spec(), "b": make_spec(pivot="all")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -387,7 +388,7 @@ def test_a_damaged_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_arguments, **_keywords):
+    def unreachable(*_arguments: Any, **_keywords: Any) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -16,7 +18,7 @@ from mobillm_flower.tasks import read_texts, text_lines
 ROWS = [("wake me at six", "ok"), ('say "hi",\nplease', "5"), ("17", "null")]
 
 
-def write(folder, suffix: str, columns=("text", "second")):
+def write(folder: Path, suffix: str, columns: Any = ("text", "second")) -> Any:
     """Write ROWS into a file of a kind, beside a column that nobody asked for."""
     file = folder / f"texts{suffix}"
     table = pa.table(
@@ -32,7 +34,7 @@ def write(folder, suffix: str, columns=("text", "second")):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".CSV"])
-def test_columns_are_read_as_text_whatever_they_look_like(tmp_path, suffix) -> None:
+def test_columns_are_read_as_text_whatever_they_look_like(tmp_path: Path, suffix: str) -> None:
     file = write(tmp_path, suffix.lower()).rename(tmp_path / f"texts{suffix}")
     assert list(read_texts(file, text_column="text")) == [(text, None) for text, _ in ROWS]
     assert list(read_texts(file, text_column="text", pair_column="second")) == ROWS
@@ -40,14 +42,14 @@ def test_columns_are_read_as_text_whatever_they_look_like(tmp_path, suffix) -> N
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
-def test_a_missing_column_is_named_with_those_that_are_there(tmp_path, suffix) -> None:
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path, suffix: str) -> None:
     file = write(tmp_path, suffix)
     with pytest.raises(DataError, match=rf"texts\{suffix} has no column 'body'; it has text, other, second"):
         list(read_texts(file, text_column="body"))
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".jsonl", "int"), (".parquet", "int")])
-def test_a_value_that_is_no_text_is_named_by_its_row(tmp_path, suffix, kind) -> None:
+def test_a_value_that_is_no_text_is_named_by_its_row(tmp_path: Path, suffix: str, kind: str) -> None:
     file = write(tmp_path, suffix, columns=("text", "other2"))
     with pytest.raises(DataError, match=rf"row 1 has a {kind} in 'other', not text"):
         list(read_texts(file, text_column="other"))
@@ -64,7 +66,9 @@ def test_a_value_that_is_no_text_is_named_by_its_row(tmp_path, suffix, kind) -> 
         ("a.jsonl", b"\xff\xfe\x00", r"a\.jsonl is not text in UTF-8"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_and_its_content_is_not(tmp_path, name, content, message) -> None:
+def test_a_file_that_cannot_be_read_is_named_and_its_content_is_not(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         list(read_texts(tmp_path / name, text_column="text"))
@@ -72,7 +76,7 @@ def test_a_file_that_cannot_be_read_is_named_and_its_content_is_not(tmp_path, na
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
-def test_a_missing_file_and_a_folder_are_refused(tmp_path, suffix) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match=rf"absent\{suffix} does not exist"):
         list(read_texts(tmp_path / f"absent{suffix}", text_column="text"))
     (tmp_path / f"folder{suffix}").mkdir()
@@ -81,7 +85,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path, suffix) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.csv", ""), ("b.csv", "text\n"), ("c.jsonl", "\n"), ("d.txt", " \n")])
-def test_a_file_without_rows_yields_nothing(tmp_path, name, content) -> None:
+def test_a_file_without_rows_yields_nothing(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     assert list(read_texts(tmp_path / name, text_column="text")) == []
 
@@ -101,7 +105,7 @@ def test_a_line_of_a_pair_has_one_tab() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
-def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path, suffix) -> None:
+def test_a_file_is_read_as_far_as_it_is_asked_for(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"a{suffix}"
     file.write_bytes(b'{"text": "x"}\n' * 100_000 + b"\xff\n")  # the end cannot be read
     first = list(itertools.islice(read_texts(file, text_column="text"), 3))

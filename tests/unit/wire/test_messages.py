@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +204,7 @@ def test_difference_names_field_and_both_values() -> None:
 
 
 @pytest.mark.parametrize("agreed", [make_contract(), make_contract(label_range=(0.0, 5.0)), make_spec(keep=0.25)])
-def test_agreed_values_survive_json(agreed) -> None:
+def test_agreed_values_survive_json(agreed: Any) -> None:
     again = type(agreed).from_json(agreed.to_json())
     assert again == agreed
     assert hash(again) == hash(agreed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ LABEL_AND_BASE = make_spec(objective="label", send_base=True)
         (LABEL_AND_BASE, NUMBERS, 8),
     ],
 )
-def test_sizes_and_round_trip(spec, contract, size) -> None:
+def test_sizes_and_round_trip(spec: Any, contract: Any, size: int) -> None:
     labels, base = random_targets(50, contract)
     blobs = encode_targets(labels, base, spec, contract)
     assert target_size(spec, contract) == size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from mobillm_flower.tasks import Samples
 
 @PIVOTS.register("mean+spread")
 @pivot(num_vectors=2)
-def mean_and_spread(hidden, mask):
+def mean_and_spread(hidden: Any, mask: Any) -> Any:
     """Mean and standard deviation of the tokens, P = 2."""
     weights = (mask / mask.sum(1, keepdim=True)).to(hidden.dtype).unsqueeze(2)  # [B, T, 1]
     mean = (hidden * weights).sum(1)
@@ -26,10 +28,10 @@ class Linear4Codec:
 
     bits_per_value = 4.0
 
-    def num_bytes(self, count):
+    def num_bytes(self, count: Any) -> Any:
         return 4 + -(-count // 2)
 
-    def encode(self, values):
+    def encode(self, values: Any) -> Any:
         flat = values.detach().cpu().float().reshape(-1).numpy()
         if not np.isfinite(flat).all():
             raise ValueError("values to encode are not all finite")
@@ -38,7 +40,7 @@ class Linear4Codec:
         codes = np.append(codes, np.zeros(codes.size % 2, np.uint8))
         return largest.astype("<f4").tobytes() + (codes[::2] << 4 | codes[1::2]).tobytes()
 
-    def decode(self, blobs, counts):
+    def decode(self, blobs: Any, counts: Any) -> Any:
         parts = []
         for blob, count in zip(blobs, counts, strict=True):
             if len(blob) != self.num_bytes(count):
@@ -61,10 +63,10 @@ class SpeaksOfTime:
     names = ("other", "time")
     of_time = ("alarm", "calendar", "reminder", "timer")
 
-    def labels(self, column, settings):
+    def labels(self, column: Any, settings: Any) -> Any:
         return self.names
 
-    def samples(self, rows, settings, contract):
+    def samples(self, rows: Any, settings: Any, contract: Any) -> Any:
         intents = list(rows[settings.data.label_column])
         for i, intent in enumerate(intents):
             if not isinstance(intent, str):
@@ -72,10 +74,10 @@ class SpeaksOfTime:
         labels = torch.tensor([int(intent in self.of_time) for intent in intents])
         return Samples(list(rows[settings.data.text_column]), None, labels)
 
-    def predictions(self, scores):
+    def predictions(self, scores: Any) -> Any:
         return scores.argmax(1)
 
-    def default_metric(self):
+    def default_metric(self) -> Any:
         return "macro-f1"
 
 
@@ -86,7 +88,7 @@ TASKS.add("speaks-of-time", SpeaksOfTime())
 class LayerWeights(nn.Module):
     """One linear map of a learned average over the layers."""
 
-    def __init__(self, *, types, num_blocks, width, num_outputs, seed=0):
+    def __init__(self, *, types: Any, num_blocks: Any, width: Any, num_outputs: Any, seed: int = 0) -> None:
         super().__init__()
         self.alignment = nn.ModuleDict()
         for name, spec in sorted(types.items()):
@@ -100,7 +102,7 @@ class LayerWeights(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, batches):
+    def forward(self, batches: Any) -> Any:
         weights = self.layers.softmax(0)[None, :, None]  # [1, M, 1]
         x = torch.cat([self.alignment[batch.backbone]((batch.rows * weights).sum(1)) for batch in batches])  # [B, d]
         return self.output(torch.tanh(x))
@@ -110,6 +112,6 @@ class LayerWeights(nn.Module):
 class InOrder(PaeMobiLLM):
     """PAE MobiLLM that asks devices in the order of their node ids."""
 
-    def configure_train(self, server_round, arrays, config, grid):
+    def configure_train(self, server_round: Any, arrays: Any, config: Any, grid: Any) -> Any:
         messages = super().configure_train(server_round, arrays, config, grid)
         return sorted(messages, key=lambda message: message.metadata.dst_node_id)

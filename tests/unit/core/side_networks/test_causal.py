@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ BLOCKS, WIDTH, BOTTLENECK, OUTPUTS = 3, 8, 5, 4
 TYPES = {"b": AlignmentSpec(WIDTH, 1)}
 
 
-def make(name: str = "causal", *, random: bool = True, outputs: int = OUTPUTS, **changes) -> CausalSideNetwork:
+def make(name: str = "causal", *, random: bool = True, outputs: int = OUTPUTS, **changes: Any) -> CausalSideNetwork:
     values = {"types": TYPES, "num_blocks": BLOCKS, "bottleneck": BOTTLENECK, **changes}
     network = SideNetworkConfig.of(name=name, num_outputs=outputs, **values).build()
     generator = torch.Generator().manual_seed(5)
@@ -36,11 +37,11 @@ def tokens(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, BLOCKS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def whole(network, rows, *lengths):
+def whole(network: Any, rows: Any, *lengths: Any) -> Any:
     return network([ActivationBatch("b", rows, sequences=torch.tensor(lengths or [len(rows)]))])
 
 
-def test_it_starts_as_the_additive_network():
+def test_it_starts_as_the_additive_network() -> None:
     causal, additive = make(), make("additive", random=False)
     with torch.no_grad():
         causal.taps.zero_()
@@ -52,7 +53,7 @@ def test_it_starts_as_the_additive_network():
     assert not whole(make(random=False), rows).any()
 
 
-def test_an_adapter_is_the_equation():
+def test_an_adapter_is_the_equation() -> None:
     network = make(num_blocks=1)
     rows = tokens(6)[:, :1]
     adapter, x = network.adapters[0], torch.nn.functional.layer_norm(rows[:, 0], (WIDTH,))
@@ -64,7 +65,7 @@ def test_an_adapter_is_the_equation():
         assert torch.allclose(whole(network, rows)[t], expected, atol=1e-5)
 
 
-def test_texts_of_a_batch_are_apart_and_later_tokens_change_nothing():
+def test_texts_of_a_batch_are_apart_and_later_tokens_change_nothing() -> None:
     network, rows = make(), tokens(12)
     parts = torch.split(rows, [1, 6, 5])
     together = whole(network, rows, 1, 6, 5)
@@ -76,7 +77,7 @@ def test_texts_of_a_batch_are_apart_and_later_tokens_change_nothing():
     assert (whole(network, changed)[9:] != whole(network, rows)[9:]).any(1).all()
 
 
-def test_with_pivot_all_a_samples_tokens_are_mixed_and_averaged():
+def test_with_pivot_all_a_samples_tokens_are_mixed_and_averaged() -> None:
     network, rows = make(), tokens(9)
     found = network([ActivationBatch("b", rows, torch.tensor([4, 5]))])
     alone = [network([ActivationBatch("b", part, torch.tensor([len(part)]))]) for part in (rows[:4], rows[4:])]
@@ -86,7 +87,7 @@ def test_with_pivot_all_a_samples_tokens_are_mixed_and_averaged():
 
 
 @pytest.mark.parametrize("steps", [[1] * 9, [5, 1, 3], [9]])
-def test_token_by_token_is_the_whole_text(steps):
+def test_token_by_token_is_the_whole_text(steps: Any) -> None:
     network, rows = make(), tokens(18).unflatten(0, (2, 9))
     before, found, start = None, [], 0
     for count in steps:
@@ -99,14 +100,14 @@ def test_token_by_token_is_the_whole_text(steps):
     assert torch.allclose(torch.cat(found, 1), expected, atol=1e-5)
 
 
-def test_what_is_not_seen_is_as_if_it_were_not_there():
+def test_what_is_not_seen_is_as_if_it_were_not_there() -> None:
     network, rows = make(), tokens(8)
     seen = torch.tensor([[False] * 3 + [True] * 5])
     side, _ = network.step(ActivationBatch("b", rows), None, seen)
     assert torch.allclose(side[3:], whole(network, rows[3:]), atol=1e-5)
 
 
-def test_it_learns_what_the_token_before_says():
+def test_it_learns_what_the_token_before_says() -> None:
     """The target is the sign of a value of the token before, of which the token itself knows nothing."""
     losses = {}
     for name in ("additive", "causal"):
@@ -127,7 +128,7 @@ def test_it_learns_what_the_token_before_says():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     base = tmp_path_factory.mktemp("models")
     return {name: str(save_tiny(base / name, name)) for name in DECODERS}
 
@@ -142,7 +143,7 @@ def tuned_model(folder: str, prompt: str) -> SideTunedModel:
     return SideTunedModel(backbone, network, spec=spec, contract=contract, rule=PredictionRule("square", 1.0))
 
 
-def generate(model, ids, **options):
+def generate(model: Any, ids: Any, **options: Any) -> Any:
     return model.language_model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -155,7 +156,7 @@ def generate(model, ids, **options):
 
 @pytest.mark.parametrize("prompt", ["", "{text}"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_each_generated_token_has_the_logits_that_training_computes(folders, name, prompt):
+def test_each_generated_token_has_the_logits_that_training_computes(folders: Any, name: str, prompt: str) -> None:
     """Training and evaluation see a response's tokens from the one before it on, or the whole of a plain text."""
     model = tuned_model(folders[name], prompt)
     ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"]])
@@ -174,14 +175,14 @@ def test_each_generated_token_has_the_logits_that_training_computes(folders, nam
 
 
 @pytest.mark.parametrize("prompt", ["", "{text}"])
-def test_texts_of_different_lengths_are_continued_as_each_alone(folders, prompt):
+def test_texts_of_different_lengths_are_continued_as_each_alone(folders: Any, prompt: str) -> None:
     model = tuned_model(folders["llama"], prompt)
     alone = [model.generate(text, max_new_tokens=8) for text in TEXTS[:3]]
     assert model.generate(TEXTS[:3], max_new_tokens=8) == alone
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=["beams", "lookup"])
-def test_the_memory_follows_the_key_value_cache(folders, options):
+def test_the_memory_follows_the_key_value_cache(folders: Any, options: Any) -> None:
     """Beams are reordered, and guesses that were wrong are taken back."""
     model = tuned_model(folders["llama"], "")
     ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"] * 2])
@@ -199,7 +200,7 @@ def test_the_memory_follows_the_key_value_cache(folders, options):
     assert sum(picked) == pytest.approx(float(beams.sequences_scores[0]), abs=1e-3)
 
 
-def test_a_network_that_remembers_responses_needs_the_cache(folders):
+def test_a_network_that_remembers_responses_needs_the_cache(folders: Any) -> None:
     model = tuned_model(folders["opt"], "{text}")
     with pytest.raises(UnsupportedError, match="leave use_cache on"):
         model.generate(TEXTS[0], max_new_tokens=8, use_cache=False)
@@ -208,7 +209,7 @@ def test_a_network_that_remembers_responses_needs_the_cache(folders):
     assert found[0] == found[1]
 
 
-def test_evaluation_sees_each_text_by_itself(folders):
+def test_evaluation_sees_each_text_by_itself(folders: Any) -> None:
     model = tuned_model(folders["opt"], "{text}")
     samples = Samples([TEXTS[0], TEXTS[3]], ["the dog sat", TEXTS[2]], torch.zeros(2))
     together = model.log_probabilities(samples)
@@ -218,7 +219,7 @@ def test_evaluation_sees_each_text_by_itself(folders):
     assert [len(a) for a in activations] == [len(a) for a in alone]
 
 
-def test_one_vector_a_text_is_refused(folders):
+def test_one_vector_a_text_is_refused(folders: Any) -> None:
     backbone = load_backbone(folders["opt"], device="cpu")
     settings = load_settings({"side-network.name": "causal", "activations.pivot": "mean"})
     with pytest.raises(UnsupportedError, match=r"use activations\.pivot=all"):

@@ -1,5 +1,7 @@
 """The closed-form side network finds class means under every mechanism's noise."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,14 +26,14 @@ MECHANISMS = {
 }
 
 
-def network(classes=CLASSES, **types):
+def network(classes: Any = CLASSES, **types: Any) -> Any:
     types = types or {TYPE: AlignmentSpec(WIDTH, 1)}
     return SideNetworkConfig(
         name="discriminant", types=types, num_blocks=1, width=WIDTH, bottleneck=4, num_outputs=classes
     ).build()
 
 
-def draw(count, seed):
+def draw(count: Any, seed: int) -> Any:
     """Unit vectors around a mean of each class; the classes are of unequal size."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(42))
@@ -40,7 +42,7 @@ def draw(count, seed):
     return torch.nn.functional.normalize(vectors.double(), dim=1), labels
 
 
-def fitted(protection, count):
+def fitted(protection: Any, count: Any) -> Any:
     vectors, labels = draw(count, seed=1)
     keys = [number.to_bytes(32, "big") for number in range(count)]
     noisy, released = protection([v.reshape(1, 1, 1, -1) for v in vectors], labels, keys)
@@ -51,7 +53,7 @@ def fitted(protection, count):
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_it_predicts_clean_samples_from_protected_ones(name):
+def test_it_predicts_clean_samples_from_protected_ones(name: str) -> None:
     head, released, labels = fitted(MECHANISMS[name], 4000)
     vectors, tested = draw(2000, seed=2)
     scores = head([ActivationBatch(TYPE, vectors.float()[:, None, :])])
@@ -61,7 +63,7 @@ def test_it_predicts_clean_samples_from_protected_ones(name):
     assert (released == labels).float().mean().item() == pytest.approx(kept, abs=0.03)
 
 
-def test_shares_are_corrected_for_randomized_labels():
+def test_shares_are_corrected_for_randomized_labels() -> None:
     head, released, _ = fitted(MECHANISMS["labels"], 4000)
     clean, _, _ = fitted(MECHANISMS["none"], 4000)
     assert np.bincount(released.numpy())[0] / 4000 < 0.45
@@ -69,13 +71,13 @@ def test_shares_are_corrected_for_randomized_labels():
     assert biases.abs().max() < 0.6
 
 
-def test_without_samples_it_is_the_base_model():
+def test_without_samples_it_is_the_base_model() -> None:
     head = network()
     head.fit([])
     assert head([ActivationBatch(TYPE, torch.randn(5, 1, WIDTH))]).abs().max() == 0
 
 
-def test_each_type_has_its_own_head_and_a_download_carries_only_that():
+def test_each_type_has_its_own_head_and_a_download_carries_only_that() -> None:
     other = "b" * 64
     both = network(**{TYPE: AlignmentSpec(WIDTH, 1), other: AlignmentSpec(8, 1)})
     assert set(state_for(both.state_dict(), other)) == {f"heads.{other}.weight", f"heads.{other}.bias"}
@@ -90,14 +92,14 @@ def test_each_type_has_its_own_head_and_a_download_carries_only_that():
     config.only(other).build().load_state_dict(state_for(both.state_dict(), other))
 
 
-def test_several_vectors_a_sample_or_numbers_are_refused():
+def test_several_vectors_a_sample_or_numbers_are_refused() -> None:
     with pytest.raises(SettingsError, match="takes one vector a sample"):
         network(**{TYPE: AlignmentSpec(WIDTH, 2)})
     with pytest.raises(SettingsError, match="predicts classes"):
         network(classes=1)
 
 
-def test_sums_do_not_depend_on_how_samples_are_grouped():
+def test_sums_do_not_depend_on_how_samples_are_grouped() -> None:
     vectors, labels = draw(200, seed=3)
     once, parts = network().empty_sums(TYPE), network().empty_sums(TYPE)
     once.add(labels, vectors)

@@ -32,11 +32,11 @@ FAMILIES = tuple(name for name in FAMILIES if name in ENCODERS + DECODERS)
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("bert"), "bert")
 
 
-def attached(backbone, *, outputs: int = 3, random: bool = True, cut: int = CUT):
+def attached(backbone: Any, *, outputs: int = 3, random: bool = True, cut: int = CUT) -> Any:
     """A network on a backbone, whose every parameter is away from its start."""
     types = {backbone.info.fingerprint: AlignmentSpec(backbone.info.width, 1, backbone.info.depth - cut)}
     values = {"num_blocks": 1, "bottleneck": 4, "num_outputs": outputs}
@@ -49,7 +49,7 @@ def attached(backbone, *, outputs: int = 3, random: bool = True, cut: int = CUT)
     return network.eval()
 
 
-def batch(backbone, samples, cut: int = CUT) -> ActivationBatch:
+def batch(backbone: Any, samples: Any, cut: int = CUT) -> ActivationBatch:
     found = backbone.extract(samples, layers=(cut,), pivot="all").activations
     rows = torch.cat(found).flatten(2)
     return ActivationBatch(backbone.info.fingerprint, rows, torch.tensor([len(one) for one in found]))

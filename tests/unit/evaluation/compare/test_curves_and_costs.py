@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -55,7 +56,9 @@ def curves(*central: Point) -> dict[str, TaskCurves]:
         ("fed-lora", 0.001, ["2e-3", "4e-3", "8e-3", "0.001", "0.0005"], "0.001"),
     ],
 )
-def test_trials_go_on_while_the_best_is_at_the_edge(tmp_path, monkeypatch, method, best_rate, tried, chosen) -> None:
+def test_trials_go_on_while_the_best_is_at_the_edge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, best_rate: float, tried: Any, chosen: str
+) -> None:
     asked: list[tuple[str, str]] = []
 
     def run(cell: Cell, *_folders: object) -> list[Point]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def quality(ours: float, lora: float, spread: float | None = None) -> dict[str, 
     return {"pae": {"mean": ours, "spread": spread}, "fed-lora": {"mean": lora, "spread": spread}}
 
 
-def report(tmp_path: Path, curves: TaskCurves, *, quick: bool = False):
+def report(tmp_path: Path, curves: TaskCurves, *, quick: bool = False) -> Any:
     plan = Plan([compared_task("phone-messages")], methods(3, list(COSTS)), [0], ["iid"], 2, {}, 1, tmp_path)
     return summary(plan, curves, Link(), "Not known.", quick=quick)
 
