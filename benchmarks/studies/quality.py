@@ -31,7 +31,7 @@ from mobillm_flower.evaluation.references import logistic_regression
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.events import Window
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.tasks import METRICS, load_central_data, render

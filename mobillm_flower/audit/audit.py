@@ -31,7 +31,7 @@ from mobillm_flower.audit.draw import FULL, QUICK, Draw, Size, draw, load_device
 from mobillm_flower.audit.finding import combine
 from mobillm_flower.audit.grid import AS_SET, MIXING, UNPROTECTED, Cell, grid
 from mobillm_flower.audit.plain_words import plain_words
-from mobillm_flower.audit.run_uploads import device_folders, run_side_network, run_uploads
+from mobillm_flower.audit.run_uploads import run_side_network, run_uploads
 from mobillm_flower.audit.uploads import RememberingBackbone
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
@@ -43,6 +43,7 @@ from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
@@ -62,12 +63,12 @@ class Subject:
     ----------
     settings : callable
         ``key=value`` words to the settings with them; none give those audited.
-    run : Path or None
+    run : RunFolder or None
         A run's folder, whose own uploads and side network are attacked.
     """
 
     settings: Callable[[Sequence[str]], Settings]
-    run: Path | None = None
+    run: RunFolder | None = None
 
 
 def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text: None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
     """
     started, size = time.perf_counter(), QUICK if quick else FULL
     settings = subject.settings([])
-    devices = load_devices(settings, len(device_folders(subject.run)) if subject.run else 0)
+    devices = load_devices(settings, len(subject.run.device_folders()) if subject.run else 0)
     remarks: list[str] = []
     backbone = _backbone(settings, devices[0], remarks)
     embed = _embedding(backbone, remarks)
@@ -168,7 +169,6 @@ def _audit_cell(
                 settings = subject.settings([*cell.words, *key])
                 given = released = None
                 if subject.run is not None and cell.kind == AS_SET:
-                    (folder / "run").mkdir()
                     given = stack.enter_context(
                         run_uploads(subject.run, settings, devices, drawn, backbone, folder / "run")
                     )

@@ -106,10 +106,8 @@ def attack(
     contract = next(iter(drawn.fleet.values())).contract
     with ExitStack() as stack:
         if given is None:
-            (folder / "devices").mkdir()
-            given = stack.enter_context(make_uploads(settings, drawn.fleet, backbone, folder / "devices"))
+            given = stack.enter_context(make_uploads(settings, drawn.fleet, backbone, folder / "fleet"))
         uploads, cache = given
-        (folder / "attacker").mkdir()
         attacker = {0: LocalData(contract, drawn.public, drawn.public.take([]))}
         keyless = replace(settings, privacy=replace(settings.privacy, mixing="", mixing_key=""))
         public, _ = stack.enter_context(make_uploads(keyless, attacker, backbone, folder / "attacker"))

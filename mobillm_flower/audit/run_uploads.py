@@ -23,7 +23,8 @@ from mobillm_flower.config import Settings
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.events import Window
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.tasks import LocalData
@@ -31,13 +32,13 @@ from mobillm_flower.tasks import LocalData
 
 @contextmanager
 def run_uploads(
-    run: Path, settings: Settings, devices: Sequence[LocalData], drawn: Draw, backbone: Backbone, folder: Path
+    run: RunFolder, settings: Settings, devices: Sequence[LocalData], drawn: Draw, backbone: Backbone, folder: Path
 ) -> Iterator[tuple[Uploads, ActivationCache] | None]:
     """Give the drawn samples' rows of a run's cache, with a copy of that cache.
 
     Parameters
     ----------
-    run : path
+    run : RunFolder
         The run's folder; it is only read.
     settings : Settings
         Its own.
@@ -48,7 +49,7 @@ def run_uploads(
     backbone : Backbone
         The run's.
     folder : path
-        Empty; for the copy.
+        For the copy; made here.
 
     Yields
     ------
@@ -56,21 +57,22 @@ def run_uploads(
         None where the cache's rows cannot be matched to the texts: no device folders (a deployment), other data, or
         several backbone types.
     """
-    owners = device_folders(run)
+    owners = run.device_folders()
     if len(owners) != len(devices):
         yield None
         return
-    _copy(run / "cache.sqlite", folder / "cache.sqlite")
-    with closing(ActivationCache(folder / "cache.sqlite")) as cache:
+    copy = RunFolder(folder).make()
+    _copy(run.cache, copy.cache)
+    with closing(ActivationCache(copy.cache)) as cache:
         plan = TrainingPlan.of(cache)
         spec = None if plan is None else plan.specs.get(backbone.info.fingerprint)
         if plan is None or spec is None or len(plan.specs) > 1:
             yield None
             return
-        row_of = _rows_by_release(folder / "cache.sqlite")
+        row_of = _rows_by_release(copy.cache)
         rows, samples, numbers = [], [], []
         for number, places in drawn.places.items():
-            own = folder / f"device-{number}"
+            own = copy.device(number)
             shutil.copytree(owners[number], own)
             with closing(DeviceFolder(own)) as owned:
                 device = Device(settings, devices[number], owned, partition=number)
@@ -101,20 +103,12 @@ def run_uploads(
         )
 
 
-def device_folders(run: Path) -> list[Path]:
-    """Return the folders of a simulated run's devices by their numbers; none of a deployment."""
-    folders = {path.name: path for path in (run / "devices").glob("partition-*")}
-    numbered = [f"partition-{number}" for number in range(len(folders))]
-    return [folders[name] for name in numbered] if set(numbered) == set(folders) else []
-
-
-def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Trained | None:
+def run_side_network(run: RunFolder, settings: Settings, backbone: Backbone) -> Trained | None:
     """Return the side network that a run released, or None where it has none (yet)."""
-    folder = run / "side_network"
-    if not (folder / "config.json").is_file():
+    if not run.side_config.is_file():
         return None
     model = SideTunedModel.from_pretrained(
-        folder,
+        run.side_network,
         backbone=backbone,
         public_text=settings.activations.public_text,
         mixing_key=settings.privacy.mixing_key,
@@ -123,9 +117,9 @@ def run_side_network(run: Path, settings: Settings, backbone: Backbone) -> Train
     return Trained(model.side_network, model.rule)
 
 
-def _bytes_a_sample(run: Path) -> float:
+def _bytes_a_sample(run: RunFolder) -> float:
     """Return what was uploaded a sample, over all windows that a run's log tells of."""
-    windows = read_run(run).all(Window)
+    windows = read_run(run.path).all(Window)
     return sum(window.bytes for window in windows) / max(1, sum(window.new for window in windows))
 
 

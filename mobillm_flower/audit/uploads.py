@@ -19,6 +19,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.core.perturb import clip_joint
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.tasks import LocalData, Samples, read_activations
@@ -196,15 +197,15 @@ def make_uploads(
     backbone : Backbone
         Of all devices.
     folder : path
-        Empty; devices' folders and the cache are made in it.
+        Made here, with devices' folders and the cache in it.
     """
     spec = spec_of(settings, backbone)
     contract = next(iter(fleet.values())).contract
-    cache = ActivationCache(folder / "cache.sqlite")
+    cache = ActivationCache(RunFolder(folder).make().cache)
     sent_bytes, seconds, owners, order = 0, 0.0, [], []
     try:
         for number, data in fleet.items():
-            owned = DeviceFolder(folder / f"device-{number}", max_releases=settings.privacy.max_releases)
+            owned = DeviceFolder(RunFolder(folder).device(number), max_releases=settings.privacy.max_releases)
             try:
                 device = Device(settings, data, owned, partition=number)
                 device.backbone = backbone

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Config = Annotated[list[str] | None, typer.Option("--config", "-c", help="A setting as key=value; several times.")]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Write everything to this file; a run's is audit.json in its folder.")
+    Path | None,
+    typer.Option("--json", help="Write everything to this file; by default, for a run, into its folder."),
 ]
 
 
@@ -42,7 +43,7 @@ def audit(
     finally:
         torch.set_num_threads(before)
     _print(result)
-    target = json_file or (audited.run / "audit.json" if audited.run else None)
+    target = json_file or (audited.run.audit if audited.run else None)
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -51,10 +52,10 @@ def audit(
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot.write_text(frontier_file(result), "utf-8")
         typer.echo(f"plot: {relative(plot.resolve())}")
-    if audited.run is not None and target == audited.run / "audit.json":
+    if audited.run is not None and target == audited.run.audit:
         from mobillm_flower.reports import write_report
 
-        typer.echo(f"report: {relative(write_report(audited.run).resolve())}")
+        typer.echo(f"report: {relative(write_report(audited.run.path).resolve())}")
 
 
 def _subject(path: Path, config: Sequence[str]) -> Subject:
@@ -62,11 +63,13 @@ def _subject(path: Path, config: Sequence[str]) -> Subject:
     from mobillm_flower.config import load_settings
     from mobillm_flower.errors import SettingsError
     from mobillm_flower.launch import read_app
+    from mobillm_flower.runs.folder import RunFolder
 
-    if (path / "settings.yaml").is_file():
+    run = RunFolder(path)
+    if run.settings.is_file():
         if config:
             raise SettingsError("-c changes what a run was; audit its app or a settings file with -c instead")
-        return Subject(lambda words: load_settings(file=path / "settings.yaml", overrides=words), run=path)
+        return Subject(lambda words: load_settings(file=run.settings, overrides=words), run=run)
     if (path / "pyproject.toml").is_file():
         app = read_app(path)
         return Subject(lambda words: app.settings([*config, *words]))

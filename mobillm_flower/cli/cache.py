@@ -177,7 +177,7 @@ def _backbone_names(run: Path) -> dict[str, str]:
     """Return each device's backbone as the run's log names it."""
     from mobillm_flower.errors import RunFailed
     from mobillm_flower.runs.events import DeviceMet
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
 
     try:
         return {met.device: met.backbone for met in read_run(run).all(DeviceMet)}

@@ -29,7 +29,7 @@ def devices(context: typer.Context, incomplete: str) -> list[str]:
     """Return pseudonyms of the run's devices that begin so, as its log tells them."""
     from mobillm_flower.errors import RunFailed
     from mobillm_flower.runs.events import DeviceMet, Forgotten
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
 
     try:
         run = read_run(context.params["run"])

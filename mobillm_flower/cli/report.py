@@ -12,12 +12,12 @@ from mobillm_flower.cli.output import AsJson, relative, say_json
 
 def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the run's folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default the report in the run's folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run's report.html again, from its folder alone; it may be in progress, or have failed."""
+    """Make a run's report again, from its folder alone; the run may be in progress, or have failed."""
     from mobillm_flower.reports import write_report
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
 
     file = write_report(run, out).resolve()
     outcome = read_run(run).outcome

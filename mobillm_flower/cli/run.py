@@ -13,6 +13,7 @@ from mobillm_flower.cli import completion
 from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
 from mobillm_flower.cli.watch import Watcher
 from mobillm_flower.errors import SettingsError
+from mobillm_flower.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from mobillm_flower.launch import RunOutcome
@@ -81,28 +82,28 @@ def run(
         return
     print_rows("Results", ("what", "figure", "remark"), results["table"])
     if outcome.run_path:
-        path = outcome.run_path
-        files = {"side network": path / "side_network", "all figures": path / "results.json", "report": page}
+        run = RunFolder(outcome.run_path)
+        files = {"side network": run.side_network, "all figures": run.results, "report": page}
         typer.echo("   ".join(f"{name}: {relative(file)}" for name, file in files.items() if file))
 
 
 def _report(path: Path | None) -> Path | None:
-    """Write report.html where there are events; the run's outcome stands, whatever becomes of its page."""
+    """Write the report where there are events; the run's outcome stands, whatever becomes of its page."""
     from mobillm_flower.reports import write_report
 
-    if path is None or not (path / "events.jsonl").exists():
+    if path is None or not RunFolder(path).events.exists():
         return None
     try:
         return write_report(path)
     except Exception as error:
-        typer.echo(f"report.html was not written: {error}", err=True)
+        typer.echo(f"the report was not written: {error}", err=True)
         return None
 
 
 def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
-    """Return what is known of a run that completed; where its folder is here, results.json is written, too."""
+    """Return what is known of a run that completed; where its folder is here, it is written there, too."""
     from mobillm_flower.reports import results_rows
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
 
     path = outcome.run_path
     measured: dict[str, Any] = {}
@@ -124,7 +125,7 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
         "seconds": round(outcome.seconds, 1),
     }
     if path is not None:
-        (path / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+        RunFolder(path).results.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     return results
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mobillm_flower.cli.output import relative
 from mobillm_flower.errors import CacheError, RunFailed, SettingsError, UnsupportedError
+from mobillm_flower.runs.folder import RunFolder
 
 
 def require_run(path: Path) -> Path:
@@ -17,18 +18,18 @@ def require_run(path: Path) -> Path:
 
 
 def run_settings(path: Path) -> Path:
-    """Return a run's settings.yaml; raises SettingsError where there is none."""
-    file = require_run(path) / "settings.yaml"
+    """Return the file of a run's settings; raises SettingsError where there is none."""
+    file = RunFolder(require_run(path)).settings
     if not file.is_file():
-        raise SettingsError(f"{relative(path)} holds no settings.yaml; name a run's folder")
+        raise SettingsError(f"{relative(path)} holds no {file.name}; name a run's folder")
     return file
 
 
 def run_cache(path: Path) -> Path:
-    """Return a run's cache.sqlite; raises CacheError where there is none."""
-    file = require_run(path) / "cache.sqlite"
+    """Return the file of a run's cache; raises CacheError where there is none."""
+    file = RunFolder(require_run(path)).cache
     if not file.is_file():
-        raise CacheError(f"{relative(path)} holds no cache.sqlite; name the folder of a run that has begun")
+        raise CacheError(f"{relative(path)} holds no {file.name}; name the folder of a run that has begun")
     return file
 
 
@@ -41,9 +42,11 @@ def side_network(path: Path) -> Path:
         There is none (yet), with what became of the run.
     """
     path = path.expanduser()
-    for folder in (path, path / "side_network"):
-        if (folder / "config.json").is_file():
-            return folder
+    run = RunFolder(path)
+    if run.side_config.is_file():
+        return run.side_network
+    if (path / run.side_config.name).is_file():
+        return path
     if not path.is_dir():
         raise UnsupportedError(f"{path} is no folder; name a run's folder, or that of a side network")
     raise UnsupportedError(f"{relative(path)} holds no side network{_reason(path)}")
@@ -51,13 +54,12 @@ def side_network(path: Path) -> Path:
 
 def _reason(path: Path) -> str:
     from mobillm_flower.runs.events import Finished
-    from mobillm_flower.runs.folder import RunFolder
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
 
     try:
         run = read_run(path)
     except RunFailed:
-        log = path / "flower" / "superlink.log"
+        log = RunFolder(path).flower_log
         return f": the run never began, see {relative(log)}" if log.is_file() else "; name a run's folder, or its own"
     finished = run.session.last(Finished)
     if finished and finished.outcome != "completed":

@@ -50,7 +50,7 @@ def status(
 def _look(path: Path) -> tuple[RunStatus, bool]:
     """Return how a run stands, and whether a process of this machine holds its folder."""
     from mobillm_flower.runs.folder import RunFolder
-    from mobillm_flower.runs.log import read_run
+    from mobillm_flower.runs.record import read_run
     from mobillm_flower.runs.status import run_status
 
     holder = RunFolder(path).holder()  # before the log is read: a run that ends in between is over, not interrupted

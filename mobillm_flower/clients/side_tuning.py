@@ -19,6 +19,7 @@ from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.errors import DataError, MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData, load_local_data, read_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
@@ -161,7 +162,7 @@ def device_folder(settings: Settings, context: Context) -> Path:
     if named:
         return Path(str(named)).expanduser()
     partition_id = context.node_config.get("partition-id", context.node_id)
-    return run_folder(settings, context.run_id) / "devices" / f"partition-{partition_id}"
+    return RunFolder(run_folder(settings, context.run_id)).device(partition_id)
 
 
 def _number(context: Context) -> int:

@@ -1,6 +1,6 @@
 """What a device's work costs, peak memory and seconds, beside plain inference and training: each in a fresh process.
 
-`python -m mobillm_flower.evaluation.device_cost FOLDER SIDE SAMPLES` prints one JSON line; FOLDER holds settings.yaml.
+`python -m mobillm_flower.evaluation.device_cost FOLDER SIDE SAMPLES` prints a JSON line; FOLDER holds a run's settings.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mobillm_flower.evaluation.turns import run_fresh, status_bytes
 from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
 from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData, load_local_data, render
 from mobillm_flower.tasks.extraction import extraction_spec
 
@@ -67,7 +68,7 @@ def peak_bytes(run_path: Path, side: str, *, num_samples: int, num_threads: int 
     Parameters
     ----------
     run_path : Path
-        Folder with settings.yaml.
+        Folder with a run's settings.
     side : str
         A name in `SIDES`: "ours", a device's window; "streamed", the same with layers on disk, which the loaded model
         then lacks; "plain", the bare backbone; "hidden-states", the same with
@@ -106,7 +107,7 @@ def _measured(
 
 
 def _main(run_path: Path, side: str, num_samples: int) -> int:
-    settings = load_settings(file=run_path / "settings.yaml")
+    settings = load_settings(file=RunFolder(run_path).settings)
     if side == "streamed":
         settings.backbone.memory_budget_mib = _below_whole(settings)
     whole = load_local_data(settings, 0, 1)

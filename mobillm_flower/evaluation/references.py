@@ -20,7 +20,8 @@ from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.saved import saved_backbones, saved_contract
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.events import DeviceMet, Prepared, TypeEvaluation
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
@@ -48,14 +49,14 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         rows true, columns predicted. Where a fleet has several backbone types, each type's are under `types`, by the
         first 12 digits of its fingerprint; above stand their means, and the sum of their counts.
     """
-    settings = load_settings(file=run_path / "settings.yaml")
     run = read_run(run_path)
+    settings = load_settings(file=run.folder.settings)
     held = {met.device: met.num_train for met in run.all(DeviceMet)}
     settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
     data = load_central_data(settings)
     if sum(held.values()) != len(data.train):
         return {}
-    folder = run_path / "side_network"
+    folder = run.folder.side_network
     contract = saved_contract(folder)
     found: dict[str, Any] = {
         "metric": contract.metric,
@@ -68,7 +69,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         found["labels"] = list(contract.labels)
     if settings.trainer.device != "cpu":
         settings.trainer.device = "auto"  # what the run was trained on may not be here
-    network = _replayed(run_path, settings) if train else None
+    network = _replayed(run.folder, settings) if train else None
     trained_on = {prepared.trained_on for prepared in run.all(Prepared)}
     on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
     untrained = {evaluation.type for evaluation in run.all(TypeEvaluation) if not evaluation.trained}
@@ -123,9 +124,9 @@ def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _replayed(run_path: Path, settings: Settings) -> torch.nn.Module | None:
+def _replayed(run: RunFolder, settings: Settings) -> torch.nn.Module | None:
     """Train from a run's cache by its own schedule; None where it began from weights that are not in the cache."""
-    cache = ActivationCache(run_path / "cache.sqlite")
+    cache = ActivationCache(run.cache)
     try:
         plan = TrainingPlan.of(cache)
         if plan is None or not can_replay(cache):

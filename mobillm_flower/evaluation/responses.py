@@ -14,6 +14,7 @@ import numpy as np
 from mobillm_flower.config import Partition, Settings, load_settings
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import TASKS, load_central_data, load_splits
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -42,11 +43,12 @@ def measure_language(run_path: Path) -> dict[str, Any]:
     UnsupportedError
         Responses are to be measured without the extra `text`.
     """
-    settings = load_settings(file=run_path / "settings.yaml")
+    run = RunFolder(run_path)
+    settings = load_settings(file=run.settings)
     if not getattr(TASKS[settings.task.kind], "per_token", False):
         return {}
     private = settings.activations.public_text, settings.privacy.mixing_key
-    model = SideTunedModel.from_pretrained(run_path / "side_network", public_text=private[0], mixing_key=private[1])
+    model = SideTunedModel.from_pretrained(run.side_network, public_text=private[0], mixing_key=private[1])
     result = {}
     if settings.task.responses and settings.data.pair_column:
         result["responses"] = _responses(model, settings)

@@ -17,6 +17,7 @@ from mobillm_flower.launch.app import App
 from mobillm_flower.launch.superlink import named_connection, simulation_superlink
 from mobillm_flower.launch.watch import RunFollower, watch
 from mobillm_flower.runs.events import OnEvent, Submitted
+from mobillm_flower.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,19 @@ def run_app(
         The run did not complete; the message holds the reason and where the log is.
     """
     settings = app.settings(overrides)
-    run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home = run_path / "flower"
-    home.mkdir(exist_ok=True)
-    log = home / "superlink.log"
-    toml = home / "run_config.toml"
+    run = RunFolder(run_path).make()
+    run.flower.mkdir(exist_ok=True)
+    toml = run.flower / "run_config.toml"
     _write_toml(toml, app.run_config([*overrides, f"run.folder={run_path}"]))
     cores = os.cpu_count() or 1
     federation = (
         f"num-supernodes={settings.data.num_devices} client-resources-num-cpus={cores} init-args-num-cpus={cores}"
     )
     began = time.monotonic()
-    with simulation_superlink(home) as (connection, superlink):
+    with simulation_superlink(run.flower, run.flower_log) as (connection, superlink):
         run_id = connection.submit(app, toml, federation)
         on_event(Submitted(run=run_id))
-        seen = RunFollower(run_path / "events.jsonl", run_id, on_event)
+        seen = RunFollower(run.events, run_id, on_event)
         try:
             status = watch(
                 connection,
@@ -97,10 +96,10 @@ def run_app(
                 timeout_s=timeout_s,
             )
         except RunFailed as error:
-            raise RunFailed(f"{error}. The log is {log}") from None
+            raise RunFailed(f"{error}. The log is {run.flower_log}") from None
         if status != "finished:completed" or seen.outcome != "completed":
             reason = seen.reason or connection.last_error(run_id)
-            raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {log}")
+            raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {run.flower_log}")
     return RunOutcome(run_path, status, time.monotonic() - began, run_id)
 
 
@@ -145,7 +144,7 @@ def run_on(
         run_id = connection.submit(app, toml)
     on_event(Submitted(run=run_id))
     run_path = run_folder(settings, run_id)
-    seen = RunFollower(run_path / "events.jsonl", run_id, on_event)
+    seen = RunFollower(RunFolder(run_path).events, run_id, on_event)
     status = watch(connection, run_id, seen, on_event=on_event)
     if status != "finished:completed" or (seen.begun and seen.outcome != "completed"):
         reason = seen.reason or connection.last_error(run_id)

@@ -169,14 +169,19 @@ def named_connection(name: str, home: Path | None = None) -> Connection:
 
 
 @contextlib.contextmanager
-def simulation_superlink(home: Path) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
-    """Run a SuperLink of our own for Flower's simulation; yields how to reach it, and its process."""
+def simulation_superlink(home: Path, log: Path) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
+    """Run a SuperLink of our own for Flower's simulation; yields how to reach it, and its process.
+
+    Parameters
+    ----------
+    home, log : Path, Path
+        Folder of Flower's own files, and the file of its log.
+    """
     port, control = free_port(), free_port()
     environment = flower_environment(home)
     command = [program("flower-superlink", environment), "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--database", str(home / "state.db"), "--disable-runtime-dependency-installation"]
-    log = home / "superlink.log"
     with started(command, environment, log) as process:
         wait_healthy(process, f"http://127.0.0.1:{port}", log)
         (home / "config.toml").write_text(

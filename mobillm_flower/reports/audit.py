@@ -43,8 +43,7 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
         return Markup("")
     if result.get("format") != _FORMAT:
         raise RunFailed(
-            f"audit.json has format {result.get('format')!r}, this version reads {_FORMAT}; move it away, or audit "
-            "again"
+            f"the run's audit has format {result.get('format')!r}, this version reads {_FORMAT}; audit the run again"
         )
     cells = [cell for cell in result["cells"] if not cell["skipped"]]
     said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]

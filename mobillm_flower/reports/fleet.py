@@ -27,7 +27,7 @@ def fleet(source: ReportSource) -> Markup:
         _columns(devices, "device seconds", lambda device: device.forward_seconds, "s", seconds_text),
     ]
     note = "Bytes are the records of the messages, without Flower's framing. Seconds are tokenizing and forward pass; "
-    simulated = (source.run.path / "devices").is_dir()
+    simulated = source.run.folder.devices.is_dir()
     note += "the devices of this simulation shared one machine." if simulated else "each device measures its own."
     return join(
         element("div", [chart for chart in charts if chart], class_="charts"),
@@ -70,7 +70,7 @@ def _table(devices: Sequence[DeviceRecord]) -> Markup:
     listed = ordered[:_MOST_ROWS]
     caption = "Devices, those with trouble first"
     if len(listed) < len(ordered):
-        caption += f"; {len(ordered) - len(listed):,} more are in events.jsonl"
+        caption += f"; {len(ordered) - len(listed):,} more are in the run's log"
     rows = [_row(device) for device in listed]
     if len({(device.backbone, device.layers) for device in devices}) == 1:  # it is named at the top of the page
         rows = [{**row, "backbone": ""} for row in rows]

@@ -41,7 +41,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> Path:
         The folder holds no events, one of its files is damaged, or the report cannot be written.
     """
     source = read_source(run_path)
-    file = Path(out).expanduser() if out else source.run.path / "report.html"
+    file = Path(out).expanduser() if out else source.run.folder.report
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page(source), "utf-8")
@@ -52,7 +52,7 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> Path:
 
 def page(source: ReportSource) -> str:
     """Return the whole page."""
-    name = f"Run {source.run.path.resolve().name}"
+    name = f"Run {source.run.folder.path.resolve().name}"
     parts = [
         ("results", "Results", results(source)),
         ("learning", "Learning curve", learning(source)),

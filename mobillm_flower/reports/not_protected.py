@@ -166,8 +166,8 @@ def _kept(source: ReportSource) -> Iterator[str]:
     if last and last.num_held is not None and last.cache_bytes is not None:
         amount = f" ({last.num_held:,} samples, {bytes_text(last.cache_bytes)} at the last round)"
     yield (
-        f"cache.sqlite in the run's folder holds all uploaded activations and targets{amount}, with device pseudonyms, "
-        "unencrypted, readable by the file's owner alone."
+        f"{source.run.folder.cache.name} in the run's folder holds all uploaded activations and targets{amount}, with "
+        "device pseudonyms, unencrypted, readable by the file's owner alone."
     )
     days = source.setting("cache.retention-days")
     yield (
@@ -175,7 +175,7 @@ def _kept(source: ReportSource) -> Iterator[str]:
         if days
         else "Rows are kept for ever."
     )
-    if (source.run.path / "devices").is_dir():
+    if source.run.folder.devices.is_dir():
         yield (
             "This was a simulation: the devices' own folders, with their secrets, are in the run's folder too, below "
             "devices/. Where they are read, keyed ids protect nothing."

@@ -10,7 +10,7 @@ from mobillm_flower.reports.source import ReportSource
 def settings_list(source: ReportSource) -> Markup:
     """Return the settings that differ from the defaults, then all of them."""
     if not source.settings:
-        return paragraph("The run's folder holds no settings.yaml.")
+        return paragraph(f"The run's folder holds no {source.run.folder.settings.name}.")
     known = {description.key: description for description in describe_settings()}
     preset = str(source.settings.get("preset"))
     changed: list[tuple[str, ...]] = []

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from mobillm_flower.config.describe import describe_settings
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.runs.devices import DeviceRecord, device_records
-from mobillm_flower.runs.log import RunRecord, read_run
+from mobillm_flower.runs.record import RunRecord, read_run
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def read_source(path: str | Path) -> ReportSource:
     """
     run = read_run(path)
     completed = run.outcome == "completed"
-    results = _json(run.path / "results.json") if completed else {}
+    results = _json(run.folder.results) if completed else {}
     return ReportSource(
         run=run,
         devices=device_records(run),
-        settings=_settings(run.path / "settings.yaml"),
+        settings=_settings(run.folder.settings),
         references=results.get("references") or {},
-        side_network=_json(run.path / "side_network" / "config.json") if completed else {},
-        audit=_json(run.path / "audit.json"),
+        side_network=_json(run.folder.side_config) if completed else {},
+        audit=_json(run.folder.audit),
     )
 
 

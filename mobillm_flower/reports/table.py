@@ -8,7 +8,7 @@ from typing import Any
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import events
 from mobillm_flower.runs.devices import device_records
-from mobillm_flower.runs.log import RunRecord
+from mobillm_flower.runs.record import RunRecord
 
 Row = tuple[str, str, str]
 
@@ -92,7 +92,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         add("run", f"{finished.seconds:.0f} s", finished.outcome)
     troubled = [device for device in devices if device.troubled]
     if troubled:
-        add("devices with trouble", str(len(troubled)), "see events.jsonl")
+        add("devices with trouble", str(len(troubled)), f"see {run.folder.events.name}")
     return rows
 
 

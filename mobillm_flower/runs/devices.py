@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mobillm_flower.runs import events
-from mobillm_flower.runs.log import RunRecord
+from mobillm_flower.runs.record import RunRecord
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""A run's folder and its log of events, from which reports are made."""
+"""A run's folder: the names of its files, the lock that its process holds, and the log of events."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -17,12 +18,12 @@ _LOCK_WAIT_S = 1.0  # longer than a look at the lock takes
 
 
 class RunFolder:
-    """Names the files of a run and appends to `events.jsonl`.
+    """Names the files of a run and appends to its log; naming makes nothing.
 
     Parameters
     ----------
     path : path
-        The folder; made where it is missing, readable by its owner alone.
+        The folder; it need not be there, see `make`.
     run_id : str
         Flower's id of the run that logs here, which each of its events carries; empty outside of runs. A folder has
         events of several runs where one goes on with another.
@@ -31,7 +32,11 @@ class RunFolder:
     def __init__(self, path: str | Path, *, run_id: str = "") -> None:
         self.run_id = run_id
         self.path = Path(path).expanduser()
+
+    def make(self) -> RunFolder:
+        """Make the folder where it is missing, readable by its owner alone, and return this."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self
 
     @property
     def settings(self) -> Path:
@@ -57,6 +62,60 @@ class RunFolder:
     def side_network(self) -> Path:
         """side_network/."""
         return self.path / "side_network"
+
+    @property
+    def side_config(self) -> Path:
+        """side_network/config.json, which the saved network has last."""
+        return self.side_network / "config.json"
+
+    @property
+    def report(self) -> Path:
+        """report.html."""
+        return self.path / "report.html"
+
+    @property
+    def results(self) -> Path:
+        """results.json: the table that `mobillm run` printed, and the references."""
+        return self.path / "results.json"
+
+    @property
+    def audit(self) -> Path:
+        """audit.json: what `mobillm audit` found."""
+        return self.path / "audit.json"
+
+    @property
+    def devices(self) -> Path:
+        """devices/: in simulation, the devices' own folders."""
+        return self.path / "devices"
+
+    def device(self, number: object) -> Path:
+        """Return the own folder of a simulated device, by its partition (or its node where it has none)."""
+        return self.devices / f"partition-{number}"
+
+    def device_folders(self) -> list[Path]:
+        """Return the devices' folders by their partitions; none of a deployment, or where some are missing."""
+        folders = [self.device(number) for number in range(sum(1 for _ in self.devices.glob("partition-*")))]
+        return folders if all(folder.is_dir() for folder in folders) else []
+
+    def round_weights(self, number: int) -> Path:
+        """Return where a baseline's weights after a round are kept: rounds/NUMBER.pt."""
+        return self.path / "rounds" / f"{number}.pt"
+
+    @property
+    def flower(self) -> Path:
+        """flower/: what Flower keeps of a simulation."""
+        return self.path / "flower"
+
+    @property
+    def flower_log(self) -> Path:
+        """flower/superlink.log."""
+        return self.flower / "superlink.log"
+
+    def delete_bulk(self) -> None:
+        """Delete what is large and no report reads: cache, checkpoint, kept rounds, folders of devices and Flower."""
+        self.cache.unlink(missing_ok=True)
+        for folder in (self.checkpoint.parent, self.round_weights(0).parent, self.devices, self.flower):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def hold(self) -> RunLock:
         """Take the folder for this process, until `release` or the end of the process, however it ends.

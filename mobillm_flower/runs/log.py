@@ -9,14 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.runs.events import KINDS, Event, Finished, Other, Started, own_fields
-
-E = TypeVar("E", bound=Event)
+from mobillm_flower.runs.events import KINDS, Event, Other, own_fields
 
 
 def encode(event: Event, *, time: float, run: str) -> bytes:
@@ -96,58 +93,3 @@ class EventReader:
             raise RunFailed(f"{self._file} is damaged: a line is no event; name a run's folder") from error
         self._at += sum(len(line) + 1 for line in lines)
         return events
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as its events tell it.
-
-    Parameters
-    ----------
-    path : Path
-        The run's folder.
-    events : list of Event
-        In order of time.
-    """
-
-    path: Path
-    events: list[Event]
-
-    def all(self, kind: type[E]) -> list[E]:
-        """Return events of a kind."""
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def last(self, kind: type[E]) -> E | None:
-        """Return the last event of a kind, or None."""
-        return next((event for event in reversed(self.events) if isinstance(event, kind)), None)
-
-    @property
-    def session(self) -> RunRecord:
-        """The events since the run was last started: one that was interrupted has several sessions."""
-        starts = [i for i, event in enumerate(self.events) if isinstance(event, Started)]
-        return RunRecord(self.path, self.events[starts[-1] if starts else 0 :])
-
-    @property
-    def outcome(self) -> str:
-        """How it ended: "completed" or "failed"; "in progress" where neither was said since it was last started."""
-        finished = self.session.last(Finished)
-        return finished.outcome if finished else "in progress"
-
-
-def read_run(path: str | Path) -> RunRecord:
-    """Read a run's events.
-
-    Raises
-    ------
-    RunFailed
-        The folder holds no log of events, one without any event, or one that is damaged.
-    """
-    path = Path(path).expanduser()
-    file = path / "events.jsonl"
-    try:
-        events = EventReader(file).read()
-    except OSError as error:
-        raise RunFailed(f"{path} holds no readable events.jsonl; name a run's folder") from error
-    if not events:
-        raise RunFailed(f"{file} holds no event yet; wait for the run's first, or name another run's folder")
-    return RunRecord(path, events)

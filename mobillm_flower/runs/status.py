@@ -8,7 +8,7 @@ from typing import Any
 
 from mobillm_flower.runs import events
 from mobillm_flower.runs.devices import DeviceRecord, device_of
-from mobillm_flower.runs.log import RunRecord
+from mobillm_flower.runs.record import RunRecord
 
 RATE_S = 60.0
 """Seconds over which the rate is taken."""

@@ -80,7 +80,7 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
         Another run goes on in the folder; nothing in it is touched.
     """
     run_id = str(getattr(grid.run, "run_id", "local"))
-    folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id)
+    folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id).make()
     with folder.hold():
         begin = time.monotonic()
         folder.append(Started(strategy))

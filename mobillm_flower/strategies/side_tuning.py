@@ -226,7 +226,9 @@ class SideTuningStrategy(Strategy):
     def _train(self, run: RunState) -> None:
         """Train for the epochs, from the cache."""
         if not len(run.cache):
-            raise RunFailed("no sample was received: every device failed, refused, or has no data; see events.jsonl")
+            raise RunFailed(
+                f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
+            )
         run.folder.append(events.Ingested(len(run.cache), run.plan.options.epochs))
         position = run.trainer.position
         if not run.trainer.run_epochs(stop=run.stopping.ends_training):

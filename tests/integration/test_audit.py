@@ -15,6 +15,7 @@ from mobillm_flower.audit.draw import QUICK, Draw, draw, load_devices
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.reports import write_report
+from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, refused
 from tests.support.runs import tiny_config, tiny_run
 from tests.support.tiny_models import save_tiny
@@ -139,7 +140,8 @@ def test_a_run_without_device_folders_is_attacked_by_uploads_made_anew(audited: 
     shutil.copytree(audited[0], run, ignore=shutil.ignore_patterns("devices"))
     words = ["data.num-devices=3"]
     found = run_audit(
-        Subject(lambda more: load_settings(file=run / "settings.yaml", overrides=[*words, *more]), run=run), quick=True
+        Subject(lambda more: load_settings(file=run / "settings.yaml", overrides=[*words, *more]), run=RunFolder(run)),
+        quick=True,
     )
     assert any("could not be matched" in remark for remark in found["remarks"])
     assert cell(found, "as set")["attacks"]["label: argmax Δy"]["value"] == 1.0
@@ -180,7 +182,8 @@ def test_a_run_with_a_secret_rotation_is_attacked_without_its_key(tmp_path: Path
     name = lines("mixing-key", key)[-1].split()[-1]
     run = tiny_run(tmp_path, privacy__mixing=name, privacy__mixing_key=str(key))
     found = run_audit(
-        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=run), quick=True
+        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=RunFolder(run)),
+        quick=True,
     )
     assert not found["remarks"] or not [remark for remark in found["remarks"] if "matched" in remark]
     attacks = cell(found, "as set")["attacks"]
@@ -192,7 +195,8 @@ def test_a_run_with_a_secret_rotation_is_attacked_without_its_key(tmp_path: Path
     assert cell(found, "unprotected")["attacks"]["label: argmax Δy"]["value"] == 1.0
     key.unlink()
     lost = run_audit(
-        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=run), quick=True
+        Subject(lambda words: load_settings(file=run / "settings.yaml", overrides=words), run=RunFolder(run)),
+        quick=True,
     )
     assert "cannot be read" in lost["cells"][0]["skipped"]
 

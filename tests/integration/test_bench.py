@@ -25,7 +25,7 @@ from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.evaluation.device_cost import can_measure, measure_memory, peak_bytes
 from mobillm_flower.evaluation.turns import Report, Threshold
 from mobillm_flower.runs.events import Round
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from tests.support.tiny_models import save_tiny
 

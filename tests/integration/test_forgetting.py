@@ -29,7 +29,7 @@ def test_a_run_started_again_trains_without_the_device_that_was_forgotten(
 ) -> None:
     config["preset"] = preset
     before = run(config)
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run").make()
     cache = ActivationCache(folder.cache)
     gone, *others = cache.devices()
     assert cache.forget(gone) == NUM_SAMPLES
@@ -48,7 +48,7 @@ def test_a_run_started_again_trains_without_the_device_that_was_forgotten(
 
 def test_a_run_holds_its_folder_and_lets_go_of_it(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run").make()
     holders = []
 
     def look(_message: Any, reply: Any) -> Any:
@@ -67,7 +67,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 0.1)
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run").make()
     with folder.hold(), pytest.raises(InUseError, match="run is in use by process"):
         run(config)
     assert [file.name for file in folder.path.iterdir()] == ["lock"]

@@ -17,7 +17,7 @@ import pytest
 
 from mobillm_flower import SideTunedModel
 from mobillm_flower.launch import read_app
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks.metrics import METRICS
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config

@@ -27,7 +27,7 @@ def test_a_new_app_runs_with_flwr_run_and_with_mobillm_run(tmp_path: Path) -> No
 
     home = tmp_path / "flower"
     home.mkdir()
-    with simulation_superlink(home) as (connection, _):
+    with simulation_superlink(home, home / "superlink.log") as (connection, _):
         connection = replace(connection, environment={**connection.environment, "MOBILLM_HOME": str(tmp_path / "home")})
         words = ["--stream", "--federation-config", "num-supernodes=4 init-args-num-cpus=2"]
         said = connection.flwr("run", str(app.folder), connection.name, *words, "-c", f'settings="{small}"')

@@ -21,7 +21,7 @@ from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
 from mobillm_flower.runs.events import Evaluation, Failure, Prepared
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.wire.target_bytes import decode_targets

@@ -85,7 +85,7 @@ def test_many_classes_and_long_or_hostile_names_fit_too(tmp_path: Path, width: A
     hostile = "</title><script>document.title='taken'</script>" + "w" * 300
     references = {**make_references(labels), "metric": "a-metric-with-a-long-name-" * 9}
     path = write_run(tmp_path / "run", labels=labels, num_devices=250, backbone=hostile, references=references)
-    run, device = RunFolder(path), "00000001" + "0" * 24
+    run, device = RunFolder(path).make(), "00000001" + "0" * 24
     run.append(Dropped(device, hostile))
     found = measure(write_report(path), SCRIPT, width=width, folder=tmp_path)
     assert found["scroll"] <= width == found["inner"]

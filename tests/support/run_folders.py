@@ -37,7 +37,7 @@ def write_run(
     references: dict[str, Any] | None = None,
 ) -> Path:
     """Write a run's folder up to `end`; labels of length 0 make it a regression."""
-    run = RunFolder(path)
+    run = RunFolder(path).make()
     settings = load_settings(overrides=overrides)
     run.settings.write_text(to_yaml(settings), "utf-8")
     run.append(events.Started("PaeMobiLLM"))

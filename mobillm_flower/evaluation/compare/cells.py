@@ -27,7 +27,8 @@ from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.events import DeviceSummary, Ingested, ServerWork, Trained, Window, Work
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 
@@ -156,9 +157,7 @@ class Cell:
 
     def tidy(self, work: Path) -> None:
         """Delete what is large of a run whose points are known."""
-        for bulky in ("rounds", "flower", "devices", "cache.sqlite", "checkpoint"):
-            remove = self.folder(work) / bulky
-            shutil.rmtree(remove) if remove.is_dir() else remove.unlink(missing_ok=True)
+        RunFolder(self.folder(work)).delete_bulk()
 
 
 def _central(settings: Settings) -> list[Point]:
@@ -195,7 +194,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
         slowest_bytes.append([max(work.bytes_up for work in works), max(work.bytes_down for work in works)])
         if number not in CHECKED_ROUNDS and number % 5 and number != max(rounds):
             continue
-        state = torch.load(path / "rounds" / f"{number}.pt")
+        state = torch.load(run.folder.round_weights(number))
         _load(model, state, settings)
         last = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         points.append(
@@ -226,7 +225,7 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     """Return the one point of a run of side-tuning: each sample has passed once, the side network went down once."""
     data = load_central_data(settings)
     run = read_run(path)
-    model = SideTunedModel.from_pretrained(path / "side_network")
+    model = SideTunedModel.from_pretrained(run.folder.side_network)
     windows = run.all(Window)
     devices = settings.data.num_devices
     of_devices: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

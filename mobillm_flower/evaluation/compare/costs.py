@@ -17,6 +17,7 @@ from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.evaluation.compare.cells import Cell
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, work_seconds
+from mobillm_flower.runs.folder import RunFolder
 
 SIDES: Mapping[str, str] = {
     "pae": "ours",
@@ -73,7 +74,7 @@ def device_costs(cells: Mapping[str, Cell], work: Path, *, turns: int) -> dict[s
             text = to_yaml(load_settings(overrides=cell.words(work)))
             folders[name] = work / "costs" / hashlib.sha256(f"{text}{turns}".encode()).hexdigest()[:16]
             folders[name].mkdir(parents=True, exist_ok=True)
-            (folders[name] / "settings.yaml").write_text(text, "utf-8")
+            RunFolder(folders[name]).settings.write_text(text, "utf-8")
     missing = {name: folder for name, folder in folders.items() if not (folder / "cost.json").exists()}
     seconds: dict[str, list[float]] = {name: [] for name in missing}
     peaks: dict[str, list[int]] = {name: [] for name in missing}

@@ -218,9 +218,9 @@ class BaselineStrategy(FedAvg):
             return None, record
         self.run.arrays = arrays
         if self.settings.peer.keep_rounds:
-            folder = self.run.folder.path / "rounds"
-            folder.mkdir(exist_ok=True)
-            torch.save(arrays.to_torch_state_dict(), folder / f"{server_round}.pt")
+            file = self.run.folder.round_weights(server_round)
+            file.parent.mkdir(exist_ok=True)
+            torch.save(arrays.to_torch_state_dict(), file)
         return arrays, record
 
     def combine(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

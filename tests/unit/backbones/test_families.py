@@ -18,7 +18,7 @@ from mobillm_flower import SideTunedModel
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.runs.events import Trained
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from tests.support import pages
 from tests.support.families import FAMILIES, HEAD, cells, quantized
 from tests.support.pages import ROOT

@@ -24,7 +24,7 @@ DEVICES = [f"{number:032x}" for number in range(3)]
 @pytest.fixture
 def run(tmp_path: Path) -> Any:
     """A run's folder: three devices with ten samples each, a settings file, a log, a side network."""
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run").make()
     settings = load_settings({"cache.quota-mib": 5, "cache.retention-days": 30.0})
     folder.settings.write_text(to_yaml(settings), "utf-8")
     for device in DEVICES:

@@ -210,7 +210,7 @@ def test_an_empty_text_is_named_by_its_number(run: Any) -> None:
 def test_a_folder_without_a_side_network_says_why(tmp_path: Path) -> None:
     assert "is no folder; name a run's folder" in refused("predict", tmp_path / "absent", "-t", "x")
     assert "holds no side network; name a run's folder" in refused("predict", tmp_path, "-t", "x")
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").make()
     run.append(events.Started("PaeMobiLLM"))
     message = refused("predict", run.path, "-t", "x")
     assert message.endswith(

@@ -14,7 +14,7 @@ from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.pairs import compare
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.evaluation.references import measure_references
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import Samples, make_contract, read_activations
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.runs import tiny_run

@@ -119,7 +119,7 @@ def test_a_run_whose_events_are_seen_has_begun_whatever_flower_says(
     monkeypatch.setattr(watch_module, "_SILENCE_S", 0.01)
     flower.answers("pending", "pending", "pending", "finished:completed")
     run = tmp_path / "run"
-    folder = RunFolder(run, run_id=flower.run)
+    folder = RunFolder(run, run_id=flower.run).make()
     folder.append(Started("PaeMobiLLM"))
     folder.append(Finished("completed", 1.0))
     outcome = run_on(APP, [f"run.folder={run}"], superlink="fleet", home=flower.home, on_event=lambda _event: None)

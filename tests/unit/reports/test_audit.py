@@ -73,7 +73,7 @@ def test_a_file_from_before_findings_had_numbers_of_leaked_samples_reads_as_one_
 
 
 def test_another_format_is_refused() -> None:
-    with pytest.raises(RunFailed, match=r"audit\.json has format 2, this version reads 1"):
+    with pytest.raises(RunFailed, match=r"audit has format 2, this version reads 1"):
         audit_section(audited(format=2))
 
 

@@ -15,7 +15,7 @@ from mobillm_flower.reports import results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.log import read_run
+from mobillm_flower.runs.record import read_run
 from tests.support.html_page import page_of
 from tests.support.run_folders import make_references, write_run
 
@@ -142,7 +142,7 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 
 def test_what_an_earlier_session_measured_is_not_shown_for_a_later_one(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run")
-    RunFolder(path).append(events.Started("PaeMobiLLM"))
+    RunFolder(path).make().append(events.Started("PaeMobiLLM"))
     page = page_of(path)
     assert page.all("p", "state in-progress")
     assert "2: it was interrupted and went on" in page.text
@@ -193,7 +193,7 @@ HOSTILE = "</title></style><script>document.title='taken'</script><img src=x one
 
 def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", labels=(HOSTILE, "\ud800\x00", "music"), backbone=HOSTILE)
-    run = RunFolder(path)
+    run = RunFolder(path).make()
     device = "00000001" + "0" * 24
     run.append(events.Rejected(device, rule=HOSTILE, detail=HOSTILE))
     run.append(events.Failure(HOSTILE, device=device))
@@ -213,7 +213,7 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
 
 def test_devices_are_added_up_from_the_events_trouble_first(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="uploading")
-    run, device = RunFolder(path), "00000001" + "0" * 24
+    run, device = RunFolder(path).make(), "00000001" + "0" * 24
     for _ in range(2):
         run.append(events.Rejected(device, rule="payload-hash", detail="other bytes"))
     run.append(events.Failure("no answer within 5 s", device=device))
@@ -233,14 +233,14 @@ def test_devices_are_added_up_from_the_events_trouble_first(tmp_path: Path) -> N
 def test_a_large_fleet_is_cut_short_and_says_so(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", num_devices=620))
     boxes = [found["aria-label"] for found in page.all("div", "devices")]
-    assert boxes == ["Devices, those with trouble first; 120 more are in events.jsonl"]
+    assert boxes == ["Devices, those with trouble first; 120 more are in the run's log"]
     assert "all 620" in page.sections["devices"]
     assert len(page.all("rect", "bar")) < 700
 
 
 def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="training")
-    run = RunFolder(path)
+    run = RunFolder(path).make()
     first, second = (f"{number:08x}{'0' * 24}" for number in (1, 2))
     run.append(events.DeviceMet(second, backbone="other", layers=9, num_train=20, num_test=5))
     run.append(events.Dropped(second, "not connected for 9 s"))

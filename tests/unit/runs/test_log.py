@@ -12,7 +12,8 @@ import pytest
 
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.log import EventReader, decode, encode, read_run
+from mobillm_flower.runs.log import EventReader, decode, encode
+from mobillm_flower.runs.record import read_run
 
 SAMPLES: dict[str, Any] = {"str": "a", "int": 3, "float": 0.5, "bool": True, "Path": Path("run")}
 

@@ -22,7 +22,7 @@ HOLD = """
 import subprocess, sys, time
 from mobillm_flower.runs.folder import RunFolder
 
-lock = RunFolder(sys.argv[1]).hold()
+lock = RunFolder(sys.argv[1]).make().hold()
 child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"])
 print(child.pid, flush=True)
 time.sleep(120)
@@ -35,7 +35,7 @@ def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").make()
     assert run.holder() is None
     lock = run.hold()
     assert RunFolder(tmp_path / "run").holder() == os.getpid()
@@ -49,7 +49,7 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_looking_at_the_lock_makes_no_file(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").make()
     assert run.holder() is None
     assert list(run.path.iterdir()) == []
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
@@ -57,7 +57,7 @@ def test_looking_at_the_lock_makes_no_file(tmp_path: Path) -> None:
 
 def test_a_look_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 30.0)
-    run = RunFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run").make()
     run.hold().release()
     looking = (run.path / "lock").open(encoding="utf-8")
     assert run_folder._lock(looking, run_folder.fcntl.LOCK_SH)
@@ -80,7 +80,7 @@ def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_
         assert process.stdout is not None
         lines = {process.stdout.readline().strip(), process.stdout.readline().strip()}
         child = int((lines - {"up"}).pop())
-        run = RunFolder(tmp_path / "run")
+        run = RunFolder(tmp_path / "run").make()
         assert run.holder() == process.pid
         with pytest.raises(InUseError, match=f"in use by process {process.pid}"):
             run.hold()

@@ -10,7 +10,7 @@ import pytest
 
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.log import RunRecord
+from mobillm_flower.runs.record import RunRecord
 from mobillm_flower.runs.status import run_status
 from tests.support.cli import lines, mobillm, parsed, refused
 from tests.support.run_folders import write_run
@@ -32,7 +32,7 @@ def met(device: str, num_train: int) -> events.DeviceMet:
 
 def record(*timed: tuple[float, events.Event]) -> RunRecord:
     written = [dataclasses.replace(event, time=time, run=event.run or "7") for time, event in timed]
-    return RunRecord(Path("run"), written)
+    return RunRecord(RunFolder("run"), written)
 
 
 MEETING = ((100, events.Started("PaeMobiLLM")), (101, met(A, 100)), (102, met(B, 60)))
