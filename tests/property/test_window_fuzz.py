@@ -157,7 +157,7 @@ def damage_field(data: st.DataObject, packet: Packet) -> None:
 def damage_record(data: st.DataObject, packet: Packet) -> None:
     """Delete a record, or put one of any kind in its place."""
     name = data.draw(_records)
-    kind = data.draw(st.sampled_from([None, ConfigRecord, MetricRecord, ArrayRecord, "swap"]))
+    kind: Any = data.draw(st.sampled_from([None, ConfigRecord, MetricRecord, ArrayRecord, "swap"]))
     if kind is None:
         del packet.content[name]
     elif kind == "swap":
@@ -195,7 +195,7 @@ def damage_array(data: st.DataObject, packet: Packet) -> None:
     if data.draw(st.integers(0, 4)) == 0:
         del packet.content[record][name]
         return
-    dtype = data.draw(st.one_of(_dtypes, st.sampled_from([np.dtype(np.uint8), np.dtype(np.uint32)])))
+    dtype: Any = data.draw(st.one_of(_dtypes, st.sampled_from([np.dtype(np.uint8), np.dtype(np.uint32)])))
     shape = data.draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6))
     packet.set_array(name, data.draw(npst.arrays(dtype, shape)), record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -16,7 +17,7 @@ INPUTS = ("rows", "lengths", "sequences")
 @torch.inference_mode()
 def observe(model: SideTunedModel, given: Mapping[str, torch.Tensor], texts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return s(A) of given activations, and scores of texts; of a language model logits, and what it writes."""
-    parts = [given.get(name) for name in INPUTS]
+    parts: list[Any] = [given.get(name) for name in INPUTS]
     assert model.side_network is not None
     found = {"side": model.side_network([ActivationBatch(model.backbone.info.fingerprint, *parts)])}
     if not model.contract.per_token:

@@ -40,7 +40,7 @@ KINDS = {
 }
 """Which run each folder comes from."""
 TEXTS = ["the cat sat on the mat and then", "dog", "a good dog ran under the hill", "yes it slept"]
-SMALL = {"vocab_size": 32, "max_position_embeddings": 32}
+SMALL: dict[str, Any] = {"vocab_size": 32, "max_position_embeddings": 32}
 
 
 def main() -> None:

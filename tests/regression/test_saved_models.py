@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.support.cli import parsed
 
 SAVED = Path(__file__).parent / "saved"
 KINDS = sorted(file.parent.name for file in SAVED.glob("*/inputs.json"))
-NEAR = {"rtol": 1e-3, "atol": 1e-4}
+NEAR: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-4}
 """Of outputs of about 1: what another processor's rounding leaves, with room."""
 
 

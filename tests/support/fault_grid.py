@@ -73,11 +73,11 @@ class FaultGrid(ClockGrid):
         return Message(copy.deepcopy(answer.content), reply_to=message)
 
 
-def header(key: str, change: Callable) -> Fault:
+def header(key: str, change: Callable[[Any], Any]) -> Fault:
     """Change one value of the header."""
 
     def fault(mine: list[Message], _others: Message) -> Message:
-        record = mine[-1].content[keys.HEADER]
+        record: Any = mine[-1].content[keys.HEADER]
         record[key] = change(record[key])
         return mine[-1]
 
@@ -129,7 +129,7 @@ def reorder(mine: list[Message], _others: Message) -> Message:
 
 def truncate(mine: list[Message], _others: Message) -> Message:
     """Cut the array as it is serialized."""
-    record = mine[-1].content[keys.ACTIVATIONS]
+    record: Any = mine[-1].content[keys.ACTIVATIONS]
     whole = record[keys.PAYLOAD]
     record[keys.PAYLOAD] = Array(whole.dtype, whole.shape, whole.stype, whole.data[:-9])
     return mine[-1]
@@ -137,7 +137,8 @@ def truncate(mine: list[Message], _others: Message) -> Message:
 
 def oversize(mine: list[Message], _others: Message) -> Message:
     """Send along what nobody asked for."""
-    mine[-1].content[keys.ACTIVATIONS]["more"] = Array(np.zeros(3 << 20, np.uint8))
+    record: Any = mine[-1].content[keys.ACTIVATIONS]
+    record["more"] = Array(np.zeros(3 << 20, np.uint8))
     return mine[-1]
 
 

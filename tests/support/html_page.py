@@ -16,7 +16,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
         self.sections: dict[str, str] = {}
         self.text = ""
         self._open: list[str] = []
@@ -25,7 +25,7 @@ class Page(HTMLParser):
         assert not self._open, f"not closed: {self._open}"
 
     def handle_starttag(self, tag: Any, attrs: Any) -> None:
-        self.elements.append((tag, dict(attrs)))
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag == "section":
             self._section = dict(attrs)["id"]
             self.sections[self._section] = ""
@@ -44,8 +44,8 @@ class Page(HTMLParser):
         if self._section:
             self.sections[self._section] += f"{data}\n"
 
-    def all(self, tag: str, class_: str = "") -> list[dict[str, str | None]]:
-        return [found for name, found in self.elements if name == tag and class_ in (found.get("class") or "")]
+    def all(self, tag: str, class_: str = "") -> list[dict[str, str]]:
+        return [found for name, found in self.elements if name == tag and class_ in found.get("class", "")]
 
 
 def page_of(path: Path) -> Page:

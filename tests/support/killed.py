@@ -23,7 +23,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
 
 
-def run_killed(config: dict[str, Any], nodes: list[dict], at: str, count: int) -> None:
+def run_killed(config: dict[str, Any], nodes: list[dict[str, Any]], at: str, count: int) -> None:
     """Run strategy and devices in another process, which kills itself when `at` comes for the `count`-th time.
 
     `at` is the kind of an event of the log, just before it is written; "answer": a device has made a window and written
@@ -36,7 +36,7 @@ def run_killed(config: dict[str, Any], nodes: list[dict], at: str, count: int) -
     assert process.exitcode == -signal.SIGKILL, process.exitcode
 
 
-def _run(config: dict[str, Any], nodes: list[dict], at: str, count: int) -> None:
+def _run(config: dict[str, Any], nodes: list[dict[str, Any]], at: str, count: int) -> None:
     left = count
 
     def kill_at(point: str) -> None:
@@ -52,7 +52,7 @@ def _run(config: dict[str, Any], nodes: list[dict], at: str, count: int) -> None
     run(config, nodes)
 
 
-def run(config: dict[str, Any], nodes: list[dict]) -> Any:
+def run(config: dict[str, Any], nodes: list[dict[str, Any]]) -> Any:
     """Run to the end in this process; returns strategy and grid."""
     grid = LocalGrid(SideTuningClient().app, nodes, config, order_seed=2)
     strategy = make_strategy(load_settings(config))

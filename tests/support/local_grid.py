@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -20,9 +19,9 @@ class LocalGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
-        node_configs: list[dict],
-        run_config: dict,
+        app: Callable[[Message, Context], Message],
+        node_configs: list[dict[str, Any]],
+        run_config: dict[str, Any],
         *,
         order_seed: int | None = None,
         tamper: Callable[[Message, Message], Message | Error | None] | None = None,
@@ -41,14 +40,14 @@ class LocalGrid(Grid):
         self._count = 0
         self.sent: list[Message] = []
 
-    def set_run(self, run_id: int) -> None: ...
+    def set_run(self, run: Any) -> None: ...
 
-    def create_message(self, *args: Any, **kwargs: Any) -> None:
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError("strategies make messages themselves")
 
     @property
-    def run(self) -> None:
-        return None
+    def run(self) -> Any:
+        raise NotImplementedError("nothing asks a grid for its run")
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, RecordDict
+from flwr.app import Array
 
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.perturb import perturb
@@ -99,7 +99,7 @@ def random_samples(count: int, spec: ExtractionSpec, contract: TaskContract, see
 class Packet:
     """A packed window with what the server asked for; change `content`, then `open` it."""
 
-    content: RecordDict
+    content: Any  # a RecordDict, whose records a test damages in ways that its types forbid
     spec: ExtractionSpec
     contract: TaskContract
     max_samples: int = 16
@@ -115,7 +115,8 @@ class Packet:
         )
 
     def array(self, name: str, record: str = keys.ACTIVATIONS) -> np.ndarray:
-        return self.content[record][name].numpy()
+        values: np.ndarray = self.content[record][name].numpy()
+        return values
 
     def set_array(self, name: str, values: np.ndarray, record: str = keys.ACTIVATIONS) -> None:
         self.content[record][name] = Array(values)

@@ -108,14 +108,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-ENCODERS = ("bert", "roberta", "distilbert", "deberta", "deberta-v2", "deberta-v3", "modernbert")
-ENCODER_DECODERS = ("t5", "flan-t5", "bart")
+ENCODERS: tuple[str, ...] = ("bert", "roberta", "distilbert", "deberta", "deberta-v2", "deberta-v3", "modernbert")
+ENCODER_DECODERS: tuple[str, ...] = ("t5", "flan-t5", "bart")
 DECODERS = tuple(name for name in CONFIGS if name not in ENCODERS + ENCODER_DECODERS)
 LM_HEADS = dict.fromkeys(DECODERS, "AutoModelForCausalLM") | dict.fromkeys(ENCODER_DECODERS, "AutoModelForSeq2SeqLM")
 """What loads a row with its language model's head; encoders have none that we use."""
 
 
-_WIDTHS = (
+_WIDTHS: tuple[str, ...] = (
     "hidden_size",
     "intermediate_size",
     "dim",
@@ -135,7 +135,7 @@ def make_config(name: str, *, widen: int = 1, **changes: Any) -> Any:
     return getattr(transformers, kind)(**{**wide, **changes})
 
 
-def make_model(config: Any, auto: str, seed: int = 0) -> nn.Module:
+def make_model(config: Any, auto: str, seed: int = 0) -> Any:
     """A model with random weights, norms included, so that no layer is close to the identity."""
     torch.manual_seed(seed)
     model = getattr(transformers, auto).from_config(config)
@@ -147,7 +147,7 @@ def make_model(config: Any, auto: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def save_model(folder: Path, model: nn.Module, *, adds_special_tokens: bool) -> Path:
+def save_model(folder: Path, model: Any, *, adds_special_tokens: bool) -> Path:
     model.save_pretrained(folder)
     if model.config.model_type == "qwen2":  # transformers rebuilds it as a byte-level BPE whatever was saved
         save_bpe_tokenizer(folder)

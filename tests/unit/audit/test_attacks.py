@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mobillm_flower.audit.finding import combine, of_auc, of_scores
 from mobillm_flower.core.targets import difference
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.wire.target_bytes import TargetBatch
+from tests.support.present import present
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -72,7 +74,7 @@ def test_argmax_of_an_unprotected_difference_is_the_label() -> None:
 def test_a_rotated_difference_falls_to_one_leaked_pair_a_class() -> None:
     truth = classes(300, 5)
     target = TargetBatch(difference(truth, torch.full((300, 5), 0.2)), None, None)
-    rotated = labels.rotated(target.differences)
+    rotated = labels.rotated(present(target.differences))
     assert labels.argmax_difference(TargetBatch(rotated, None, None), truth).value < 0.9
     found = labels.nearest_leaked(rotated, truth)
     assert found.value == 1.0
@@ -279,12 +281,13 @@ def test_ridge_and_components_agree_with_their_definitions() -> None:
 
 def test_attacks_go_on_where_float32_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.randn(40, 6), torch.randn(40, 2)
-    expected, eigh = Ridge.fit(x, y).predict(x, 0.1), torch.linalg.eigh
+    expected = Ridge.fit(x, y).predict(x, 0.1)
+    eigh = torch.linalg.eigh
     key = secret_mixing.align_unsupervised(x, x)
 
-    def only_float64(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def only_float64(matrix: torch.Tensor) -> Any:
         if matrix.dtype is not torch.float64:
-            raise torch.linalg.LinAlgError("did not converge")
+            raise torch.linalg.LinAlgError("did not converge")  # type: ignore[attr-defined]
         return eigh(matrix)
 
     monkeypatch.setattr(torch.linalg, "eigh", only_float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def decoder() -> SequenceDecoder:
     return SequenceDecoder(activations(PUBLIC), Samples(PUBLIC, None, torch.zeros(len(PUBLIC))))
 
 
-def recover(decoder: SequenceDecoder, uploads: torch.Tensor, **known: float) -> Written:
+def recover(decoder: SequenceDecoder, uploads: torch.Tensor, **known: Any) -> Written:
     return decoder.recover(uploads, VICTIMS, activations(PUBLIC), **known)
 
 

@@ -81,10 +81,13 @@ class Measured:
     """Counts what is measured and answers from a table."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, needs: Any) -> None:
-        self.requests = []
-        monkeypatch.setattr(
-            module, "measure_need", lambda r: self.requests.append(r) or needs[f"{r['name']}@{r['layers']}"]
-        )
+        self.requests: list[dict[str, Any]] = []
+
+        def measure_need(request: dict[str, Any]) -> Any:
+            self.requests.append(request)
+            return needs[f"{request['name']}@{request['layers']}"]
+
+        monkeypatch.setattr(module, "measure_need", measure_need)
 
     def names(self) -> Any:
         found = [f"{r['name']}@{r['layers']}" for r in self.requests]

@@ -71,10 +71,11 @@ def padded(backbone: Backbone, samples: list[dict[str, list[int]]], side: str) -
     backbone.tokenizer.padding_side = side
     inputs = dict(backbone.tokenizer.pad(samples, return_tensors="pt"))
     mask = inputs["attention_mask"]
+    config: Any = backbone.model.config
     own = ("opt", "roberta")  # count their positions from the mask or the padding themselves
     if backbone.info.family not in own and "position_ids" in inspect.signature(backbone.model.forward).parameters:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return inputs, mask[:, :1] | 1 if backbone.model.config.is_encoder_decoder else mask
+    return inputs, mask[:, :1] | 1 if config.is_encoder_decoder else mask
 
 
 @every_family

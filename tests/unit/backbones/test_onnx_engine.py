@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_the_graph_computes_what_torch_does_in_every_family(tmp_path: Path, name
 @pytest.mark.parametrize("name", ["opt", "t5"])
 def test_base_logits_come_from_the_graph_too(tmp_path: Path, name: str) -> None:
     folder = str(save_tiny(tmp_path / name, name))
-    options = {"num_labels": 2, "label_words": ("good", "bad")}
+    options: dict[str, Any] = {"num_labels": 2, "label_words": ("good", "bad")}
     sides = [load_backbone(folder, device="cpu", engine=engine, **options) for engine in ("torch", "onnx")]
     eager, onnx = (
         side.extract(side.tokenize(TEXTS, None, 32), layers=LAYERS, pivot="last").base_logits for side in sides

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,23 @@ PROMPT = "the good dog ran on and on under the hill and then it slept all day ye
 LAYERS = (1, 2, 3)
 
 
+def engine_of(backbone: Backbone) -> Any:
+    """Its engine, of which this looks at what is private."""
+    return backbone.engine
+
+
 def extract(backbone: Backbone, texts: list[str], pivot: str, *, share: bool) -> Extraction:
     if not share:
-        backbone.engine._prefixes = None
+        engine_of(backbone)._prefixes = None
     return backbone.extract(backbone.tokenize(texts, None, 60), layers=LAYERS, pivot=pivot)
 
 
-def check_equal(folder: Path, texts: list[str], pivot: str, **options: object) -> int:
+def check_equal(folder: Path, texts: list[str], pivot: str, **options: Any) -> int:
     """Compare both ways; return how many tokens the model read where they are shared."""
     shared, whole = (load_backbone(str(folder), device="cpu", **options) for _ in range(2))
-    read = []
-    shared.model.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
+    read: list[int] = []
+    model: Any = shared.model
+    model.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
     got, wanted = extract(shared, texts, pivot, share=True), extract(whole, texts, pivot, share=False)
     for one, other in zip(got.activations, wanted.activations, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -50,9 +57,15 @@ def test_base_predictions_come_out_the_same(tmp_path: Path) -> None:
 def test_it_is_computed_once_and_a_part_of_it_serves_as_well(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "llama", "llama"))
     backbone, whole = (load_backbone(folder, device="cpu") for _ in range(2))
-    calls = []
-    compute = backbone.engine._prefixes._compute
-    backbone.engine._prefixes._compute = lambda inputs: calls.append(inputs["input_ids"].shape[1]) or compute(inputs)
+    calls: list[int] = []
+    prefixes = engine_of(backbone)._prefixes
+    compute = prefixes._compute
+
+    def counted(inputs: Any) -> Any:
+        calls.append(inputs["input_ids"].shape[1])
+        return compute(inputs)
+
+    prefixes._compute = counted
     by_chance = [f"{PROMPT} the dog {text}" for text in TEXTS]  # these share two tokens more than others do
     for texts in (by_chance, [f"{PROMPT} {text}" for text in TEXTS], [f"{PROMPT} a"], by_chance):
         got, wanted = extract(backbone, texts, "mean", share=True), extract(whole, texts, "mean", share=False)
@@ -70,14 +83,15 @@ def test_it_is_computed_once_and_a_part_of_it_serves_as_well(tmp_path: Path) -> 
 def test_nothing_is_shared_where_it_would_not_pay(tmp_path: Path, texts: list[str]) -> None:
     backbone = load_backbone(str(save_tiny(tmp_path / "gpt2", "gpt2")), device="cpu")
     extract(backbone, texts, "last", share=True)
-    assert backbone.engine._prefixes._known is None
+    assert engine_of(backbone)._prefixes._known is None
 
 
 def test_models_whose_first_tokens_depend_on_later_ones_share_none(tmp_path: Path) -> None:
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    for name, changes in (("bert", {}), ("t5", {}), ("llama", {"rope_parameters": scaled})):
+    changed: dict[str, dict[str, Any]] = {"bert": {}, "t5": {}, "llama": {"rope_parameters": scaled}}
+    for name, changes in changed.items():
         backbone = load_backbone(str(save_tiny(tmp_path / name, name, **changes)), device="cpu")
-        assert backbone.engine._prefixes is None
+        assert engine_of(backbone)._prefixes is None
 
 
 def test_a_model_that_keeps_other_states_shares_none(tmp_path: Path) -> None:
@@ -88,4 +102,4 @@ def test_a_model_that_keeps_other_states_shares_none(tmp_path: Path) -> None:
     texts = [f"{PROMPT} {text}" for text in TEXTS]
     got, wanted = extract(backbone, texts, "last", share=True), extract(whole, texts, "last", share=False)
     torch.testing.assert_close(torch.cat(got.activations), torch.cat(wanted.activations))
-    assert backbone.engine._prefixes._known is None
+    assert engine_of(backbone)._prefixes._known is None

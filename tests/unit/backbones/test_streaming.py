@@ -75,18 +75,25 @@ def test_packed_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
         assert torch.equal(left, right)
 
 
+def layers_of(streamed: Backbone) -> Any:
+    """The engine's reader of layers, which is private."""
+    engine: Any = streamed.engine
+    return engine._layers
+
+
 def test_hidden_states_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spilled"))
     (tmp_path / "spilled").mkdir()
     resident, streamed = both(save_tiny(tmp_path / "m", "opt"), plan=streaming(hidden=0), label_words=["yes", "no"])
     seen: list[int] = []
-    read = streamed.engine._layers.layer
+    layers = layers_of(streamed)
+    read = layers.layer
 
-    def reading(number: int, room: torch.Tensor) -> dict[str, torch.Tensor]:
+    def reading(number: int, room: torch.Tensor) -> Any:
         seen.extend(file.stat().st_size for file in tmp_path.glob("spilled/*/*"))
         return read(number, room)
 
-    streamed.engine._layers.layer = reading
+    layers.layer = reading
     assert_same(resident, streamed, pivot="last")
     assert max(seen) >= sum(len(s["input_ids"]) for s in resident.tokenize(TEXTS, None, 32)) * 16 * 4
     assert not list((tmp_path / "spilled").iterdir())
@@ -100,8 +107,14 @@ def test_half_precisions(tmp_path: Path, precision: str) -> None:
 
 def test_layers_after_the_last_sampled_one_are_not_read(tmp_path: Path) -> None:
     _, streamed = both(save_tiny(tmp_path, "bert"))
-    read, numbers = streamed.engine._layers.layer, []
-    streamed.engine._layers.layer = lambda number, room: [numbers.append(number), read(number, room)][1]
+    layers, numbers = layers_of(streamed), []
+    read = layers.layer
+
+    def noted(number: int, room: torch.Tensor) -> Any:
+        numbers.append(number)
+        return read(number, room)
+
+    layers.layer = noted
     streamed.extract(streamed.tokenize(TEXTS, None, 32), layers=(1, 2), pivot="mean")
     assert numbers == [0, 0, 1]  # the first one also to see what it returns
     streamed.extract(streamed.tokenize(TEXTS, None, 32), layers=(3,), pivot="mean")
@@ -124,7 +137,8 @@ def weights_of(folder: Path) -> Path:
 def disturbed(folder: Path, disturb: Any, **plan: Any) -> Backbone:
     """A streamed backbone; `disturb(file)` is called once, when the second layer is about to be read."""
     streamed = load_backbone(str(folder), device="cpu", plan=streaming(**plan))
-    read = streamed.engine._layers.check
+    layers = layers_of(streamed)
+    read = layers.check
     calls: list[int] = []
 
     def check() -> None:
@@ -133,7 +147,7 @@ def disturbed(folder: Path, disturb: Any, **plan: Any) -> Backbone:
             disturb(weights_of(folder))
         read()
 
-    streamed.engine._layers.check = check
+    layers.check = check
     return streamed
 
 
@@ -166,7 +180,7 @@ def test_a_weights_file_that_changes_mid_run(tmp_path: Path, disturb: Any, words
 
 def test_a_file_that_is_cut_between_the_look_at_it_and_the_read(tmp_path: Path) -> None:
     streamed = load_backbone(str(save_tiny(tmp_path, "opt")), device="cpu", plan=streaming())
-    streamed.engine._layers.check = lambda: None
+    layers_of(streamed).check = lambda: None
     cut(weights_of(tmp_path))
     with pytest.raises(WeightsChanged, match="ends after"):
         streamed.extract(streamed.tokenize(TEXTS, None, 32), layers=(1, 3), pivot="last")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
 from mobillm_flower.evaluation.compare.methods import methods
 
-ALWAYS = {"on_s": 1e9, "off_s": 0.0}
+ALWAYS: dict[str, Any] = {"on_s": 1e9, "off_s": 0.0}
 WORLD = World(gflops=100.0, deadline_s=1000.0, latency_s=0.5, **ALWAYS)
 LORA = Recorded(
     name="fed-lora",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ArrayRecord
@@ -29,7 +30,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def own_rows(folder: Path, rows: list[dict], **of_test: object) -> Path:
+def own_rows(folder: Path, rows: list[dict[str, Any]], **of_test: object) -> Path:
     folder.mkdir()
     for split in ("train", "test"):
         changed = [row | (of_test if split == "test" else {}) for row in rows]

@@ -110,7 +110,7 @@ def test_a_file_is_predicted_a_few_texts_at_a_time(run: Any, tmp_path: Path, mon
     sizes = []
     scores = SideTunedModel.scores
 
-    def counted(self, samples: Any) -> Any:
+    def counted(self: SideTunedModel, samples: Any) -> Any:
         sizes.append(len(samples))
         return scores(self, samples)
 
@@ -237,7 +237,7 @@ def test_a_side_network_of_another_format_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_program_itself_prints_plain_lines_and_one_paragraph_of_an_error(run: Any, tmp_path: Path) -> None:
-    def program(folder: Path) -> subprocess.CompletedProcess:
+    def program(folder: Path) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).parent / "mobillm"), "predict", str(folder)]
         texts = "\n".join(TEXTS)
         return subprocess.run(command, input=texts, capture_output=True, text=True, timeout=280, check=False)

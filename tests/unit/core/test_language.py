@@ -29,6 +29,7 @@ from mobillm_flower.wire.target_bytes import (
     target_size,
 )
 from tests.support.packets import make_contract, make_packet, make_spec, random_activations
+from tests.support.present import present
 from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
 
 TOKENS, WIDTH, VOCABULARY = 23, 6, 40
@@ -118,7 +119,8 @@ def test_token_metrics(name: str) -> None:
 class Words:
     """A tokenizer of numbers."""
 
-    eos_token_id, chat_template = 0, None
+    eos_token_id: int | None = 0
+    chat_template: str | None = None
 
     def __call__(self, text: Any, **_options: Any) -> Any:
         return {"input_ids": [int(word) for word in text.split()]}
@@ -181,14 +183,14 @@ def test_the_head_gives_the_models_own_logits(folders: Any, name: str) -> None:
     found = backbone.extract([sample], layers=[3], pivot="all").activations[0][:, 0, 0]  # [T, d]
     expected = backbone.language_model(input_ids=torch.tensor([sample["input_ids"]])).logits[0]
     server = load_head(folders[name])  # of the layers, the first alone
-    for head in (backbone.head, server):
+    for head in (present(backbone.head), server):
         assert head.vocabulary == backbone.info.vocabulary == expected.shape[1]
         inputs = head.inputs(found)
         assert inputs.shape == (len(found), backbone.info.head_width)
         assert torch.allclose(head.logits(inputs), expected, atol=1e-5)
     leaf = found.clone().requires_grad_()
     server.logits(server.inputs(leaf)).logsumexp(1).sum().backward()
-    assert float(leaf.grad.abs().sum()) > 0
+    assert float(present(leaf.grad).abs().sum()) > 0
 
 
 def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(folders: Any) -> None:
@@ -204,8 +206,9 @@ def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(fo
     expected = logits.log_softmax(1)[len(ids[0]) - 1 : -1].gather(1, torch.tensor(ids[1])[:, None])[:, 0]
     assert labels[0].tolist() == ids[1]
     assert activations[0].shape == (len(ids[1]), 2, 1, 16)
-    inputs = backbone.head.inputs(activations[0][:, -1, 0])
-    assert torch.allclose(language.log_probabilities(inputs, labels[0], backbone.head), expected, atol=1e-5)
+    head = present(backbone.head)
+    inputs = head.inputs(activations[0][:, -1, 0])
+    assert torch.allclose(language.log_probabilities(inputs, labels[0], head), expected, atol=1e-5)
 
 
 def test_an_encoder_predicts_no_next_token(tmp_path: Path) -> None:
@@ -245,7 +248,7 @@ def test_tokens_pass_through_a_packet() -> None:
     labels = [torch.arange(n) + 7 * i for i, n in enumerate(counts)]
     window = make_packet(spec=LABEL, contract=CONTRACT, samples=samples_of(LABEL, encode_token_labels(labels))).open()
     found = decode_targets([s.target for s in window.samples], LABEL, CONTRACT, counts)
-    assert torch.equal(found.labels, torch.cat(labels))
+    assert torch.equal(present(found.labels), torch.cat(labels))
     assert [len(s.target) for s in window.samples] == [target_size(LABEL, CONTRACT, n) for n in counts]
 
 
@@ -255,8 +258,8 @@ def test_corrections_pass_through_a_packet() -> None:
     blobs = encode_corrections(steps, DIFFERENCE)
     window = make_packet(spec=DIFFERENCE, contract=CONTRACT, samples=samples_of(DIFFERENCE, blobs)).open()
     found = decode_targets([s.target for s in window.samples], DIFFERENCE, CONTRACT, counts)
-    assert torch.allclose(found.differences, torch.cat([s for s, _ in steps]), atol=2e-3)
-    assert torch.equal(found.weights, torch.cat([w for _, w in steps]))
+    assert torch.allclose(present(found.differences), torch.cat([s for s, _ in steps]), atol=2e-3)
+    assert torch.equal(present(found.weights), torch.cat([w for _, w in steps]))
 
 
 @pytest.mark.parametrize(
@@ -284,11 +287,12 @@ def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective: s
     side = torch.zeros(TOKENS, WIDTH, requires_grad=True)
     before = loss(side, targets)
     before.backward()
-    after = loss(side.detach() - 0.5 * side.grad, targets)
+    slope = present(side.grad)
+    after = loss(side.detach() - 0.5 * slope, targets)
     assert after.item() < before.item()
     leaf = torch.zeros(TOKENS, WIDTH, requires_grad=True)
     language.cross_entropy(head.inputs(hidden + leaf), labels, head).backward()
-    assert torch.allclose(side.grad, leaf.grad, atol=1e-6)  # at s = 0 all three are the same slope
+    assert torch.allclose(slope, present(leaf.grad), atol=1e-6)  # at s = 0 all three are the same slope
 
 
 def test_language_modelling_needs_a_head() -> None:
@@ -335,7 +339,8 @@ def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders: An
     found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
     with torch.inference_mode():
         states = model._tuned(found.flatten(2), torch.tensor([len(found)]))
-        expected = model.backbone.head.logits(model.backbone.head.inputs(states))
+        head = present(model.backbone.head)
+        expected = head.logits(head.inputs(states))
         plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
     steps = torch.cat(made.logits)  # [8, V]
     start = ids.shape[1] - 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from mobillm_flower.core.pivots import PIVOTS, pivot
+from mobillm_flower.core.pivots import PIVOTS, Pivot, pivot
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import SettingsError
 
@@ -86,7 +86,7 @@ def test_what_a_pivot_says_of_itself(name: str, per_token: bool, vectors: int) -
 
 def test_a_user_adds_a_pivot(padded: Any) -> None:
     hidden, mask = padded
-    pivots = Registry("pivot")
+    pivots: Registry[Pivot] = Registry("pivot")
 
     @pivots.register("first+last")
     @pivot(num_vectors=2)

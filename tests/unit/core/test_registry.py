@@ -13,7 +13,7 @@ from mobillm_flower.errors import SettingsError
 
 @pytest.fixture
 def shapes() -> Any:
-    registry = Registry("shape")
+    registry: Registry[int] = Registry("shape")
     registry.add("triangle", 3)
     registry.add("square", 4)
     return registry
@@ -36,7 +36,7 @@ def test_the_decorator_returns_what_it_registers(shapes: Any) -> None:
 
 def test_the_same_entry_may_be_added_again() -> None:
     entry = object()
-    registry = Registry("thing")
+    registry: Registry[object] = Registry("thing")
     assert registry.add("one", entry) is entry
     assert registry.add("one", entry) is entry
 
@@ -48,7 +48,7 @@ def test_a_taken_name_is_refused_and_keeps_its_entry(shapes: Any) -> None:
 
 
 def test_a_false_entry_holds_its_name_too() -> None:
-    registry = Registry("number")
+    registry: Registry[int] = Registry("number")
     registry.add("none", 0)
     with pytest.raises(SettingsError, match="number 'none' is registered already"):
         registry.add("none", 1)

@@ -27,7 +27,11 @@ def test_sides_are_called_in_turns() -> None:
     calls = []
 
     def side(name: str) -> Any:
-        return lambda: calls.append(name) or len(calls)
+        def call() -> int:
+            calls.append(name)
+            return len(calls)
+
+        return call
 
     found = take_turns({"a": side("a"), "b": side("b")}, 3)
     assert calls == list("ababab")
@@ -72,7 +76,12 @@ def test_both_clocks_are_compared() -> None:
 
 def test_a_call_is_timed_on_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     walls, cpus, order = iter([10.0, 12.5]), iter([3.0, 3.25]), []
-    monkeypatch.setattr(time, "perf_counter", lambda: order.append("clock") or next(walls))
+
+    def clock() -> float:
+        order.append("clock")
+        return next(walls)
+
+    monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(time, "process_time", lambda: next(cpus))
     assert timed(lambda: order.append("call"))() == Seconds(2.5, 0.25)
     assert order == ["clock", "call", "clock"]

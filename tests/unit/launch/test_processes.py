@@ -33,7 +33,7 @@ def test_a_signal_that_comes_while_a_program_starts_ends_the_program(monkeypatch
             born.append(self)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(processes.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(SystemExit, match="143"), processes.started(command, os.environ):
         pytest.fail("the signal was lost")

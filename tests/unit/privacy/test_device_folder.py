@@ -23,7 +23,7 @@ def make_release(folder: DeviceFolder, text: str = "wake me", shaping: str = "v1
     return sample, Release(folder.release_id(sample, shaping), 1, f"activations of {text}".encode(), b"target")
 
 
-def rows(folder: DeviceFolder) -> list[tuple]:
+def rows(folder: DeviceFolder) -> list[tuple[Any, ...]]:
     with sqlite3.connect(folder.path / "ledger.sqlite") as db:
         return db.execute("SELECT release, held, activations, target FROM releases ORDER BY release").fetchall()
 

@@ -9,6 +9,7 @@ import torch
 
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
+from tests.support.present import present
 
 KEY, OTHER = MixingKey(bytes(range(32))), MixingKey(bytes(32))
 
@@ -52,7 +53,7 @@ def test_purposes_sizes_and_keys_have_nothing_in_common() -> None:
 def test_key_files(tmp_path: Path) -> None:
     file = write(tmp_path, bytes(range(32)).hex() + "\n")
     assert MixingKey.read(file).name == KEY.name
-    assert mixing_key(KEY.name, str(file)).name == KEY.name
+    assert present(mixing_key(KEY.name, str(file))).name == KEY.name
     assert mixing_key("", str(file)) is None
     with pytest.raises(SettingsError, match=f"holds the key {KEY.name}, privacy.mixing=0123 is another"):
         mixing_key("0123", str(file))

@@ -73,7 +73,7 @@ def test_a_line_is_interrupted_where_a_value_is_not_finite() -> None:
     points = [Point(i + 1, value, f"epoch {i + 1}") for i, value in enumerate(values)]
     root = parsed(line_chart(points, x_label="epoch", y_label="loss", summary="a curve", marked=3))
     assert root.get("aria-label") == "a curve"
-    path = next(item.get("d") for item in root.iter("path"))
+    path = next(item.attrib["d"] for item in root.iter("path"))
     assert path.count("M") == 2
     assert path.count("L") == 1
     dots = list(root.iter("circle"))
@@ -85,17 +85,17 @@ def test_a_line_is_interrupted_where_a_value_is_not_finite() -> None:
 def test_bars_are_as_long_as_their_values() -> None:
     bars = [Bar("one", 0.25, "0.25"), Bar("two", 0.5, "0.50", strong=True), Bar("three", -0.25, "-0.25")]
     root = parsed(bar_chart(bars, x_label="share", summary="bars", most=0.5))
-    lengths = [float(bar.get("width")) for bar in root.iter("rect")]
+    lengths = [float(bar.attrib["width"]) for bar in root.iter("rect")]
     assert lengths[1] == pytest.approx(2 * lengths[0], abs=0.02)
     assert lengths[2] == pytest.approx(lengths[0], abs=0.02)
-    lefts = [float(bar.get("x")) for bar in root.iter("rect")]
+    lefts = [float(bar.attrib["x"]) for bar in root.iter("rect")]
     assert lefts[0] == lefts[1] == pytest.approx(lefts[2] + lengths[2], abs=0.02)
     assert [bar.get("class") for bar in root.iter("rect")] == ["bar", "bar strong", "bar"]
 
 
 def test_columns_are_as_high_as_their_values_and_say_them() -> None:
     root = parsed(column_chart([Bar("a", 4.0, "4 s"), Bar("b", 1.0, "1 s")], x_label="x", y_label="y", summary="s"))
-    heights = [float(bar.get("height")) for bar in root.iter("rect")]
+    heights = [float(bar.attrib["height"]) for bar in root.iter("rect")]
     assert heights[0] == pytest.approx(4 * heights[1], abs=0.05)
     assert [bar.findtext("title") for bar in root.iter("rect")] == ["a: 4 s", "b: 1 s"]
 

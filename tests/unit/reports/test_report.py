@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -246,7 +247,7 @@ def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path: Path) -> None:
     run.append(events.Dropped(second, "not connected for 9 s"))
     run.append(events.Returned(second))
     for name, layers, trained in (("minilm", 3, True), ("other", 9, False)):
-        kind = {"type": name, "backbone": name, "layers": layers, "width": 32, "trained": trained}
+        kind: dict[str, Any] = {"type": name, "backbone": name, "layers": layers, "width": 32, "trained": trained}
         run.append(events.TypeEvaluation(1, **kind, num_examples=10, devices=2, metrics={"accuracy": 0.25}))
     for device, loss, outlier in ((first, 4.5, True), (second, 0.5, False)):
         agreement = None if outlier else 0.875

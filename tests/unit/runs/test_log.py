@@ -20,7 +20,7 @@ SAMPLES: dict[str, Any] = {"str": "a", "int": 3, "float": 0.5, "bool": True, "Pa
 
 def sample(cls: type[events.Event]) -> events.Event:
     """An event of a kind with a value for each field."""
-    values = {}
+    values: dict[str, Any] = {}
     for item in events.own_fields(cls):
         kind = str(item.type).removesuffix(" | None")
         values[item.name] = {"layers": [1, 2]} if kind.startswith("Mapping") else SAMPLES.get(kind, [0.25, 0.75])

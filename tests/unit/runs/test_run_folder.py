@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,14 +62,14 @@ def test_a_look_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: p
     run = RunFolder(tmp_path / "run").make()
     run.hold().release()
     looking = (run.path / "lock").open(encoding="utf-8")
-    assert run_folder._lock(looking, run_folder.fcntl.LOCK_SH)
+    assert run_folder._lock(looking, fcntl.LOCK_SH)
     tries = []
 
     def sleep(seconds: float) -> None:
         tries.append(seconds)
         looking.close()
 
-    monkeypatch.setattr(run_folder.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     with run.hold():
         assert len(tries) == 1
 

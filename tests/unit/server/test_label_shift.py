@@ -20,12 +20,13 @@ from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import MAX_WEIGHT
 from mobillm_flower.wire.target_bytes import TargetBatch, decode_targets
 from tests.support.caches import CLASSES, CONTRACT, fill, make_plan, make_samples, make_spec, train
+from tests.support.present import present
 
 ONE, OTHER = make_spec(width=16), make_spec(backbone="b" * 64)
 
 
 def labels_of(samples: Any, spec: Any) -> Any:
-    return decode_targets([sample.target for sample in samples], spec, CONTRACT).differences.argmax(1)
+    return present(decode_targets([sample.target for sample in samples], spec, CONTRACT).differences).argmax(1)
 
 
 def skewed(count: Any, spec: Any, seed: int, *, common: Any, rare: float = 0.1) -> Any:
@@ -62,7 +63,7 @@ def test_the_shift_is_the_log_ratio_of_a_types_labels_to_the_fleets(fleet: Any) 
     cache, counts = fleet
     shift = LabelShift(loader_of(cache))
     shift.recount(cache.rows())
-    found = shift([batch(OTHER, 2), batch(ONE, 1)])
+    found = present(shift([batch(OTHER, 2), batch(ONE, 1)]))
     assert found.shape == (3, CLASSES)
     total = sum(counts.values()).tolist()
     for row, spec in ((0, OTHER), (1, OTHER), (2, ONE)):
@@ -80,9 +81,9 @@ def test_counting_round_by_round_is_counting_all(fleet: Any) -> None:
         by_round.count(cache.rows(before_round=round_), before_round=round_)
     at_once.recount(cache.rows())
     batches = [batch(ONE, 1), batch(OTHER, 1)]
-    assert torch.equal(by_round(batches), at_once(batches))
+    assert torch.equal(present(by_round(batches)), present(at_once(batches)))
     at_once.recount(cache.rows())
-    assert torch.equal(by_round(batches), at_once(batches))
+    assert torch.equal(present(by_round(batches)), present(at_once(batches)))
 
 
 def test_one_type_alone_has_no_shift(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def _accuracy(network: Any, samples: Any, file: Path) -> Any:
 def test_types_that_start_from_the_identity_stay_near_it_in_a_fleet() -> None:
     def rate(types: Any, width: Any, joined: Any = (), name: str = "a") -> Any:
         config = SideNetworkConfig.of(types, width=width, name="additive", num_blocks=2, bottleneck=4, num_outputs=3)
-        network = dataclasses.replace(config, joined=joined).build()
+        network: Any = dataclasses.replace(config, joined=joined).build()
         return network.learning_rate_factor(f"alignment.{name}.weight")
 
     wide, narrow, two = AlignmentSpec(8, 1), AlignmentSpec(4, 1), AlignmentSpec(8, 2)

@@ -17,6 +17,7 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.server.objective import recovered_truth
 from mobillm_flower.strategies.run_plan import training_device
 from tests.support.caches import CONTRACT, fill, make_plan, make_samples, make_spec, scores, train
+from tests.support.present import present
 
 META = torch.device("meta")
 OTHER = "b" * 64
@@ -64,7 +65,8 @@ def test_the_loader_moves_all_of_a_batch(tmp_path: Path) -> None:
     ((batch,), targets) = trainer.loader.load(cache.rows())
     assert {batch.rows.device, batch.lengths.device, targets.differences.device} == {META}
     labels = torch.zeros(3, dtype=torch.long, device=META)
-    _, base = recovered_truth(CONTRACT, dataclasses.replace(targets, differences=None, labels=labels))
+    truth = recovered_truth(CONTRACT, dataclasses.replace(targets, differences=None, labels=labels))
+    _, base = present(truth)
     assert base.device == META
 
 

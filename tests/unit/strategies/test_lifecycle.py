@@ -14,7 +14,7 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.strategies.lifecycle import running
 from tests.support.superlink import events
 
-GRID = SimpleNamespace(run=SimpleNamespace(run_id=7))
+GRID: Any = SimpleNamespace(run=SimpleNamespace(run_id=7))
 
 
 def start(folder: Path, **overrides: Any) -> Any:

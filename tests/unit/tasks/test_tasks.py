@@ -38,11 +38,11 @@ def with_settings(*words: str) -> Settings:
     return load_settings(overrides=words)
 
 
-def dataset(rows: list[dict]) -> datasets.Dataset:
+def dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def write_jsonl(folder: Path, train: list[dict] = ROWS, test: list[dict] = ROWS[:12]) -> Path:
+def write_jsonl(folder: Path, train: list[dict[str, Any]] = ROWS, test: list[dict[str, Any]] = ROWS[:12]) -> Path:
     folder.mkdir(exist_ok=True, parents=True)
     for name, rows in (("train", train), ("test", test)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -49,7 +50,7 @@ SPEC_JSON = (
     '"vocabulary":0,"width":3}'
 )
 PAYLOAD_HASH = "838a797bdfbc1c346b454ec3b3b2219e8c6b7fbcc6604b1a1954cdd87b10120a"
-HEADER = {
+HEADER: dict[str, Any] = {
     "schema-version": 1,
     "contract": CONTRACT_JSON,
     "extraction": SPEC_JSON,
@@ -61,7 +62,7 @@ HEADER = {
     "refused": 2,
     "payload-hash": PAYLOAD_HASH,
 }
-METRICS = {"num-examples": 2, "forward-seconds": 0.25, "peak-memory-bytes": 1e8, "payload-bytes": 36}
+METRICS: dict[str, Any] = {"num-examples": 2, "forward-seconds": 0.25, "peak-memory-bytes": 1e8, "payload-bytes": 36}
 ARRAYS = {  # name: dtype, shape, bytes behind the .npy header
     ("activations", "payload"): ("uint8", (24,), "0000003c0040004200440045008000b800bc00be00c000c1"),
     ("activations", "lengths"): ("uint32", (2,), "0c0000000c000000"),
@@ -70,7 +71,7 @@ ARRAYS = {  # name: dtype, shape, bytes behind the .npy header
 }
 
 
-def packed() -> RecordDict:
+def packed() -> Any:
     return pack_window(
         SAMPLES,
         spec=SPEC,
@@ -85,7 +86,7 @@ def packed() -> RecordDict:
     )
 
 
-def golden() -> RecordDict:
+def golden() -> Any:
     """The packet as it lies on the wire, made without the package's packing code."""
     arrays: dict[str, dict[str, Array]] = {"activations": {}, "targets": {}}
     for (record, name), (dtype, shape, data) in ARRAYS.items():

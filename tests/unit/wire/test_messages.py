@@ -52,7 +52,8 @@ def evaluation() -> EvaluationRequest:
 
 
 def changed(content: RecordDict, record: str, key: str, value: object) -> RecordDict:
-    content[record][key] = value
+    records: Any = content
+    records[record][key] = value
     return content
 
 
@@ -280,7 +281,7 @@ def test_evaluation_with_a_bad_field(key: str, value: object) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
 def test_evaluation_with_a_damaged_array(data: bytes) -> None:
-    content = pack_evaluation(evaluation())
+    content: Any = pack_evaluation(evaluation())
     content[keys.SIDE_NETWORK]["gates"] = Array("float32", (1,), "numpy.ndarray", data)
     with pytest.raises(MismatchError, match="lacks a field or has one of another form"):
         open_evaluation(content)
@@ -341,7 +342,7 @@ def test_refusal_is_cut() -> None:
 def test_packing_changes_no_tensor() -> None:
     request = evaluation()
     before = {name: tensor.clone() for name, tensor in request.state.items()}
-    content = pack_evaluation(request)
+    content: Any = pack_evaluation(request)
     name = next(iter(before))
     assert content[keys.SIDE_NETWORK][name].numpy().dtype == np.float32
     assert all(torch.equal(request.state[name], tensor) for name, tensor in before.items())

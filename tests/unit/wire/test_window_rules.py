@@ -28,13 +28,16 @@ from tests.support.packets import (
     with_target,
 )
 
-CASES: list[tuple[str, str, Callable[[], Packet]]] = []
+Maker = Callable[..., Packet]
+"""Makes a packet when it is called with nothing; its defaults keep what a loop held when it was registered."""
+
+CASES: list[tuple[str, str, Maker]] = []
 
 
-def breaks(rule: str, match: str) -> Callable[[Callable[[], Packet]], Callable[[], Packet]]:
+def breaks(rule: str, match: str) -> Callable[[Maker], Maker]:
     """Register a maker of a packet that breaks `rule`."""
 
-    def register(make: Callable[[], Packet]) -> Callable[[], Packet]:
+    def register(make: Maker) -> Maker:
         CASES.append((rule, match, make))
         return make
 
@@ -267,16 +270,17 @@ breaks("payload-hash", "not what the header was made for")(  # as long together,
     lambda: tampered(lambda p: p.set_array(keys.LENGTHS, np.array([60, 68, 64], np.uint32)))
 )
 
+_number: object
 # metrics ---------------------------------------------------------------------------------------------------------
 for _key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY):
     breaks("metrics", f"{_key} must be a number of at least 0")(lambda key=_key: without(keys.METRICS, key))
-    for _value in (float("nan"), float("inf"), -1, 1e15, 10**400, 2**64, [1.0], []):
+    for _number in (float("nan"), float("inf"), -1, 1e15, 10**400, 2**64, [1.0], []):
         breaks("metrics", f"{_key} must be a number of at least 0")(
-            lambda key=_key, value=_value: tampered(lambda p: p.content[keys.METRICS].__setitem__(key, value))
+            lambda key=_key, value=_number: tampered(lambda p: p.content[keys.METRICS].__setitem__(key, value))
         )
-for _value in (2, 4, -3, float("nan"), [3]):
+for _number in (2, 4, -3, float("nan"), [3]):
     breaks("metrics", "num-examples is not the number of samples, 3")(
-        lambda value=_value: tampered(lambda p: p.content[keys.METRICS].__setitem__(keys.NUM_EXAMPLES, value))
+        lambda value=_number: tampered(lambda p: p.content[keys.METRICS].__setitem__(keys.NUM_EXAMPLES, value))
     )
 breaks("metrics", "num-examples is not the number of samples, 3")(lambda: without(keys.METRICS, keys.NUM_EXAMPLES))
 
@@ -321,7 +325,7 @@ breaks("norm", "above what clip norm 1 allows")(
 
 
 @pytest.mark.parametrize(("rule", "match", "make"), CASES, ids=[f"{rule}-{i}" for i, (rule, _, _) in enumerate(CASES)])
-def test_rule(rule: str, match: str, make: Callable[[], Packet]) -> None:
+def test_rule(rule: str, match: str, make: Maker) -> None:
     packet = make()
     with pytest.raises(PacketRejected, match=match) as caught:
         packet.open()

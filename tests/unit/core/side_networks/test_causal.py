@@ -11,7 +11,7 @@ import torch
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, CausalSideNetwork, SideNetworkConfig
+from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks import Samples, read_tokens
@@ -23,7 +23,7 @@ BLOCKS, WIDTH, BOTTLENECK, OUTPUTS = 3, 8, 5, 4
 TYPES = {"b": AlignmentSpec(WIDTH, 1)}
 
 
-def make(name: str = "causal", *, random: bool = True, outputs: int = OUTPUTS, **changes: Any) -> CausalSideNetwork:
+def make(name: str = "causal", *, random: bool = True, outputs: int = OUTPUTS, **changes: Any) -> Any:
     values = {"types": TYPES, "num_blocks": BLOCKS, "bottleneck": BOTTLENECK, **changes}
     network = SideNetworkConfig.of(name=name, num_outputs=outputs, **values).build()
     generator = torch.Generator().manual_seed(5)

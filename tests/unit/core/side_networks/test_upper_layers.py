@@ -23,6 +23,7 @@ from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.packets import make_contract
+from tests.support.present import present
 from tests.support.runs import NUM_DEVICES, NUM_SAMPLES, run, tiny_config
 from tests.support.tiny_models import DECODERS, ENCODERS, TEXTS, save_tiny, streaming
 
@@ -40,7 +41,7 @@ def attached(backbone: Any, *, outputs: int = 3, random: bool = True, cut: int =
     """A network on a backbone, whose every parameter is away from its start."""
     types = {backbone.info.fingerprint: AlignmentSpec(backbone.info.width, 1, backbone.info.depth - cut)}
     values = {"num_blocks": 1, "bottleneck": 4, "num_outputs": outputs}
-    network = SideNetworkConfig.of(types, name="upper-layers", **values).build()
+    network: Any = SideNetworkConfig.of(types, name="upper-layers", **values).build()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters() if random else ():
@@ -61,9 +62,10 @@ def test_fresh_adapters_leave_the_backbone_as_it_is(tmp_path: Path, family: str)
     backbone = load_backbone(str(save_tiny(tmp_path, family)), device="cpu")
     samples = backbone.tokenize(TEXTS, None, 12)
     given, depth = batch(backbone, samples), backbone.info.depth
+    lengths = present(given.lengths)
     expected = batch(backbone, samples, cut=depth).rows[:, 0]
     upper = UpperLayers(Cut(backbone, CUT, setting="activations.layers"))
-    mask = torch.arange(int(given.lengths.max())) < given.lengths.unsqueeze(1)
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
     rows = torch.zeros(*mask.shape, backbone.info.width).masked_scatter(mask.unsqueeze(2), given.rows)
     with torch.no_grad():
         found = upper(rows, mask.long(), lambda _i, states: states)[mask]
@@ -73,7 +75,7 @@ def test_fresh_adapters_leave_the_backbone_as_it_is(tmp_path: Path, family: str)
     states = network.output_norm(found)
     with torch.no_grad():
         network.output.weight.copy_(torch.randn(network.output.weight.shape))
-    parts = torch.split(states, given.lengths.tolist())
+    parts = torch.split(states, lengths.tolist())
     pooled = torch.stack([part[-1] if backbone.info.causal else part.mean(0) for part in parts])
     assert torch.allclose(network([given]), network.output(pooled), atol=1e-3, rtol=1e-3)
 
@@ -224,7 +226,8 @@ def test_a_run_ends_with_what_training_in_one_place_gives(bert: Path, tmp_path: 
     model.save_pretrained(tmp_path / "again")
     again = SideTunedModel.from_pretrained(tmp_path / "again", device="cpu")
     assert torch.equal(again.scores(test), scores)
-    assert all(torch.equal(v, done.trainer.network.state_dict()[k]) for k, v in model.side_network.state_dict().items())
+    state = present(model.side_network).state_dict()
+    assert all(torch.equal(v, done.trainer.network.state_dict()[k]) for k, v in state.items())
     base = model.with_network(None)
     assert (base.scores(test) != scores).any()
 

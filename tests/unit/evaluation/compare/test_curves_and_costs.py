@@ -125,8 +125,9 @@ def test_quality_under_budgets(tmp_path: Path) -> None:
 
 def test_a_forward_pass_is_each_seeds_own(tmp_path: Path) -> None:
     found = curves()
-    found["t"].partitions["iid"]["pae"].append([replace(OURS, flops=1.1 * OURS.flops)])
-    found["t"].partitions["iid"]["fed-lora"].append(LORA)
+    seeds: Any = found["t"].partitions["iid"]
+    seeds["pae"].append([replace(OURS, flops=1.1 * OURS.flops)])
+    seeds["fed-lora"].append(LORA)
     tables = quality_under_budget(plan(tmp_path), found).figures["tasks"]["t"]["tables"]["iid"]
     assert tables["forward_passes"][1] == {"pae": 0.8, "fed-lora": None}
 
