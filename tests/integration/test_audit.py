@@ -34,7 +34,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def cell(found: dict[str, Any], kind: str) -> dict[str, Any]:
     (one,) = [cell for cell in found["cells"] if cell["kind"] == kind]
     assert one["skipped"] == ""
-    return one
+    return dict(one)
 
 
 def test_an_unprotected_difference_gives_every_label_away(audited: Any) -> None:
@@ -63,7 +63,19 @@ def test_every_attack_has_a_baseline_and_an_interval(audited: Any) -> None:
         for attack in one["attacks"].values():
             assert attack["low"] <= attack["value"] <= attack["high"]
             assert len(attack["seeds"]) == QUICK.seeds
-            assert 0 <= attack["baseline"] <= 1
+
+
+def test_what_is_reached_without_uploads_is_the_same_however_they_are_protected(audited: Any) -> None:
+    baselines: dict[str, set[float]] = {}
+    for one in audited[1]["cells"]:
+        for name, attack in one["attacks"].items():
+            if not name.startswith("membership TPR"):  # whose baseline is its own share of wrong alarms
+                baselines.setdefault(name, set()).add(attack["baseline"])
+    assert {name: len(found) for name, found in baselines.items()} == dict.fromkeys(baselines, 1)
+    assert {min(found) for name, found in baselines.items() if name.startswith("label: ")} == baselines[
+        "label: argmax Δy"
+    ]
+    assert baselines["membership AUC"] == baselines["device: two uploads of one"] == {0.5}
 
 
 def test_the_rows_attacked_are_those_of_the_run_and_its_cache_stays_as_it_is(audited: Any) -> None:
@@ -118,7 +130,9 @@ def test_every_pivot_is_attacked_at_the_first_and_the_last_layer(audited: Any) -
     found = {(one["pivot"], one["layer"]): one for one in audited[1]["pivots"]}
     assert {pivot for pivot, _ in found} >= {"all", "first", "first+mean", "last", "mean"}
     assert {layer for _, layer in found} == {1, 3}
-    assert all(0 <= one["value"] <= 1 and one["victims"] == 39 for one in found.values())
+    assert all(one["count"] == one["victims"] == 39 for one in found.values())
+    pooled = {one["baseline"] for (pivot, _), one in found.items() if pivot != "all"}
+    assert len(pooled) == 1  # the most frequent words, whatever is uploaded
 
 
 def test_it_ends_in_plain_words_and_the_report_has_a_section(audited: Any) -> None:

@@ -27,7 +27,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny") / "bert", "bert")
 
 
-def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **changes: Any) -> dict:
+def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **changes: Any) -> dict[str, Any]:
     return {
         "strategy": strategy,
         "backbone.name": str(backbone),
@@ -44,7 +44,7 @@ def config_of(strategy: str, backbone: Path, folder: Path, *, devices: int, **ch
     }
 
 
-def run(config: dict) -> Any:
+def run(config: dict[str, Any]) -> Any:
     devices = config["data.num-devices"]
     nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
     grid = LocalGrid(BaselineClient().app, nodes, config)
@@ -54,7 +54,7 @@ def run(config: dict) -> Any:
     return strategy, result, events
 
 
-def measured_again(strategy: Any, arrays: ArrayRecord, config: dict) -> float:
+def measured_again(strategy: Any, arrays: ArrayRecord, config: dict[str, Any]) -> float:
     """The accuracy of a run's last weights over all devices' test samples."""
     settings, model = load_settings(config), strategy.model
     if "sums" in arrays:
@@ -64,7 +64,7 @@ def measured_again(strategy: Any, arrays: ArrayRecord, config: dict) -> float:
         model.load_trained(arrays.to_torch_state_dict())
     devices = settings.data.num_devices
     tests = [load_local_data(settings, partition, devices).test for partition in range(devices)]
-    return sum(model.evaluate(test) * len(test) for test in tests) / sum(map(len, tests))
+    return float(sum(model.evaluate(test) * len(test) for test in tests) / sum(map(len, tests)))
 
 
 @pytest.mark.parametrize("name", list(BASELINE_DEVICES))

@@ -32,7 +32,7 @@ from tests.support.tiny_models import save_tiny
 ON_LINUX = pytest.mark.skipif(not can_measure(), reason="the peak of a process can be reset on Linux alone")
 
 
-def check(found: dict, *, pairs: int) -> dict:
+def check(found: dict[str, Any], *, pairs: int) -> dict[str, Any]:
     """Hold what every report must have; returns it as its JSON has it."""
     found = json.loads(json.dumps(found))
     assert {"bench", "commit", "changed_since", "versions", "machine", "settings", "skipped"} <= found.keys()

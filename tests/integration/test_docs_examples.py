@@ -9,6 +9,7 @@ import sys
 import tomllib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -89,7 +90,7 @@ def test_commands_and_their_settings_exist(page: Path, line: str) -> None:
     if program == "mobillm":
         from mobillm_flower.cli import app
 
-        group = typer.main.get_command(app)
+        group: Any = typer.main.get_command(app)
         with group.make_context(program, words) as context:
             name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
             command.make_context(name, rest, parent=context).close()

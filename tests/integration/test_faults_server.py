@@ -36,7 +36,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
-def make_config(folder: Path, backbone: Path, preset: str = "fed", **changes: Any) -> dict:
+def make_config(folder: Path, backbone: Path, preset: str = "fed", **changes: Any) -> dict[str, Any]:
     ordered = {"arrivals__ingest_first": True} if preset == "fed" else {}
     return tiny_config(
         folder,
@@ -116,7 +116,7 @@ def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(
 ) -> None:
     config = make_config(tmp_path, backbone)
     run_killed(config, NODES, "answer", 3)
-    waiting = {}
+    waiting: dict[tuple[str, bytes], Any] = {}
     for file in sorted((tmp_path / "devices").glob("*/ledger.sqlite")):
         folder = DeviceFolder(file.parent)
         with closing(sqlite3.connect(file)) as ledger:
@@ -138,7 +138,7 @@ def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(
     assert state_bytes(strategy.trainer.network) == undisturbed
 
 
-def start(config: dict, at_third_window: Any) -> None:
+def start(config: dict[str, Any], at_third_window: Any) -> None:
     """Run; `at_third_window` is called with the cache when the third window has come, before it is committed."""
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0

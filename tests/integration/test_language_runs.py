@@ -61,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_config(folder: Path, backbone: Path, data: Path, **changes: Any) -> dict:
+def make_config(folder: Path, backbone: Path, data: Path, **changes: Any) -> dict[str, Any]:
     return {
         "preset": "mobillm",
         "backbone.name": str(backbone),

@@ -21,7 +21,7 @@ from tests.support.runs import tiny_config
 from tests.support.tiny_models import save_tiny
 
 
-def run_fleet(config: dict, count: int) -> Any:
+def run_fleet(config: dict[str, Any], count: int) -> Any:
     nodes = [{"partition-id": i, "num-partitions": count} for i in range(count)]
     strategy = make_strategy(load_settings(config))
     strategy.clock = FakeClock()  # waiting for devices that do not come takes no time

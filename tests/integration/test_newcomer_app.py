@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,9 @@ def test_it_runs_and_its_side_network_predicts(tmp_path: Path, monkeypatch: pyte
     importlib.import_module("newcomer")
     model = SideTunedModel.from_pretrained(run / "side_network", device="cpu")
     assert (model.spec.pivot, model.spec.codec, model.contract.metric) == ("mean+spread", "linear4", "macro-f1")
-    assert type(model.side_network).__name__ == "LayerWeights"
-    assert model.side_network.output.weight.any()  # trained: it started at zero
+    network: Any = model.side_network
+    assert type(network).__name__ == "LayerWeights"
+    assert network.output.weight.any()  # trained: it started at zero
     assert set(model.predict(["wake me at six", "play some music"]).labels) <= {"other", "time"}
 
     events = [json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines()]

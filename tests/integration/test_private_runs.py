@@ -25,6 +25,7 @@ from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay
 from mobillm_flower.wire.target_bytes import decode_targets
+from tests.support.present import present
 from tests.support.runs import run, tiny_config
 from tests.support.tiny_models import save_tiny
 
@@ -44,7 +45,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joint(tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> tuple[Path, dict]:
+def joint(tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("joint") / "run"
     config = tiny_config(folder, backbone, privacy__joint_epsilon=8, **PROJECTED)
     run(config)
@@ -54,11 +55,11 @@ def joint(tmp_path_factory: pytest.TempPathFactory, backbone: Any) -> tuple[Path
 def held(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors and labels as the server has them."""
     cache = ActivationCache(folder / "cache.sqlite")
-    plan = TrainingPlan.of(cache)
+    plan = present(TrainingPlan.of(cache))
     trainer = plan.trainer(cache, scores=lambda side, _: side, memory_bytes=1 << 20)
     batches, targets = trainer.loader.load(cache.rows())
     cache.close()
-    return batches[0].rows.flatten(1), targets.differences.argmax(1)
+    return batches[0].rows.flatten(1), present(targets.differences).argmax(1)
 
 
 def test_a_run_with_one_epsilon_for_vector_and_label(joint: Any) -> None:
@@ -91,7 +92,7 @@ def test_its_cache_trains_the_same_network_and_the_network_can_be_loaded(joint: 
     cache = ActivationCache(folder / "cache.sqlite")
     again = replay(cache, scores=lambda side, _: side)
     cache.close()
-    for name, value in model.side_network.state_dict().items():
+    for name, value in present(model.side_network).state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert any(value.abs().max() > 0 for value in again.state_dict().values())
     assert len(model.predict(["wake me at six", "play some music"]).labels) == 2
@@ -136,14 +137,16 @@ def test_randomized_labels_are_what_the_server_gets(tmp_path: Path, backbone: An
     plain, randomized = tmp_path / "plain", tmp_path / "randomized"
     run(tiny_config(plain, backbone))
     run(tiny_config(randomized, backbone, privacy__label_epsilon=1.0))
-    true, drawn = {}, {}
+    true: dict[bytes, int] = {}
+    drawn: dict[bytes, int] = {}
     for folder, labels in ((plain, true), (randomized, drawn)):
         cache = ActivationCache(folder / "cache.sqlite")
-        plan = TrainingPlan.of(cache)
+        plan = present(TrainingPlan.of(cache))
         spec = next(iter(plan.specs.values()))
         for row in cache.rows():
             ((activations, target),) = cache.read([row.id])
-            labels[activations] = int(decode_targets([target], spec, plan.contract).differences.argmax())
+            target_batch = decode_targets([target], spec, plan.contract)
+            labels[activations] = int(present(target_batch.differences).argmax())
         cache.close()
     assert set(true) == set(drawn)  # activations are the same
     kept = sum(true[key] == drawn[key] for key in true) / len(true)

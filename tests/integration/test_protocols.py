@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +23,11 @@ pytestmark = pytest.mark.slow
 @ON_LINUX
 @pytest.mark.timeout(900)  # fresh processes, each of which loads torch and transformers
 def test_every_side_of_the_memory_protocol(tmp_path: Path) -> None:
-    shape = {"hidden_size": 512, "ffn_dim": 2048, "num_hidden_layers": 8}  # enough that its layers are worth streaming
+    shape: dict[str, Any] = {
+        "hidden_size": 512,
+        "ffn_dim": 2048,
+        "num_hidden_layers": 8,
+    }  # enough that its layers are worth streaming
     backbone = str(save_tiny(tmp_path / "model", "opt", max_position_embeddings=128, **shape))
     said: list[str] = []
     report = bench_memory(models=[backbone], lengths=[64], batches=[16], work=tmp_path, say=said.append)

@@ -21,13 +21,13 @@ NODES = [{"partition-id": i, "num-partitions": NUM_DEVICES} for i in range(NUM_D
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     parent = tmp_path_factory.mktemp("refused")
     return tiny_config(parent / "run", save_tiny(parent / "backbone", "bert"))
 
 
 @pytest.fixture(scope="module")
-def finished(config: Any) -> dict:
+def finished(config: Any) -> dict[str, Any]:
     run(config)
     folder = Path(config["run.folder"])
     with closing(sqlite3.connect(folder / "cache.sqlite")) as db, db:
@@ -36,7 +36,7 @@ def finished(config: Any) -> dict:
     return kept(folder)
 
 
-def kept(folder: Path) -> dict:
+def kept(folder: Path) -> dict[str, Any]:
     """What a folder has beside its log, its lock and the devices' own folders."""
     with closing(sqlite3.connect(folder / "cache.sqlite")) as db:
         tables = [db.execute(f"SELECT * FROM {name}").fetchall() for name in ("samples", "meta")]

@@ -31,7 +31,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
 
 
-def run(folder: Path, backbone: Path, nodes: list[dict], **changes: Any) -> Any:
+def run(folder: Path, backbone: Path, nodes: list[dict[str, Any]], **changes: Any) -> Any:
     config = tiny_config(folder, backbone, **{"arrivals__grow_windows": False, **changes})
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
@@ -46,7 +46,7 @@ def weights(folder: Path) -> bytes:
 
 
 def pseudonym(strategy: Any, place: int) -> str:
-    return strategy.fleet.devices[100 + place].description.pseudonym
+    return str(strategy.fleet.devices[100 + place].description.pseudonym)
 
 
 FED = {"preset": "fed", "arrivals__ingest_first": True}

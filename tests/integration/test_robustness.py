@@ -28,7 +28,7 @@ pytest.importorskip("peft", reason="the extra `bench` with peft is not installed
 
 def events_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, answers: dict[str, int], **changes: Any
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     backbone = tmp_path / "bert"
     config = {
         **({"preset": strategy} if strategy in ("pae", "fed") else {}),

@@ -15,7 +15,7 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 SMALL = ["backbone.layers=2", "data.num-devices=3", "data.partition=iid", "data.max-samples=24", "trainer.epochs=2"]
 
 
-def mobillm(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess:
+def mobillm(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "mobillm"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 

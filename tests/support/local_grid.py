@@ -47,7 +47,7 @@ class LocalGrid(Grid):
 
     @property
     def run(self) -> Any:
-        raise NotImplementedError("nothing asks a grid for its run")
+        return None
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.contexts)
