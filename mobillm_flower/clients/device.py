@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -16,11 +18,14 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.memory_plan import plan_within
 from mobillm_flower.clients.releases import ReleaseMaker
 from mobillm_flower.config import Settings
-from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.errors import SettingsError
+from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Limits, SampleKeys
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
-from mobillm_flower.tasks import LocalData
+from mobillm_flower.privacy.noisy_metric import noisy_accuracy
+from mobillm_flower.tasks import LocalData, Samples
 from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -91,6 +96,65 @@ class Device:
         return ids
 
     @cached_property
+    def sample_keys(self) -> list[SampleKeys]:
+        """Under what each sample is counted in the ledger: its texts, whatever else a run made of it, and its row."""
+        texts = self._text_ids(self.data.train, self.data.train_rows)
+        keys_of = [SampleKeys(sample, of_row) for sample, of_row in zip(self.sample_ids, texts, strict=True)]
+        self.folder.ledger.attribute(keys_of)
+        return keys_of
+
+    def _text_ids(self, samples: Samples, rows: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+        """Return, of each sample, the ids of its texts and of the row that they are of."""
+        pairs = samples.pairs or [""] * len(samples)
+        return [
+            (*self.folder.text_ids((text, pair)), self.folder.row_id(row))
+            for text, pair, row in zip(samples.texts, pairs, rows or _own_digests(samples), strict=True)
+        ]
+
+    @property
+    def promises(self) -> bool:
+        """Whether anything is promised of what leaves the device."""
+        private, limits = self.settings.privacy, self.folder.ledger.limits
+        named = private.joint_epsilon, private.activation_epsilon, private.label_epsilon
+        return any(named) or limits != Limits()
+
+    @cached_property
+    def test(self) -> Samples:
+        """What it is evaluated on: its test samples; where anything is promised, none of whose text it learns from.
+
+        That is any that it holds as a training sample now, and any of which something was ever released.
+        """
+        return self.data.test.take(self._tested) if len(self._tested) < len(self.data.test) else self.data.test
+
+    @cached_property
+    def _tested(self) -> list[int]:
+        """Numbers of the test samples that it is evaluated on."""
+        if not self.promises:
+            return list(range(len(self.data.test)))
+        learnt = {text for keys_of in self.sample_keys for text in keys_of.texts}
+        others = {text for of_row in self._test_text_ids for text in of_row} - learnt
+        learnt |= self.folder.ledger.released(others)
+        return [i for i, of_row in enumerate(self._test_text_ids) if not learnt & set(of_row)]
+
+    def measure(self, model: SideTunedModel) -> float:
+        """Return the model's metric on the test samples: counted first and, where settings say so, noised.
+
+        Raises
+        ------
+        ReleaseRefused
+            The device has reported as many metrics as it agrees to.
+        """
+        epsilon = self.settings.privacy.metric_epsilon
+        texts = {text for i in self._tested for text in self._test_text_ids[i]}
+        self.folder.ledger.evaluate(texts, epsilon=epsilon)
+        value = model.evaluate(self.test)
+        return noisy_accuracy(value, len(self.test), epsilon=epsilon) if epsilon else value
+
+    @cached_property
+    def _test_text_ids(self) -> list[tuple[bytes, ...]]:
+        return self._text_ids(self.data.test, self.data.test_rows)
+
+    @cached_property
     def data_fingerprint(self) -> str:
         """Keyed hash of the set of samples."""
         return self.folder.data_fingerprint(self.sample_ids)
@@ -101,15 +165,20 @@ class Device:
         Raises
         ------
         SettingsError
-            A mixing key that its settings name is not there.
+            A mixing key that its settings name is not there, or noise is asked for on another metric than accuracy.
         """
         _ = self.mixing  # at the first meeting, not with the first sample
+        metric, noise = self.data.contract.metric, self.settings.privacy.metric_epsilon
+        if noise and metric != "accuracy":
+            raise SettingsError(
+                f"privacy.metric-epsilon={noise!r} is for the metric accuracy, not {metric}; give task.metric=accuracy"
+            )
         return DeviceDescription(
             pseudonym=self.folder.pseudonym,
             backbone=self.backbone.info,
             contract=self.data.contract,
             num_train=len(self.data.train),
-            num_test=len(self.data.test),
+            num_test=len(self.test),
             chosen="; ".join(filter(None, (self.choice.reason, str(self.backbone.plan or ""))))[:MAX_CHOSEN],
         )
 
@@ -167,28 +236,31 @@ class Device:
         """
         shaping = self.shaping(spec)
         release_ids = [self.folder.release_id(sample, shaping) for sample in self.sample_ids]
-        self.folder.acknowledge(held)
-        gone = self.folder.held() - held
+        self.folder.ledger.acknowledge(held)
+        gone = self.folder.ledger.held() - held
         missing = [i for i, release in enumerate(release_ids) if release not in held]
         open_ = [i for i in missing if release_ids[i] not in gone]
         refused = len(missing) - len(open_)
-        waiting = self.folder.outbox([release_ids[i] for i in open_])
-        epsilon = self.guarantee(spec).epsilon
+        waiting = self.folder.ledger.outbox([release_ids[i] for i in open_])
         chosen: list[int] = []
         fresh: list[int] = []
-        for i in open_:
-            if len(chosen) == size:
-                break
-            if release_ids[i] not in waiting:
-                try:
-                    self.folder.check(self.sample_ids[i], release_ids[i], epsilon=epsilon)
-                except ReleaseRefused:
-                    refused += 1
-                    continue
-                fresh.append(i)
-            chosen.append(i)
+        new = [i for i in open_ if release_ids[i] not in waiting]
+        promised = self.guarantee(spec)
+        may = self.folder.ledger.allowed(
+            ((self.sample_keys[i], release_ids[i]) for i in new), epsilon=promised.epsilon, delta=promised.delta
+        )
+        with contextlib.closing(may):
+            for i in open_:
+                if len(chosen) == size:
+                    break
+                if release_ids[i] not in waiting:
+                    if not next(may):
+                        refused += 1
+                        continue
+                    fresh.append(i)
+                chosen.append(i)
         seconds = self._release(fresh, release_ids, spec)
-        waiting |= self.folder.outbox([release_ids[i] for i in fresh])
+        waiting |= self.folder.ledger.outbox([release_ids[i] for i in fresh])
         samples: list[SampleBytes] = []
         used = 0
         for i in chosen:
@@ -218,9 +290,15 @@ class Device:
         )
         releases, seconds = maker.make(self.data.train, fresh, release_ids)
         if releases:
-            of_samples = [(self.sample_ids[i], release) for i, release in releases]
-            self.folder.record(of_samples, epsilon=self.guarantee(spec).epsilon)
+            promised, of_samples = self.guarantee(spec), [(self.sample_keys[i], release) for i, release in releases]
+            self.folder.ledger.record(of_samples, epsilon=promised.epsilon, delta=promised.delta)
         return seconds
+
+
+def _own_digests(samples: Samples) -> list[bytes]:
+    """Return a digest of each sample's content, where it is not known of which row it is."""
+    content = (json.dumps(samples.content(i), sort_keys=True) for i in range(len(samples)))
+    return [hashlib.sha256(text.encode()).digest() for text in content]
 
 
 @lru_cache(maxsize=4)

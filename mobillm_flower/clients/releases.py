@@ -16,7 +16,8 @@ from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
-from mobillm_flower.privacy.device_folder import DeviceFolder, Release
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks import Samples, read_activations, read_tokens
 from mobillm_flower.tasks.extraction import fitted_transform

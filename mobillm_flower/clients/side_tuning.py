@@ -88,7 +88,7 @@ class SideTuningClient:
     def _evaluate(self, device: Device, content: RecordDict) -> RecordDict:
         request = open_evaluation(content)
         device.agree(request.contract, request.spec)
-        device.folder.acknowledge(request.held)
+        device.folder.ledger.acknowledge(request.held)
         network = None  # a type that sent no sample has its base model
         if request.state:
             network = request.side_config.build()
@@ -103,10 +103,9 @@ class SideTuningClient:
             remembered_in=device.folder.path,
             mixing=device.mixing,
         )
-        test = device.data.test
-        metrics = {keys.NUM_EXAMPLES: float(len(test))}
-        if len(test):
-            metrics[request.contract.metric] = model.evaluate(test)
+        metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
+        if len(device.test):
+            metrics[request.contract.metric] = device.measure(model)
         return pack_metrics(metrics)
 
     def _answer(self, handle: Callable[[Device, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
@@ -131,7 +130,12 @@ class SideTuningClient:
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
             private = settings.privacy
-            owned = DeviceFolder(folder, max_releases=private.max_releases, budget=private.budget)
+            owned = DeviceFolder(
+                folder,
+                max_releases=private.max_releases,
+                budget=private.budget,
+                max_evaluations=private.max_evaluations,
+            )
             self._devices[key] = Device(settings, data, owned, partition=_number(context))
             if len(self._devices) > _OPEN_DEVICES:
                 _, oldest = self._devices.popitem(last=False)

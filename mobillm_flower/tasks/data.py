@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from mobillm_flower.config import DataSettings, Partition, Settings
 from mobillm_flower.errors import DataError
+from mobillm_flower.privacy.device_folder import plain_text
 from mobillm_flower.tasks.task import TASKS, Samples, make_contract, predicts_tokens
 from mobillm_flower.wire.contract import TaskContract
 
@@ -30,6 +32,7 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".json": lambda file: pyarrow.json.read_json(file),
     ".csv": lambda file: pyarrow.csv.read_csv(file),
 }
+_TEXT_TYPES = ("string", "large_string")
 _DIRICHLET_TURNS = 20
 
 
@@ -45,11 +48,15 @@ class LocalData:
         What it learns from.
     test : Samples
         What it is evaluated on.
+    train_rows, test_rows : tuple of bytes
+        A digest of the whole row that each sample is of, whatever columns the task reads; empty where it is not known.
     """
 
     contract: TaskContract
     train: Samples
     test: Samples
+    train_rows: tuple[bytes, ...] = ()
+    test_rows: tuple[bytes, ...] = ()
 
 
 def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -127,7 +134,21 @@ def _share(train: datasets.Dataset, settings: DataSettings, partition_id: int, n
 
 def _read(train: Any, test: Any, settings: Settings, contract: TaskContract) -> LocalData:
     task = TASKS[settings.task.kind]
-    return LocalData(contract, task.samples(train, settings, contract), task.samples(test, settings, contract))
+    return LocalData(
+        contract,
+        task.samples(train, settings, contract),
+        task.samples(test, settings, contract),
+        _row_digests(train),
+        _row_digests(test),
+    )
+
+
+def _row_digests(rows: Any) -> tuple[bytes, ...]:
+    """Return a digest of the texts of each row, in whatever order and however often they stand in it."""
+    texts = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in _TEXT_TYPES]
+    rows_of_texts = zip(*(rows[name][:] for name in texts), strict=True)
+    sets = ({plain_text(value) for value in row if value} for row in rows_of_texts)
+    return tuple(hashlib.sha256(repr(sorted(words)).encode()).digest() for words in sets)
 
 
 def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:

@@ -121,7 +121,7 @@ def test_a_device_killed_before_it_answers_sends_the_bytes_that_it_had_made(
         folder = DeviceFolder(file.parent)
         with closing(sqlite3.connect(file)) as ledger:
             made = [row[0] for row in ledger.execute("SELECT release FROM releases WHERE held = 0")]
-        waiting |= {(folder.pseudonym, release): item for release, item in folder.outbox(made).items()}
+        waiting |= {(folder.pseudonym, release): item for release, item in folder.ledger.outbox(made).items()}
         folder.close()
     before = held_in(tmp_path)
     lost = {key: item for key, item in waiting.items() if key[1] not in before.get(key[0], frozenset())}

@@ -499,7 +499,7 @@ def test_the_devices_own_privacy_settings_win(tmp_path: Path) -> None:
     config = make_config(tmp_path, settings="privacy.max-releases=0")
     client = SideTuningClient()
     run(config, [{**node, "privacy.max-releases": 1} for node in nodes()], app=client.app)
-    assert {device.folder.max_releases for device in client._devices.values()} == {1}
+    assert {device.folder.ledger.limits.max_releases for device in client._devices.values()} == {1}
 
 
 def test_another_metric_is_not_another_release(tmp_path: Path) -> None:

@@ -65,7 +65,11 @@ class PrivacySettings:
     Parameters
     ----------
     max_releases : int
-        Most releases of one sample; 0: counted, not bounded.
+        Most releases of one text, whatever runs ask; 0: counted, not bounded.
+    max_evaluations : int
+        Most metrics that the device reports on its test samples, whatever runs ask; 0: counted, not bounded.
+    metric_epsilon : float
+        ε, for each test sample, of the noise on each accuracy that the device reports; 0: exact. It counts in `budget`.
     joint_epsilon : float
         ε of one sample, its projected vector and its label together (`LabelledCap`, δ = 0); 0: off.
     activation_epsilon : float
@@ -79,10 +83,12 @@ class PrivacySettings:
     mixing_key : str
         On a device: the file with that key. It stays there.
     budget : float
-        Most ε that all releases of one sample may add up to, whatever run asks; 0: what one release takes.
+        Most ε that everything released of one text may add up to, whatever runs ask; 0: what one release takes.
     """
 
     max_releases: int = number(0, at_least=0)
+    max_evaluations: int = number(0, at_least=0)
+    metric_epsilon: float = number(0.0, at_least=0)
     joint_epsilon: float = number(0.0, at_least=0)
     activation_epsilon: float = number(0.0, at_least=0)
     delta: float = number(1e-5, above=0, below=1)

@@ -353,6 +353,8 @@ RANGES = {
     "rounds.max-strikes": _at_least(1),
     "rounds.max-failures": _at_least(1),
     "privacy.max-releases": _at_least(0),
+    "privacy.max-evaluations": _at_least(0),
+    "privacy.metric-epsilon": _at_least(0),
 }
 
 

@@ -1,9 +1,8 @@
-"""The device's folder: private, its ids keyed, its ledger all or none, its releases made once."""
+"""The device's folder: private, its secret and ledger belong together, its ids keyed."""
 
 from __future__ import annotations
 
 import multiprocessing
-import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -13,19 +12,16 @@ from typing import Any
 import pytest
 
 from mobillm_flower.errors import ReleaseRefused
-from mobillm_flower.privacy.device_folder import ID_BYTES, DeviceFolder, Release
+from mobillm_flower.privacy.device_folder import ID_BYTES, DeviceFolder
+from mobillm_flower.privacy.ledger import Release, SampleKeys
 
 SAMPLE = {"text": "wake me at six", "pair": None, "label": 0}
 
 
-def make_release(folder: DeviceFolder, text: str = "wake me", shaping: str = "v1") -> tuple[bytes, Release]:
+def make_release(folder: DeviceFolder, text: str = "wake me", shaping: str = "v1") -> tuple[SampleKeys, Release]:
     sample = folder.sample_id({"text": text})
-    return sample, Release(folder.release_id(sample, shaping), 1, f"activations of {text}".encode(), b"target")
-
-
-def rows(folder: DeviceFolder) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(folder.path / "ledger.sqlite") as db:
-        return db.execute("SELECT release, held, activations, target FROM releases ORDER BY release").fetchall()
+    release = Release(folder.release_id(sample, shaping), 1, f"activations of {text}".encode(), b"target")
+    return SampleKeys(sample, folder.text_ids([text])), release
 
 
 @pytest.fixture
@@ -37,7 +33,7 @@ def folder(tmp_path: Path) -> Iterator[Any]:
 
 # folder and secret -----------------------------------------------------------------------------------------------
 def test_modes(folder: DeviceFolder) -> None:
-    folder.record([make_release(folder)])
+    folder.ledger.record([make_release(folder)])
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.path.iterdir()}
     assert {"secret", "ledger.sqlite", "ledger.sqlite-wal"} <= set(modes)
@@ -129,6 +125,23 @@ def test_racing_processes_get_one_secret(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_a_missing_ledger_is_not_started_anew(folder: DeviceFolder) -> None:
+    for file in folder.path.glob("ledger.sqlite*"):
+        file.unlink()
+    with pytest.raises(ReleaseRefused, match="has its secret and no ledger"):
+        DeviceFolder(folder.path)
+
+
+def test_a_ledger_without_the_secret_it_was_kept_under_is_refused(folder: DeviceFolder) -> None:
+    (folder.path / "secret").unlink()
+    folder = DeviceFolder(folder.path)  # nothing was released: a start that was cut short
+    folder.ledger.record([make_release(folder)])
+    folder.close()
+    (folder.path / "secret").unlink()
+    with pytest.raises(ReleaseRefused, match="has a ledger and no secret"):
+        DeviceFolder(folder.path)
+
+
 # ids -------------------------------------------------------------------------------------------------------------
 def test_ids_are_keyed(tmp_path: Path) -> None:
     one, two = DeviceFolder(tmp_path / "one"), DeviceFolder(tmp_path / "two")
@@ -183,172 +196,16 @@ def test_data_fingerprint_is_of_the_set(folder: DeviceFolder) -> None:
     assert len(folder.data_fingerprint(ids)) == 32
 
 
-# ledger and outbox -----------------------------------------------------------------------------------------------
-def test_a_re_send_is_byte_identical(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device")
-    sample, release = make_release(folder)
-    folder.record([(sample, release)])
-    assert folder.outbox([release.release, bytes(16)]) == {release.release: release}
-    folder.close()
-    folder = DeviceFolder(tmp_path / "device")  # a restart
-    folder.check(sample, release.release)
-    assert folder.outbox([release.release]) == {release.release: release}
-    assert folder.held() == set()
-    folder.close()
+@pytest.mark.parametrize(
+    "other",
+    ["  wake\u00a0me\tat\nsix ", "wake me at six", "wake  me at six"],
+    ids=["blanks", "same", "two"],
+)
+def test_a_text_is_counted_as_one_however_it_is_spaced(folder: DeviceFolder, other: str) -> None:
+    assert folder.text_ids([other]) == folder.text_ids(["wake me at six"])
 
 
-def test_acknowledged_releases_lose_their_bytes(folder: DeviceFolder) -> None:
-    pairs = [make_release(folder, text) for text in ("one", "two")]
-    folder.record(pairs)
-    first, second = (release for _, release in pairs)
-    assert folder.acknowledge([first.release, bytes(16)]) == 1
-    assert folder.acknowledge([first.release]) == 0
-    assert folder.held() == {first.release}
-    assert folder.outbox([first.release, second.release]) == {second.release: second}
-    kept = {release: (held, activations, target) for release, held, activations, target in rows(folder)}
-    assert kept[first.release] == (1, None, None)
-    assert kept[second.release] == (0, second.activations, second.target)
-
-
-def test_acknowledging_nothing_is_nothing(folder: DeviceFolder) -> None:
-    assert folder.acknowledge([]) == 0
-    assert folder.held() == set()
-
-
-def test_acknowledged_releases_are_refused_again(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device")
-    sample, release = make_release(folder)
-    folder.record([(sample, release)])
-    folder.acknowledge([release.release])
-    folder.close()
-    folder = DeviceFolder(tmp_path / "device")
-    with pytest.raises(ReleaseRefused, match="was released under these settings before and the server held it"):
-        folder.check(sample, release.release)
-    with pytest.raises(ReleaseRefused, match="was released under these settings before"):
-        folder.record([(sample, release)])
-    folder.close()
-
-
-def test_another_release_of_a_sample_is_counted(folder: DeviceFolder) -> None:
-    for shaping in ("v1", "v2", "v3"):
-        folder.record([make_release(folder, shaping=shaping)])
-    sample, _ = make_release(folder)
-    assert folder.num_releases(sample) == 3
-    assert folder.num_releases(bytes(16)) == 0
-
-
-def test_budget(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=2)
-    for shaping in ("v1", "v2"):
-        folder.record([make_release(folder, shaping=shaping)])
-    sample, third = make_release(folder, shaping="v3")
-    with pytest.raises(ReleaseRefused, match=r"was released 2 times; privacy.max-releases=2 allows no more"):
-        folder.check(sample, third.release)
-    with pytest.raises(ReleaseRefused, match=r"privacy.max-releases=2"):
-        folder.record([(sample, third)])
-    folder.check(*(lambda pair: (pair[0], pair[1].release))(make_release(folder, shaping="v2")))  # waits in the outbox
-    folder.record([make_release(folder, "another text")])
-    assert folder.num_releases(sample) == 2
-    folder.close()
-
-
-def test_the_budget_counts_held_releases_and_survives_a_restart(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
-    sample, first = make_release(folder)
-    folder.record([(sample, first)])
-    folder.acknowledge([first.release])
-    folder.close()
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
-    with pytest.raises(ReleaseRefused, match="released 1 times"):
-        folder.check(*(lambda pair: (pair[0], pair[1].release))(make_release(folder, shaping="v2")))
-    folder.close()
-
-
-def test_the_budget_holds_within_one_batch(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
-    with pytest.raises(ReleaseRefused, match="released 1 times"):
-        folder.record([make_release(folder, shaping="v1"), make_release(folder, shaping="v2")])
-    assert rows(folder) == []
-    folder.close()
-
-
-def test_the_epsilon_of_all_releases_of_a_sample_adds_up(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", budget=6.0)
-    first, second = make_release(folder, shaping="v1"), make_release(folder, shaping="v2")
-    folder.record([first], epsilon=4.0)
-    folder.record([second], epsilon=2.0)
-    sample, third = make_release(folder, shaping="v3")
-    with pytest.raises(ReleaseRefused, match=r"took an epsilon of 6; 0.5 more is beyond privacy.budget=6"):
-        folder.check(sample, third.release, epsilon=0.5)
-    folder.check(sample, second[1].release, epsilon=2.0)  # the same release again takes nothing
-    with pytest.raises(ReleaseRefused, match="allows no release without an epsilon"):
-        folder.check(sample, third.release)
-    folder.close()
-
-
-def test_without_a_budget_a_protected_sample_is_released_once(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device")
-    folder.record([make_release(folder, shaping="v1")], epsilon=4.0)
-    sample, again = make_release(folder, shaping="v2")
-    with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=4"):
-        folder.record([(sample, again)], epsilon=4.0)
-    folder.close()
-    smaller = DeviceFolder(tmp_path / "device")
-    with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=1"):
-        smaller.check(sample, again.release, epsilon=1.0)
-    smaller.close()
-
-
-def test_no_epsilon_is_promised_for_a_sample_that_went_out_unprotected(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", budget=100.0)
-    folder.budget = 0.0
-    folder.record([make_release(folder, shaping="v1")])
-    folder.budget = 100.0
-    sample, protected = make_release(folder, shaping="v2")
-    with pytest.raises(ReleaseRefused, match="released without protection before"):
-        folder.check(sample, protected.release, epsilon=1.0)
-    folder.close()
-
-
-def test_record_is_all_or_none(folder: DeviceFolder) -> None:
-    held = make_release(folder, "held")
-    folder.record([held])
-    folder.acknowledge([held[1].release])
-    before = rows(folder)
-    with pytest.raises(ReleaseRefused, match="released under these settings before"):
-        folder.record([make_release(folder, "new"), held, make_release(folder, "newer")])
-    assert rows(folder) == before
-    folder.record([make_release(folder, "new")])  # the failed transaction left no lock
-    assert len(rows(folder)) == 2
-
-
-def test_racing_records_keep_the_budget(tmp_path: Path) -> None:
-    path, outcomes, barrier = tmp_path / "device", [], threading.Barrier(6)
-    DeviceFolder(path).close()
-
-    def release(i: int) -> None:
-        folder = DeviceFolder(path, max_releases=2)
-        barrier.wait()
-        try:
-            folder.record([make_release(folder, shaping=str(i))])
-            outcomes.append("made")
-        except ReleaseRefused:
-            outcomes.append("refused")
-        folder.close()
-
-    threads = [threading.Thread(target=release, args=(i,)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["made"] * 2 + ["refused"] * 4
-
-
-def test_errors_hold_no_sample_text(folder: DeviceFolder) -> None:
-    sample, release = make_release(folder, "my secret diary")
-    folder.record([(sample, release)])
-    folder.acknowledge([release.release])
-    with pytest.raises(ReleaseRefused, match="train from that run's cache") as caught:
-        folder.check(sample, release.release)
-    assert "diary" not in str(caught.value)
-    assert sample.hex() not in str(caught.value)
+def test_a_text_is_counted_as_one_in_any_normal_form(folder: DeviceFolder) -> None:
+    assert folder.text_ids(["cafe\u0301"]) == folder.text_ids(["caf\u00e9"]) != folder.text_ids(["cafe"])
+    assert folder.text_ids(["", "  "]) == ()
+    assert len(folder.text_ids(["\ud800"])) == 1  # a lone surrogate, as JSON may hold it
