@@ -25,7 +25,7 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.ledger import Limits, SampleKeys
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
 from mobillm_flower.privacy.noisy_metric import noisy_accuracy
-from mobillm_flower.tasks import LocalData, Samples
+from mobillm_flower.tasks import LocalData, Samples, with_tokens
 from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -62,12 +62,18 @@ class Device:
     """
 
     def __init__(self, settings: Settings, data: LocalData, folder: DeviceFolder, *, partition: int = 0) -> None:
-        self.settings, self.data, self.folder, self.partition = settings, data, folder, partition
+        self.settings, self.folder, self.partition = settings, folder, partition
+        self._read = data
+
+    @cached_property
+    def data(self) -> LocalData:
+        """What it holds and its tokenizer can read."""
+        return with_tokens(self._read, self.backbone, self.settings)
 
     @cached_property
     def choice(self) -> Choice:
         """Which backbone it runs; decided once, and remembered in its folder."""
-        contract = self.data.contract
+        contract = self._read.contract
         return choose(
             self.settings.backbone,
             file=self.folder.path / "backbone.json",
@@ -81,7 +87,7 @@ class Device:
     def backbone(self) -> Backbone:
         """The frozen model, loaded once per process and settings."""
         budget_mib = self.settings.backbone.memory_budget_mib
-        return _shared_backbone(self.choice.options, budget_mib, self.data.contract.max_length)
+        return _shared_backbone(self.choice.options, budget_mib, self._read.contract.max_length)
 
     @cached_property
     def sample_ids(self) -> list[bytes]:
@@ -160,7 +166,7 @@ class Device:
         return self.folder.data_fingerprint(self.sample_ids)
 
     def describe(self) -> DeviceDescription:
-        """Say what the device is.
+        """Say what the device is; rows that take no part are logged, in numbers.
 
         Raises
         ------
@@ -173,6 +179,8 @@ class Device:
             raise SettingsError(
                 f"privacy.metric-epsilon={noise!r} is for the metric accuracy, not {metric}; give task.metric=accuracy"
             )
+        if said := str(self.data.left_out):
+            logger.warning("device %s leaves out %s", self.folder.pseudonym[:8], said)
         return DeviceDescription(
             pseudonym=self.folder.pseudonym,
             backbone=self.backbone.info,
@@ -180,6 +188,7 @@ class Device:
             num_train=len(self.data.train),
             num_test=len(self.test),
             chosen="; ".join(filter(None, (self.choice.reason, str(self.backbone.plan or ""))))[:MAX_CHOSEN],
+            left_out=self.data.left_out.counts,
         )
 
     def agree(self, contract: TaskContract, spec: ExtractionSpec) -> None:

@@ -20,7 +20,7 @@ from mobillm_flower.errors import DataError, MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import LocalData, load_local_data, read_rows
+from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
     open_evaluation,
@@ -48,8 +48,9 @@ class SideTuningClient:
     Parameters
     ----------
     load_data : callable, optional
-        Context -> (train, test), two `datasets.Dataset` with the columns that the settings name. By default
-        `data.source` is cut by the node's `partition-id` and `num-partitions`.
+        Context -> (train, test), rows with the columns that the settings name: each a `datasets.Dataset`, a
+        `pandas.DataFrame`, or dicts; test may be None. By default `data.source` is cut by the node's `partition-id` and
+        `num-partitions`.
 
     Examples
     --------
@@ -157,7 +158,7 @@ def device_data(settings: Settings, context: Context, load_data: LoadData | None
     """Return a device's samples: what `load_data` gives, or its partition of `data.source`."""
     if load_data is None:
         return load_local_data(settings, *_partition(context))
-    return read_rows(*load_data(context), settings)
+    return read_rows(*both_splits(load_data(context)), settings)
 
 
 def device_folder(settings: Settings, context: Context) -> Path:

@@ -28,7 +28,7 @@ from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
 from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import LocalData, load_local_data, render
+from mobillm_flower.tasks import LocalData, load_local_data, tokenize
 from mobillm_flower.tasks.extraction import extraction_spec
 
 # The allocator gives freed blocks of 128 KiB and more back at once: the figure is what a side needs, and not what
@@ -232,8 +232,7 @@ SIDES: Mapping[str, Side] = {
 
 def tokens(backbone: Backbone, data: LocalData) -> list[dict[str, list[int]]]:
     """Return a device's training texts as tokens."""
-    texts, pairs = render(data.train, data.contract)
-    return backbone.tokenize(texts, pairs, data.contract.max_length)
+    return tokenize(backbone, data.train, data.contract)
 
 
 @torch.inference_mode()

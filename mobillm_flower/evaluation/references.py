@@ -25,8 +25,9 @@ from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
-from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, render
+from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, tokenize, with_tokens
 from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.left_out import NO_TOKENS
 
 
 def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
@@ -51,10 +52,12 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
     """
     run = read_run(run_path)
     settings = load_settings(file=run.folder.settings)
-    held = {met.device: met.num_train for met in run.all(DeviceMet)}
+    held = {event.device: event.num_train for event in run.all(DeviceMet)}
     settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
     data = load_central_data(settings)
-    if sum(held.values()) != len(data.train):
+    met = {event.device: event for event in run.all(DeviceMet)}
+    unread = sum(event.left_out.get(f"train {NO_TOKENS}", 0) for event in met.values())
+    if sum(held.values()) + unread != len(data.train):
         return {}
     folder = run.folder.side_network
     contract = saved_contract(folder)
@@ -83,6 +86,7 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
                 engine=settings.backbone.engine,
             ).for_task(contract)
         )
+        data = with_tokens(data, backbone, settings)
         model = SideTunedModel.from_pretrained(
             folder,
             backbone=backbone,
@@ -158,8 +162,7 @@ def logistic_regression(backbone: Backbone, data: LocalData, contract: TaskContr
 
 
 def _last_mean(backbone: Backbone, samples: Samples, contract: TaskContract) -> np.ndarray:
-    texts, pairs = render(samples, contract)
-    tokens = backbone.tokenize(texts, pairs, contract.max_length)
+    tokens = tokenize(backbone, samples, contract)
     found = backbone.extract(tokens, layers=[backbone.info.depth], pivot="mean")
     return np.asarray(torch.stack(found.activations).flatten(1))
 

@@ -22,7 +22,7 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings
 from mobillm_flower.core.zeroth_order import replay
 from mobillm_flower.errors import SettingsError, UnsupportedError
-from mobillm_flower.tasks import Samples, measure, render
+from mobillm_flower.tasks import Samples, measure, tokenize
 from mobillm_flower.wire.contract import TaskContract
 
 METHODS = ("lora", "bitfit", "full")
@@ -168,8 +168,7 @@ class FineTunedModel(nn.Module):
 
     def tokens(self, samples: Samples) -> list[dict[str, list[int]]]:
         """Return samples as tokens, in the task's prompt."""
-        texts, pairs = render(samples, self.contract)
-        return self.backbone.tokenize(texts, pairs, self.contract.max_length)
+        return tokenize(self.backbone, samples, self.contract)
 
     def batches(self, samples: Samples, batch_size: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Yield padded inputs and labels of one epoch in a random order that the seed draws."""

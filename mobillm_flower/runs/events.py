@@ -138,7 +138,11 @@ class Finished(Event, kind="finished"):
 
 @dataclass(frozen=True)
 class DeviceMet(Event, kind="device"):
-    """A device was taken in; `chosen` says which of several backbones it chose, and why."""
+    """A device was taken in.
+
+    `chosen` says which of several backbones it chose, and why; `left_out` how many of its rows take no part, by split
+    and reason, keys as in `wire.left_out`.
+    """
 
     device: str
     backbone: str
@@ -146,6 +150,7 @@ class DeviceMet(Event, kind="device"):
     num_train: int
     num_test: int
     chosen: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ class Fleet:
                 num_train=description.num_train,
                 num_test=description.num_test,
                 chosen=description.chosen,
+                left_out=description.left_out,
             )
         )
 

@@ -4,8 +4,10 @@ from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, load_splits, read_rows
 from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows, windows_of
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
+from mobillm_flower.tasks.rows import both_splits
 from mobillm_flower.tasks.task import TASKS, Samples, Task, make_contract, measure, render
 from mobillm_flower.tasks.texts import Text, read_texts, text_lines
+from mobillm_flower.tasks.tokens import check_prompt, tokenize, with_tokens
 
 __all__ = [
     "METRICS",
@@ -16,6 +18,8 @@ __all__ = [
     "Task",
     "Text",
     "TokenWindow",
+    "both_splits",
+    "check_prompt",
     "load_central_data",
     "load_local_data",
     "load_splits",
@@ -29,5 +33,7 @@ __all__ = [
     "render",
     "text_lines",
     "token_windows",
+    "tokenize",
     "windows_of",
+    "with_tokens",
 ]

@@ -10,6 +10,7 @@ from mobillm_flower.backbones.backbone import Backbone, Extraction
 from mobillm_flower.core.pairs import compare
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.task import Samples, render
+from mobillm_flower.tasks.tokens import tokenize
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 
@@ -38,11 +39,11 @@ def read_activations(
     DataError
         A text has no tokens, or `activations.bi-encoder` meets samples without a second text.
     """
-    texts, pairs = render(samples, contract)
     layers, pivot = spec.layers, spec.pivot
     if not spec.bi_encoder:
-        tokens = backbone.tokenize(texts, pairs, contract.max_length)
+        tokens = tokenize(backbone, samples, contract)
         return backbone.extract(tokens, layers=layers, pivot=pivot, transform=transform)
+    texts, pairs = render(samples, contract)
     if pairs is None:
         raise DataError("activations.bi-encoder compares two texts, and these samples have one; give both")
     tokens = backbone.tokenize([*texts, *pairs], None, contract.max_length)

@@ -1,29 +1,30 @@
-"""Data sets by name or folder, and their partition into devices (flwr-datasets)."""
+"""Data sets by name or folder, and what of them a device holds."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from mobillm_flower.config import DataSettings, Partition, Settings
+from mobillm_flower.config import BadRows, DataSettings, Partition, Settings
 from mobillm_flower.errors import DataError
 from mobillm_flower.privacy.device_folder import plain_text
-from mobillm_flower.tasks.task import TASKS, Samples, make_contract, predicts_tokens
+from mobillm_flower.tasks.labels import LabelRule, label_rule
+from mobillm_flower.tasks.partitions import no_progress, places
+from mobillm_flower.tasks.rows import LeftOut, both_splits
+from mobillm_flower.tasks.task import TASKS, LeavesOut, Samples, label_column, make_contract
 from mobillm_flower.wire.contract import TaskContract
 
 _READERS: dict[str, Callable[[Path], pa.Table]] = {
@@ -33,7 +34,6 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".csv": lambda file: pyarrow.csv.read_csv(file),
 }
 _TEXT_TYPES = ("string", "large_string")
-_DIRICHLET_TURNS = 20
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class LocalData:
         What it is evaluated on.
     train_rows, test_rows : tuple of bytes
         A digest of the whole row that each sample is of, whatever columns the task reads; empty where it is not known.
+    left_out : LeftOut
+        Rows that cannot be used.
     """
 
     contract: TaskContract
@@ -57,6 +59,7 @@ class LocalData:
     test: Samples
     train_rows: tuple[bytes, ...] = ()
     test_rows: tuple[bytes, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -85,22 +88,16 @@ def load_local_data(settings: Settings, partition_id: int, num_partitions: int) 
     Raises
     ------
     DataError
-        As `load_splits`; or the partition does not exist.
+        As `load_splits`; or the partition does not exist, or no row of it can be used.
     """
     if not 0 <= partition_id < num_partitions:
         raise DataError(f"partition-id={partition_id} must be from 0 to num-partitions − 1 = {num_partitions - 1}")
-    train, test = load_splits(settings.data)
-    contract = make_contract(settings, _label_column(train, settings))
-    mine = _share(train, settings.data, partition_id, num_partitions)
-    test_settings = settings.data
-    if settings.data.partition == Partition.dirichlet:  # a skewed test split would measure the skew
-        test_settings = _iid(settings.data)
-    tested = partition(test, test_settings, partition_id, num_partitions)
-    return _read(mine, tested, settings, contract)
+    splits = Splits.of(*load_splits(settings.data), settings)
+    return splits.local(settings, partition_id, num_partitions)
 
 
 def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
-    """Read a device's own `datasets.Dataset` pair.
+    """Read a device's own rows, in any form that `load_data` may return.
 
     Class names come from `task.labels` or from the column's ClassLabel: the values of one device's rows are neither
     those of the fleet nor to be told.
@@ -108,39 +105,114 @@ def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
     Raises
     ------
     DataError
-        A classification names its classes nowhere, or a row cannot be used.
+        The rows have another form, a classification names its classes nowhere, or no row can be used.
     """
-    column = _label_column(train, settings)
-    named = settings.task.labels or getattr(column.feature, "names", None)
+    train, test = both_splits((train, test))
+    named = settings.task.labels or label_column(train, settings).names
     if TASKS[settings.task.kind].labels(["0"], settings) and not named:
         raise DataError("load_data's rows do not name the classes: give task.labels, in order, or a ClassLabel column")
-    return _read(train, test, settings, make_contract(settings, _label_column(train, settings)))
+    splits = Splits.of(train, test, settings)
+    return splits.read(settings, range(len(train)), range(len(test)))
 
 
 def load_central_data(settings: Settings) -> LocalData:
     """Load what all devices hold in one place: for references and benchmarks, never on a device."""
-    train, test = load_splits(settings.data)
-    contract, count = make_contract(settings, _label_column(train, settings)), settings.data.num_devices
+    splits, count = Splits.of(*load_splits(settings.data), settings), settings.data.num_devices
+    train: Sequence[int] = range(len(splits.train))
     if settings.data.max_samples:
-        train = datasets.concatenate_datasets([_share(train, settings.data, i, count) for i in range(count)])
-    return _read(train, test, settings, contract)
+        most = settings.data.max_samples
+        train = [row for i in range(count) for row in splits.share(settings.data, i, count)[:most]]
+    return splits.read(settings, train, range(len(splits.test)))
 
 
-def _share(train: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
-    """Return the rows that a device learns from."""
-    mine = partition(train, settings, partition_id, num_partitions)
-    return mine.select(range(min(len(mine), settings.max_samples or len(mine))))
+@dataclass(frozen=True)
+class Splits:
+    """Both splits of a source, and how their labels are read.
+
+    Parameters
+    ----------
+    train, test : datasets.Dataset
+        All rows.
+    contract : TaskContract
+        The task.
+    train_rule, test_rule : LabelRule or None
+        Which class a label is; None where the task has no classes, or reads labels in a way of its own.
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    contract: TaskContract
+    train_rule: LabelRule | None
+    test_rule: LabelRule | None
+
+    @classmethod
+    def of(cls, train: datasets.Dataset, test: datasets.Dataset, settings: Settings) -> Splits:
+        """Understand the columns of two splits; raises DataError where that cannot be done."""
+        column = label_column(train, settings)
+        contract = make_contract(settings, column)
+        if not isinstance(TASKS[settings.task.kind], LeavesOut) or not contract.labels:
+            return cls(train, test, contract, None, None)
+        setting = f"data.label-column={settings.data.label_column!r}"
+        rule = label_rule(contract.labels, column, column.names, setting=setting)
+        with _of_split("test", test):
+            tested = label_column(test, settings)
+            if tested.names == rule.own and any(rule(value) is not None for value in column):
+                return cls(train, test, contract, rule, rule)
+            return cls(train, test, contract, rule, label_rule(contract.labels, tested, tested.names, setting=setting))
+
+    def share(self, settings: DataSettings, partition_id: int, num_partitions: int) -> list[int]:
+        """Return the train rows of a device, those that cannot be used among them."""
+        rows, part = range(len(self.train)), self.train
+        if settings.partition == Partition.dirichlet and self.train_rule:  # skewed by label: those that have one
+            rule, labels = self.train_rule, self.train[settings.label_column][:]
+            kept = [row for row in rows if rule(labels[row]) is not None]
+            if len(kept) < len(rows):
+                return [kept[i] for i in places(part.select(kept), settings, partition_id, num_partitions)]
+        return places(part, settings, partition_id, num_partitions)
+
+    def local(self, settings: Settings, partition_id: int, num_partitions: int) -> LocalData:
+        """Return what a device holds."""
+        mine = self.share(settings.data, partition_id, num_partitions)
+        cut = settings.data
+        if cut.partition == Partition.dirichlet:  # a skewed test split would measure the skew
+            cut = dataclasses.replace(cut, partition=Partition.iid)
+        with _of_split("test", self.test):
+            tested = places(self.test, cut, partition_id, num_partitions, like=self.train)
+        return self.read(settings, mine[: cut.max_samples or None], tested)
+
+    def read(self, settings: Settings, train: Sequence[int], test: Sequence[int]) -> LocalData:
+        """Return rows of both splits as samples, without those that cannot be used."""
+        kept, digests, bad = self._samples(self.train, train, self.train_rule, settings)
+        with _of_split("test", self.test):
+            tested, test_digests, bad_test = self._samples(self.test, test, self.test_rule, settings)
+        left_out = LeftOut.of_reasons(train=bad, test=bad_test)
+        check_left_out(left_out, settings, kept=len(kept))
+        return LocalData(self.contract, kept, tested, digests, test_digests, left_out)
+
+    def _samples(
+        self, rows: datasets.Dataset, chosen: Sequence[int], rule: LabelRule | None, settings: Settings
+    ) -> tuple[Samples, tuple[bytes, ...], dict[int, str]]:
+        """Return the rows of a split that can be used, their digests, and why the others cannot, by their places."""
+        task = TASKS[settings.task.kind]
+        part = rows if len(chosen) == len(rows) and list(chosen) == list(range(len(rows))) else rows.select(chosen)
+        if not isinstance(task, LeavesOut):
+            return task.samples(part, settings, self.contract), _row_digests(part), {}
+        samples, reasons = task.read(part, settings, self.contract, rule)
+        samples = dataclasses.replace(samples, rows=tuple(chosen))
+        digests = _row_digests(part)
+        if reasons:
+            kept = [i for i in range(len(samples)) if i not in reasons]
+            samples, digests = samples.take(kept), tuple(digests[i] for i in kept) if digests else ()
+        return samples, digests, {chosen[i]: reason for i, reason in reasons.items()}
 
 
-def _read(train: Any, test: Any, settings: Settings, contract: TaskContract) -> LocalData:
-    task = TASKS[settings.task.kind]
-    return LocalData(
-        contract,
-        task.samples(train, settings, contract),
-        task.samples(test, settings, contract),
-        _row_digests(train),
-        _row_digests(test),
-    )
+@contextlib.contextmanager
+def _of_split(name: str, rows: datasets.Dataset) -> Iterator[None]:
+    """Say of which split an error speaks."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name} split ({len(rows)} rows): {error}") from error
 
 
 def _row_digests(rows: Any) -> tuple[bytes, ...]:
@@ -151,94 +223,18 @@ def _row_digests(rows: Any) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(repr(sorted(words)).encode()).digest() for words in sets)
 
 
-def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
-    """Return one device's rows: IID, Dirichlet(α) over labels, or natural by a column.
-
-    With `natural`, device i of n has the i-th, (i+n)-th, … of the column's sorted values of the train split's kind;
-    a device without a value has no rows.
+def check_left_out(left_out: LeftOut, settings: Settings, *, kept: int) -> None:
+    """Refuse rows that cannot be used where `data.bad-rows` says so, and a device of which no train row is left.
 
     Raises
     ------
     DataError
-        A column is missing, or the rows cannot be cut that way.
+        Which rows, and why.
     """
-    from flwr_datasets.partitioner import IidPartitioner  # brings matplotlib with it
-
-    if settings.partition == Partition.natural:
-        column = settings.partition_column
-        if column not in rows.column_names:
-            raise DataError(
-                f"data.partition-column={column!r} is no column; the data has {', '.join(rows.column_names)}"
-            )
-        values = rows[column][:]  # at once: a column by itself is read row by row
-        names = set(_natural_names(settings)[partition_id::num_partitions])
-        return rows.select([i for i, value in enumerate(values) if str(value) in names])
-    if settings.partition == Partition.dirichlet:
-        return _dirichlet(rows, settings, partition_id, num_partitions)
-    partitioner = IidPartitioner(num_partitions=num_partitions)
-    partitioner.dataset = rows.shuffle(seed=settings.seed)
-    try:
-        with _no_progress():
-            return partitioner.load_partition(partition_id)
-    except ValueError as error:
-        raise DataError(f"{len(rows)} rows cannot be cut into {num_partitions} devices (iid): {error}") from error
-
-
-def _dirichlet(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
-    """Return one device's rows of the first draw in which each device has some.
-
-    With a small α and few labels most draws leave a device without rows, and flwr-datasets gives up after ten; then
-    ten more are drawn from another seed, which follows from `data.seed`.
-    """
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    for turn in range(_DIRICHLET_TURNS):
-        drawn = np.random.SeedSequence([settings.seed, turn]).generate_state(1)
-        partitioner = DirichletPartitioner(
-            num_partitions=num_partitions,
-            partition_by=settings.label_column,
-            alpha=settings.alpha,
-            min_partition_size=1,
-            self_balancing=False,
-            seed=int(drawn[0]) if turn else settings.seed,
-        )
-        partitioner.dataset = rows
-        try:
-            with _no_progress(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The specified min_partition_size")
-                return partitioner.load_partition(partition_id)
-        except ValueError as error:
-            reason = error
-    raise DataError(
-        f"{len(rows)} rows cannot be cut into {num_partitions} devices (dirichlet): in {10 * _DIRICHLET_TURNS} draws "
-        f"some device had none; raise data.alpha={settings.alpha:g}, or give fewer devices"
-    ) from reason
-
-
-def _natural_names(settings: DataSettings) -> list[str]:
-    train = _split(settings.source, settings.subset, settings.train_split)
-    return sorted({str(value) for value in train[settings.partition_column][:]})
-
-
-def _iid(settings: DataSettings) -> DataSettings:
-    return dataclasses.replace(settings, partition=Partition.iid)
-
-
-def _label_column(rows: datasets.Dataset, settings: Settings) -> Any:
-    if predicts_tokens(settings):
-        return _Column([], None)
-    name = settings.data.label_column
-    if name not in rows.column_names:
-        raise DataError(f"data.label-column={name!r} is no column; the data has {', '.join(rows.column_names)}")
-    return _Column(rows[name][:], rows.features[name])
-
-
-class _Column(list[Any]):
-    """A column's values with their feature, which may name the classes."""
-
-    def __init__(self, values: Any, feature: Any) -> None:
-        super().__init__(values)
-        self.feature = feature
+    if settings.data.bad_rows == BadRows.refuse and left_out.counts:
+        raise DataError(f"{left_out}; mend these rows, or leave them out with data.bad-rows=drop")
+    if not kept and (reasons := left_out.of("train")):
+        raise DataError(f"no train row is left: {reasons}")
 
 
 @lru_cache(maxsize=8)
@@ -257,7 +253,7 @@ def _split(source: str, subset: str, split: str) -> datasets.Dataset:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{files[0].name} in {folder} cannot be read ({type(error).__name__})") from error
     try:
-        with _no_progress():
+        with no_progress():
             return datasets.load_dataset(source, subset or None, split=split)
     except Exception as error:
         raise DataError(
@@ -273,14 +269,3 @@ def _phone_messages(split: str) -> datasets.Dataset:
         raise DataError(f"data.source=phone-messages has splits train and test, not {split!r}")
     with resources.as_file(file) as path:
         return datasets.Dataset(_READERS[".jsonl"](path))
-
-
-@contextlib.contextmanager
-def _no_progress() -> Any:
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -13,8 +13,10 @@ from mobillm_flower.backbones import Backbone
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import check_pair_column
 from mobillm_flower.errors import DataError
-from mobillm_flower.tasks.task import TASKS, Samples, read_text_column
+from mobillm_flower.tasks.labels import LabelRule
+from mobillm_flower.tasks.task import TASKS, Samples, read_texts_of
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.left_out import REASONS
 
 
 class LanguageTask:
@@ -31,13 +33,23 @@ class LanguageTask:
         return ()
 
     def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
-        """Read the prompt and response columns, or the text column; no label column is read."""
+        """Read the prompt and response columns, or the text column; a row without them is an error."""
+        samples, reasons = self.read(rows, settings, contract, None)
+        for i, reason in reasons.items():
+            raise DataError(f"row {i} (counted from 0) is one {REASONS[reason]}")
+        return samples
+
+    def read(
+        self,
+        rows: Any,
+        settings: Settings,
+        contract: TaskContract,
+        rule: LabelRule | None,  # noqa: ARG002 - a task's method; no label column is read
+    ) -> tuple[Samples, dict[int, str]]:
+        """Read the prompt and response columns, or the text column; rows without them cannot be used."""
         check_pair_column(settings, needs_pair=False, needs_response=bool(contract.prompt))
-        texts = read_text_column(rows, settings.data.text_column, "data.text-column")
-        responses = None
-        if settings.data.pair_column:
-            responses = read_text_column(rows, settings.data.pair_column, "data.pair-column")
-        return Samples(texts, responses, torch.zeros(len(texts)))
+        texts, responses, reasons = read_texts_of(rows, settings)
+        return Samples(texts, responses, torch.zeros(len(texts))), reasons
 
     def predictions(self, scores: Tensor) -> Tensor:
         """Return the most likely token of each row of logits [N, V]."""
@@ -100,6 +112,15 @@ def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int
         windows.append(TokenWindow(ids[start:end], first - start))
         first = end
     return windows
+
+
+def num_loss_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[int]:
+    """Return how many tokens of each sample are in the loss; 0 where there is none to predict."""
+    counts = []
+    for prompt, text in _prompts(samples, contract):
+        ids, first = _tokens(tokenizer, prompt, text)
+        counts.append(max(0, len(ids) - first))
+    return counts
 
 
 def windows_of(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[TokenWindow]]:

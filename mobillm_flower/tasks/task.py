@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import check_labels, check_pair_column
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.tasks.labels import LabelRule, class_names, label_rule, number_of, value_text
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
 from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.left_out import BAD_TARGET, NO_LABEL, NO_TEXT, REASONS, UNKNOWN_LABEL
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ class Samples:
     labels : Tensor
         [B] int64 class numbers, or float32 numbers for regression; zeros for language modelling, whose second texts are
         the responses.
+    rows : tuple of int, optional
+        Their places in the split that they were read from, for messages.
     """
 
     texts: list[str]
     pairs: list[str] | None
     labels: Tensor
+    rows: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,7 +56,12 @@ class Samples:
             [self.texts[i] for i in indices],
             None if self.pairs is None else [self.pairs[i] for i in indices],
             self.labels[list(indices)],
+            None if self.rows is None else tuple(self.rows[i] for i in indices),
         )
+
+    def row(self, index: int) -> int:
+        """Return where a sample stands in the split that it was read from."""
+        return index if self.rows is None else self.rows[index]
 
     def content(self, index: int) -> dict[str, Any]:
         """Return what identifies one sample, for the device's keyed hashes."""
@@ -78,10 +88,39 @@ class Task(Protocol):
         """Name of the metric that is reported first."""
 
 
+@runtime_checkable
+class LeavesOut(Protocol):
+    """A task that says which rows it cannot use, so that these cost no others."""
+
+    def read(
+        self, rows: Any, settings: Settings, contract: TaskContract, rule: LabelRule | None
+    ) -> tuple[Samples, dict[int, str]]:
+        """Return a sample for each row, and why rows cannot be used: place -> key of `wire.left_out.REASONS`."""
+
+
 TASKS: Registry[Task] = Registry("task")
 """Tasks by the name that `task.kind` gives."""
 
-_MAX_CLASSES = 1000  # more distinct values than this are texts, not classes; task.labels may name more
+
+class Column(list[Any]):
+    """A column's values with their feature, which may name the classes."""
+
+    def __init__(self, values: Any, feature: Any) -> None:
+        super().__init__(values)
+        self.feature = feature
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of a ClassLabel column; empty where it is none."""
+        return tuple(getattr(self.feature, "names", None) or ())
+
+
+def label_column(rows: Any, settings: Settings) -> Column:
+    """Return the label column of a data set; empty where the task reads none. Raises DataError where it is missing."""
+    if predicts_tokens(settings):
+        return Column([], None)
+    name = settings.data.label_column
+    return Column(_column(rows, name, "data.label-column"), rows.features[name])
 
 
 class TextTask:
@@ -103,42 +142,36 @@ class TextTask:
         """Return `task.labels`, the names of a ClassLabel column, or its sorted distinct values."""
         if self.regression:
             return ()
-        if settings.task.labels:
-            return tuple(settings.task.labels)
-        names = getattr(getattr(column, "feature", None), "names", None)
-        if names:
-            return tuple(names)
-        values = set(column)
-        if not values or None in values:
-            what = "holds no rows" if not values else "has a row without a label"
-            raise DataError(
-                f"data.label-column={settings.data.label_column!r} {what}; name the labels with task.labels"
-            )
-        if len(values) > _MAX_CLASSES:
-            raise DataError(
-                f"data.label-column={settings.data.label_column!r} has {len(values)} distinct values, which is no "
-                "set of classes; name the column of the labels"
-            )
-        if all(isinstance(value, int) for value in values):
-            return tuple(str(value) for value in range(max(values) + 1))
-        return tuple(sorted(str(value) for value in values))
+        names = settings.task.labels or list(getattr(column, "names", ()))
+        return tuple(names) or class_names(column, setting=f"data.label-column={settings.data.label_column!r}")
 
     def samples(self, rows: Any, settings: Settings, contract: TaskContract) -> Samples:
-        """Read text, pair and label columns; labels are class names or class numbers."""
+        """Read text, pair and label columns; a row that cannot be used is an error."""
+        rule = None
+        if not self.regression:
+            column, setting = label_column(rows, settings), f"data.label-column={settings.data.label_column!r}"
+            rule = label_rule(contract.labels, column, column.names, setting=setting)
+        samples, reasons = self.read(rows, settings, contract, rule)
+        for i, reason in reasons.items():
+            raise DataError(f"row {i} (counted from 0) is one {REASONS[reason]}")
+        return samples
+
+    def read(
+        self, rows: Any, settings: Settings, contract: TaskContract, rule: LabelRule | None
+    ) -> tuple[Samples, dict[int, str]]:
+        """Read text, pair and label columns; rows without a text or a label of the contract cannot be used."""
         check_pair_column(settings, needs_pair=self.needs_pair, needs_response=False)
-        texts = read_text_column(rows, settings.data.text_column, "data.text-column")
-        pairs = None
-        if settings.data.pair_column:
-            pairs = read_text_column(rows, settings.data.pair_column, "data.pair-column")
+        texts, pairs, reasons = read_texts_of(rows, settings)
         column = _column(rows, settings.data.label_column, "data.label-column")
-        if self.regression:
-            return Samples(texts, pairs, _numbers(column, contract))
-        known = {name: i for i, name in enumerate(contract.labels)}
-        numbers = [value if isinstance(value, int) else known.get(str(value), -1) for value in column]
-        for i, number in enumerate(numbers):
-            if not 0 <= number < len(known):
-                raise DataError(f"row {i}: its label is none of the {len(known)} in the task contract")
-        return Samples(texts, pairs, torch.tensor(numbers, dtype=torch.long))
+        labels = [0.0] * len(column)
+        for i, value in enumerate(column):
+            number = _number(value, contract) if rule is None else rule(value)
+            if number is not None:
+                labels[i] = number
+            elif i not in reasons:
+                missing = value_text(value) is None if rule is None else rule.is_missing(value)
+                reasons[i] = NO_LABEL if missing else BAD_TARGET if rule is None else UNKNOWN_LABEL
+        return Samples(texts, pairs, torch.tensor(labels, dtype=torch.float32 if rule is None else torch.long)), reasons
 
     def predictions(self, scores: Tensor) -> Tensor:
         """Return the class of the highest score, or the number itself."""
@@ -235,18 +268,33 @@ def _column(rows: Any, name: str, setting: str) -> list[Any]:
     return list(rows[name])
 
 
-def read_text_column(rows: Any, name: str, setting: str) -> list[str]:
-    """Return a column of texts; `setting` is what named it. Raises DataError where it is missing or holds others."""
+def read_texts_of(rows: Any, settings: Settings) -> tuple[list[str], list[str] | None, dict[int, str]]:
+    """Return the columns of texts and second texts, and which rows lack one; "" stands for it there.
+
+    Raises
+    ------
+    DataError
+        A column is missing, or holds something else than texts.
+    """
+    reasons: dict[int, str] = {}
+    texts = _texts(rows, settings.data.text_column, "data.text-column", reasons)
+    pairs = settings.data.pair_column
+    return texts, _texts(rows, pairs, "data.pair-column", reasons) if pairs else None, reasons
+
+
+def _texts(rows: Any, name: str, setting: str, reasons: dict[int, str]) -> list[str]:
     column = _column(rows, name, setting)
+    others = sorted({type(value).__name__ for value in column if value is not None and not isinstance(value, str)})
+    if others and not any(isinstance(value, str) for value in column):
+        raise DataError(f"{setting}={name!r} holds values of type {', '.join(others)}, not texts")
     for i, value in enumerate(column):
         if not isinstance(value, str):
-            raise DataError(f"row {i}: {setting}={name!r} holds a {type(value).__name__}, not text")
-    return column
+            reasons[i] = NO_TEXT
+    return [value if isinstance(value, str) else "" for value in column]
 
 
-def _numbers(column: Sequence[Any], contract: TaskContract) -> Tensor:
+def _number(value: Any, contract: TaskContract) -> float | None:
+    """Return a regression's target; None where it is no number in range."""
     low, high = contract.label_range
-    for i, value in enumerate(column):
-        if not isinstance(value, int | float) or not low <= value <= high:
-            raise DataError(f"row {i}: its target is not a number from {low:g} to {high:g}, the task.label-range")
-    return torch.tensor([float(value) for value in column], dtype=torch.float32)
+    number = number_of(value)
+    return number if number is not None and low <= number <= high else None

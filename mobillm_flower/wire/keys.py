@@ -53,6 +53,7 @@ PAYLOAD_BYTES: Final = "payload-bytes"
 NUM_TRAIN: Final = "num-train"
 NUM_TEST: Final = "num-test"
 CHOSEN: Final = "chosen"
+LEFT_OUT: Final = "left-out"
 
 # baselines: Flower's own strategies name their records so
 ARRAYS: Final = "arrays"

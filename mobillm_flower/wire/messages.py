@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -17,6 +17,7 @@ from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.left_out import open_left_out, pack_left_out
 from mobillm_flower.wire.weights import open_weights, pack_weights
 from mobillm_flower.wire.window import RELEASE_BYTES
 
@@ -41,6 +42,8 @@ class DeviceDescription:
         Samples it holds.
     chosen : str
         Which of several backbones it chose, and why; empty: its settings name one.
+    left_out : mapping of str to int
+        Rows that it cannot use, by split and reason; see `wire.left_out`.
     """
 
     pseudonym: str
@@ -49,6 +52,7 @@ class DeviceDescription:
     num_train: int
     num_test: int
     chosen: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def pack_description(device: DeviceDescription) -> RecordDict:
     }
     if device.chosen:
         record[keys.CHOSEN] = device.chosen
+    if device.left_out:
+        record[keys.LEFT_OUT] = pack_left_out(device.left_out)
     return RecordDict({keys.DEVICE: ConfigRecord(record)})
 
 
@@ -132,7 +138,8 @@ def open_description(content: RecordDict) -> DeviceDescription:
     chosen = record.get(keys.CHOSEN, "")
     if not isinstance(chosen, str) or len(chosen) > MAX_CHOSEN or not chosen.isprintable():
         raise PacketRejected("description", f"{keys.CHOSEN!r} must be one line of at most {MAX_CHOSEN} characters")
-    return DeviceDescription(pseudonym, backbone, contract, num_train, num_test, chosen)
+    left_out = open_left_out(record.get(keys.LEFT_OUT, "{}"))
+    return DeviceDescription(pseudonym, backbone, contract, num_train, num_test, chosen, left_out)
 
 
 def pack_request(request: WindowRequest) -> RecordDict:

@@ -16,7 +16,7 @@ from mobillm_flower.audit.finding import Measured, combine, of_scores
 from mobillm_flower.audit.uploads import joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.tasks import render
+from mobillm_flower.tasks import tokenize
 
 _VICTIMS, _PUBLIC = 100, 600
 _CHUNK = 1024  # tokens looked up at a time
@@ -48,10 +48,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
     order = np.random.default_rng(0).permutation(len(samples))[:_VICTIMS]
     victims = samples.take(order.tolist())
     known = drawn.public.take(list(range(min(_PUBLIC, len(drawn.public)))))
-    tokens = [
-        backbone.tokenize(*render(part, contract), contract.max_length)  # texts, pairs
-        for part in (victims, known, sequences.samples)
-    ]
+    tokens = [tokenize(backbone, part, contract) for part in (victims, known, sequences.samples)]
     layers = sorted({1, backbone.info.depth})
     results = []
     for pivot in PIVOTS:

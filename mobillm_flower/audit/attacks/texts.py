@@ -18,7 +18,7 @@ from mobillm_flower.audit.finding import Measured, of_scores
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, spec_of
 from mobillm_flower.backbones import public_text
 from mobillm_flower.config import Settings
-from mobillm_flower.tasks import Samples, render
+from mobillm_flower.tasks import Samples, tokenize
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 Embed = Callable[[Sequence[str]], Tensor]
@@ -50,7 +50,7 @@ def read_public_texts(
     if samples.pairs is None:
         more = list(public_text(settings.activations.public_text)[:sentences])
         samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
-    tokens = backbone.tokenize(*render(samples, contract), contract.max_length)
+    tokens = tokenize(backbone, samples, contract)
     rows = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
     return SequenceDecoder(torch.stack([row.flatten() for row in rows]), samples, seed=seed)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import zlib
 from abc import ABC, abstractmethod
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.core.zeroth_order import move, projected_gradient
 from mobillm_flower.models.fine_tuned import FineTunedModel, Work, baseline_model
-from mobillm_flower.tasks import LocalData
+from mobillm_flower.tasks import LocalData, with_tokens
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
+
+logger = logging.getLogger(__name__)
 
 
 class BaselineDevice(ABC):
@@ -36,12 +39,21 @@ class BaselineDevice(ABC):
     """
 
     def __init__(self, settings: Settings, data: LocalData, folder: Path) -> None:
-        self.settings, self.data, self.folder = settings, data, folder
+        self.settings, self.folder = settings, folder
+        self._read = data
+
+    @cached_property
+    def data(self) -> LocalData:
+        """What it holds and its tokenizer can read; rows that take no part are logged, in numbers."""
+        data = with_tokens(self._read, self.model.backbone, self.settings)
+        if said := str(data.left_out):
+            logger.warning("device %s leaves out %s", self.folder.name, said)
+        return data
 
     @property
     def model(self) -> FineTunedModel:
         """The model, loaded once per process and shared by its devices: each message brings the weights."""
-        return baseline_model(self.settings, self.data.contract)
+        return baseline_model(self.settings, self._read.contract)
 
     def load(self, content: RecordDict) -> None:
         """Set the model's weights from a message."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mobillm_flower.config.parts.backbone import CHOOSERS, BackboneSettings, EngineName, Precision
-from mobillm_flower.config.parts.data import DataSettings, Partition, TaskSettings
+from mobillm_flower.config.parts.data import BadRows, DataSettings, Partition, TaskSettings
 from mobillm_flower.config.parts.run import ArrivalSettings, BaselineSettings, RoundSettings, RunSettings, StopSettings
 from mobillm_flower.config.parts.training import (
     CacheSettings,
@@ -21,6 +21,7 @@ __all__ = [
     "ActivationSettings",
     "ArrivalSettings",
     "BackboneSettings",
+    "BadRows",
     "BaselineSettings",
     "CacheSettings",
     "DataSettings",

@@ -16,6 +16,13 @@ class Partition(StrEnum):
     dirichlet = "dirichlet"
 
 
+class BadRows(StrEnum):
+    """What becomes of rows that the task cannot use."""
+
+    drop = "drop"
+    refuse = "refuse"
+
+
 @dataclass
 class DataSettings:
     """Where the samples are and how they are cut into devices.
@@ -48,6 +55,9 @@ class DataSettings:
         Most training samples of a device; 0: all.
     seed : int
         Seed of the partition.
+    bad_rows : BadRows
+        Rows without a usable text or label: drop leaves them out and says how many, refuse does not use a device that
+        has one.
     """
 
     source: str = "phone-messages"
@@ -63,6 +73,7 @@ class DataSettings:
     num_devices: int = number(10, at_least=1)
     max_samples: int = number(0, at_least=0)
     seed: int = 0
+    bad_rows: BadRows = BadRows.drop
 
 
 @dataclass

@@ -29,7 +29,7 @@ from mobillm_flower.tasks import (
     read_rows,
     render,
 )
-from mobillm_flower.tasks.data import partition
+from mobillm_flower.tasks.partitions import partition
 
 ROWS = [{"text": f"text {i}", "label": ["no", "yes", "maybe"][i % 3], "who": f"user{i % 4}"} for i in range(60)]
 
@@ -105,7 +105,7 @@ def test_measure() -> None:
 # contracts -------------------------------------------------------------------------------------------------------
 def test_contract_of_names_numbers_and_class_labels() -> None:
     assert make_contract(with_settings(), ["b", "a", "b"]).labels == ("a", "b")
-    assert make_contract(with_settings(), [0, 2, 0]).labels == ("0", "1", "2")
+    assert make_contract(with_settings(), [0, 12, 3, 0]).labels == ("0", "3", "12")
     assert make_contract(with_settings("task.labels=x,y"), ["a", "b"]).labels == ("x", "y")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     rows = datasets.Dataset.from_list([{"text": "a", "label": 1}] * 2, features=features)
@@ -155,9 +155,7 @@ def test_no_labels_to_read_is_a_data_error() -> None:
 
 
 def test_a_missing_label_is_no_class_of_its_own() -> None:
-    rows = dataset([{"text": "a", "label": "no"}, {"text": "b", "label": None}, {"text": "c", "label": "yes"}])
-    with pytest.raises(DataError, match=r"row 1|label"):
-        read_rows(rows, rows, with_settings())
+    assert make_contract(with_settings(), ["no", None, "yes", float("nan"), " "]).labels == ("no", "yes")
 
 
 def test_a_fleet_with_named_labels_may_have_a_device_without_rows() -> None:
@@ -178,11 +176,17 @@ def test_labels_by_name_and_by_number() -> None:
     assert named.train.pairs is None
 
 
-@pytest.mark.parametrize("label", ["perhaps", 3, -1, None])
-def test_a_label_outside_the_contract(label: object) -> None:
-    rows = dataset([{"text": "a", "label": 0 if isinstance(label, int) else "no"}, {"text": "b", "label": label}])
-    with pytest.raises(DataError, match="row 1: its label is none of the 3 in the task contract"):
-        read_rows(rows, rows, with_settings("task.labels=no,yes,maybe"))
+@pytest.mark.parametrize(
+    ("label", "reason"), [("perhaps", "unknown-label"), (None, "no-label"), ("", "no-label"), ("2", "unknown-label")]
+)
+def test_a_label_outside_the_contract_costs_its_row_alone(label: object, reason: str) -> None:
+    rows = dataset([{"text": "a", "label": "no"}, {"text": "b", "label": label}, {"text": "c", "label": "yes"}])
+    settings = with_settings("task.labels=no,yes,maybe")
+    data = read_rows(rows, rows, settings)
+    assert (data.train.texts, data.train.labels.tolist(), data.train.rows) == (["a", "c"], [0, 1], (0, 2))
+    assert data.left_out.counts == {f"train {reason}": 1, f"test {reason}": 1}
+    with pytest.raises(DataError, match=r"1 train row with.*\(row 1, counted from 0\).*data.bad-rows=drop"):
+        read_rows(rows, rows, with_settings("task.labels=no,yes,maybe", "data.bad-rows=refuse"))
 
 
 def test_pairs() -> None:
@@ -200,8 +204,10 @@ def test_regression_targets() -> None:
     assert read_rows(rows, rows, settings).train.labels.tolist() == [1.0, 4.5]
     for value in (0.5, 5.5, float("nan"), None):
         bad = dataset([{"text": "a", "label": 1.0}, {"text": "b", "label": value}])
-        with pytest.raises(DataError, match=r"row 1: its target is not a number from 1 to 5, the task.label-range"):
-            read_rows(rows, bad, settings)
+        data = read_rows(rows, bad, settings)
+        assert data.test.labels.tolist() == [1.0]
+        missing = value is None or value != value
+        assert data.left_out.counts == {"test no-label" if missing else "test bad-target": 1}
 
 
 @pytest.mark.parametrize(
@@ -219,8 +225,11 @@ def test_a_missing_column_is_named(words: list[str], match: str) -> None:
 
 def test_text_must_be_text() -> None:
     rows = dataset([{"text": "a", "label": "no"}, {"text": None, "label": "yes"}])
-    with pytest.raises(DataError, match=r"row 1: data.text-column='text' holds a NoneType, not text"):
-        read_rows(rows, rows, with_settings("task.labels=no,yes"))
+    data = read_rows(rows, rows, with_settings("task.labels=no,yes"))
+    assert (data.train.texts, data.left_out.counts) == (["a"], {"train no-text": 1, "test no-text": 1})
+    numbers = dataset([{"text": 1, "label": "no"}])
+    with pytest.raises(DataError, match=r"data.text-column='text' holds values of type int, not texts"):
+        read_rows(numbers, numbers, with_settings("task.labels=no,yes"))
 
 
 def test_one_devices_rows_do_not_name_the_classes() -> None:
@@ -337,9 +346,17 @@ def test_a_small_alpha_with_two_labels_leaves_no_device_without_rows(seed: int) 
 
 
 def test_rows_that_cannot_be_cut() -> None:
-    settings = with_settings("data.partition=dirichlet")
-    with pytest.raises(DataError, match=r"4 rows cannot be cut into 50 devices \(dirichlet\)"):
-        partition(dataset(ROWS[:4]), settings.data, 0, 50)
+    settings = with_settings("data.partition=dirichlet", "data.alpha=0.01")
+    with pytest.raises(DataError, match=r"40 rows cannot be cut into 39 devices \(dirichlet\)"):
+        partition(dataset(ROWS[:40]), settings.data, 0, 39)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
+def test_fewer_rows_than_devices_leave_devices_without(kind: str) -> None:
+    settings = with_settings(f"data.partition={kind}")
+    shares = [partition(dataset(ROWS[:4]), settings.data, number, 6)["text"] for number in range(6)]
+    assert sorted(map(len, shares)) == [0, 0, 1, 1, 1, 1]
+    assert sorted(text for share in shares for text in share) == [row["text"] for row in ROWS[:4]]
 
 
 def test_max_samples(tmp_path: Path) -> None:
@@ -405,7 +422,9 @@ def test_the_package_s_own_data_has_two_splits() -> None:
 
 def test_errors_hold_no_sample_text() -> None:
     rows = dataset([{"text": "my secret diary", "label": "confession"}])
-    with pytest.raises(DataError, match="row 0: its label is none of the 2") as caught:
+    with pytest.raises(
+        DataError, match=r"no train row is left: 1 train row with a label that is none of the"
+    ) as caught:
         read_rows(rows, rows, with_settings("task.labels=no,yes"))
     assert "secret" not in str(caught.value)
     assert "confession" not in str(caught.value)
