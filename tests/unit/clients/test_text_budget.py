@@ -17,8 +17,8 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.tiny_models import save_tiny
 
-JOINT = {"privacy.joint-epsilon": 2.0, "privacy.budget": 2.0, "activations.projection": 4}
-RUN = {
+JOINT: dict[str, Any] = {"privacy.joint-epsilon": 2.0, "privacy.budget": 2.0, "activations.projection": 4}
+RUN: dict[str, Any] = {
     "data.label-column": "intent",
     "activations.pivot": "mean",
     "activations.codec": "int8",
