@@ -278,20 +278,7 @@ def _ingest(
         )
         with clock("commit"):
             added = cache.add(window.pseudonym, window.samples, backbone=spec.backbone, round_=round_)
-        device.count(window, added)
-        run.append(
-            events.Window(
-                round=round_,
-                device=who.pseudonym,
-                window=device.windows,
-                samples=len(window.samples),
-                new=added,
-                remaining=window.remaining,
-                refused=window.refused,
-                bytes=window.num_bytes,
-                forward_seconds=window.forward_seconds,
-            )
-        )
+        run.append(device.take_window(window, new=added, round_=round_))
         run.append(events.Round(round_, added, len(cache), 0, cache.num_bytes))  # as in the metrics of each reply
 
 

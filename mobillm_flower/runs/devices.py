@@ -90,6 +90,25 @@ class DeviceRecord:
             return "all sent"
         return "part sent" if self.windows else "nothing sent"
 
+    def summary(self) -> events.DeviceSummary:
+        """Return what it did, for the log of a session whose events alone were counted here."""
+        return events.DeviceSummary(
+            device=self.device,
+            backbone=self.backbone,
+            layers=self.layers,
+            samples=self.samples,
+            num_train=self.num_train,
+            windows=self.windows,
+            refused=self.refused,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down or 0,
+            forward_seconds=round(self.forward_seconds, 4),
+            peak_memory_bytes=self.peak_memory_bytes or 0.0,
+            strikes=dict(self.strikes),
+            failures=self.failures,
+            dropped=self.dropped,
+        )
+
     def take(self, event: events.Event) -> None:
         """Count an event of this device."""
         match event:

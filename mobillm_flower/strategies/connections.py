@@ -128,7 +128,7 @@ class Connections:
         """Return a message to a device, whose bytes are counted; a `config` of one's own goes with it."""
         if len(config):
             content["config"] = config
-        device.bytes_down += record_bytes(content)
+        device.record.bytes_down = (device.record.bytes_down or 0) + record_bytes(content)
         ttl = self.timeout_s * self._settings.rounds.max_failures
         return Message(content, dst_node_id=device.node_id, message_type=kind, ttl=ttl)
 

@@ -1,12 +1,12 @@
-"""What the server knows of one device of a run."""
+"""One device of a run that goes on: who it is, what it did, and how it is asked."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 
 from mobillm_flower.runs import events
+from mobillm_flower.runs.devices import DeviceRecord
 from mobillm_flower.wire.messages import DeviceDescription
 from mobillm_flower.wire.window import Window
 
@@ -23,22 +23,10 @@ class DeviceState:
         Flower's node, which it authenticated as.
     description : DeviceDescription
         What it said of itself when it was met.
-    refused : int
-        Samples that it declines to release.
-    samples, windows : int
-        Committed samples that were new, and windows.
-    bytes_up, bytes_down : int
-        Records of its answers, and of the messages to it.
-    forward_seconds, peak_memory_bytes : float
-        As it reports them: the sum, and the largest.
-    strikes : Counter of str
-        Bad packets by the rule that was broken.
-    failures, total_failures : int
-        Answers that did not come: in a row, and altogether.
+    failures_in_a_row : int
+        Answers that did not come since the last window that did.
     done : bool
         Whether it has no data left.
-    dropped : str
-        Why it is asked nothing more; empty: it is.
     window : int
         Samples it is asked for at once.
     asked_at, seen_at : float
@@ -47,67 +35,55 @@ class DeviceState:
         Whether it was dropped because it was away.
     last_forward_seconds : float
         Forward pass of its last window.
+
+    Attributes
+    ----------
+    record : DeviceRecord
+        What it did in this session, as its events tell it.
     """
 
     node_id: int
     description: DeviceDescription
-    refused: int = 0
-    samples: int = 0
-    windows: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    forward_seconds: float = 0.0
-    peak_memory_bytes: float = 0.0
-    strikes: Counter[str] = field(default_factory=Counter)
-    failures: int = 0
-    total_failures: int = 0
+    failures_in_a_row: int = 0
     done: bool = False
-    dropped: str = ""
     window: int = 0
     asked_at: float = 0.0
     seen_at: float = 0.0
     left: bool = False
     last_forward_seconds: float = 0.0
+    record: DeviceRecord = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.record = DeviceRecord(self.description.pseudonym)
 
     @property
     def name(self) -> str:
         """The pseudonym's first 8 digits, for logs."""
-        return self.description.pseudonym[:8]
+        return self.record.name
 
     @property
     def active(self) -> bool:
         """Whether it is to be asked for more."""
-        return not self.done and not self.dropped
+        return not self.done and not self.record.dropped
 
-    def count(self, window: Window, added: int) -> None:
-        """Note a committed window and how many of its samples are new."""
-        self.failures = 0
-        self.windows += 1
-        self.samples += added
-        self.refused = window.refused
-        self.bytes_up += window.num_bytes
-        self.forward_seconds += window.forward_seconds
-        self.last_forward_seconds = window.forward_seconds
-        self.peak_memory_bytes = max(self.peak_memory_bytes, window.peak_memory_bytes)
-        self.done = self.done or window.remaining == 0
-        if self.done and self.refused:
-            logger.log(WARNING, "device %s declines to release %d samples", self.name, self.refused)
-
-    def summary(self) -> events.DeviceSummary:
-        """Return what it did in this session."""
-        return events.DeviceSummary(
-            device=self.description.pseudonym,
-            backbone=self.description.backbone.name,
-            layers=self.description.backbone.depth,
-            samples=self.samples,
-            num_train=self.description.num_train,
-            windows=self.windows,
-            refused=self.refused,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            forward_seconds=round(self.forward_seconds, 4),
-            peak_memory_bytes=self.peak_memory_bytes,
-            strikes=dict(self.strikes),
-            failures=self.total_failures,
-            dropped=self.dropped,
+    def take_window(self, window: Window, *, new: int, round_: int) -> events.Window:
+        """Count a committed window, `new` of whose samples the cache did not hold, and return its event."""
+        event = events.Window(
+            round=round_,
+            device=self.record.device,
+            window=self.record.windows + 1,
+            samples=len(window.samples),
+            new=new,
+            remaining=window.remaining,
+            refused=window.refused,
+            bytes=window.num_bytes,
+            forward_seconds=round(window.forward_seconds, 4),
         )
+        self.record.take(event)
+        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, window.peak_memory_bytes)
+        self.failures_in_a_row = 0
+        self.last_forward_seconds = window.forward_seconds
+        self.done = self.done or window.remaining == 0
+        if self.done and window.refused:
+            logger.log(WARNING, "device %s declines to release %d samples", self.name, window.refused)
+        return event

@@ -40,7 +40,7 @@ class Evaluation:
         trained = run.cache.rows().names("backbone")
         busy = run.exchange.busy_nodes
         for device in run.fleet:
-            if device.dropped or device.node_id in busy:
+            if device.record.dropped or device.node_id in busy:
                 continue
             backbone = device.description.backbone.fingerprint
             request = EvaluationRequest(
@@ -69,7 +69,7 @@ class Evaluation:
             except PacketRejected as error:
                 run.fleet.strike(device, error)
                 continue
-            device.bytes_up += record_bytes(content)
+            device.record.bytes_up += record_bytes(content)
             weight = metrics.pop(keys.NUM_EXAMPLES)
             everyone.add(weight, metrics)
             by_type[device.description.backbone.fingerprint].add(weight, metrics)

@@ -140,7 +140,7 @@ class FedMobiLLM(PaeMobiLLM):
             connections.present - connections.exchange.busy_nodes
         )  # the fleet as a whole is not sorted at each arrival
         waiting = [device for device in self.fleet if device.active and device.node_id in idle]
-        waiting.sort(key=lambda device: (device.samples, device.node_id))
+        waiting.sort(key=lambda device: (device.record.samples, device.node_id))
         return self.request_windows(waiting, server_round, config, at_most=free)
 
     def _take(self, reply: Message, buffers: Buffers) -> None:
@@ -148,12 +148,12 @@ class FedMobiLLM(PaeMobiLLM):
         run = self.run
         node = run.exchange.node_of(reply)
         device = run.fleet.devices.get(node) if node is not None else None
-        before = device.samples if device else 0
+        before = device.record.samples if device else 0
         _, metrics = self.aggregate_train(buffers.number, [reply])
         if device is None or metrics is None:
             return
         run.result.train_metrics_clientapp[buffers.number] = metrics
-        if device.samples == before:
+        if device.record.samples == before:
             return
         buffers.devices.add(device.description.pseudonym)
         self._grow_window(device)

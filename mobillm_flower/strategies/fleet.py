@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from logging import WARNING, getLogger
 
 from flwr.app import Message, RecordDict
@@ -134,20 +133,18 @@ class Fleet:
 
     def strike(self, device: DeviceState, error: PacketRejected) -> None:
         """Count a bad packet."""
-        device.strikes[error.rule] += 1
-        self._event(events.Rejected(device.description.pseudonym, error.rule, error.detail))
+        self._note(device, events.Rejected(device.record.device, error.rule, error.detail))
         logger.log(WARNING, "a packet of device %s was rejected: %s", device.name, error)
-        if device.strikes.total() >= self.max_strikes:
-            self.drop(device, f"{device.strikes.total()} bad packets")
+        if device.record.strikes.total() >= self.max_strikes:
+            self.drop(device, f"{device.record.strikes.total()} bad packets")
 
     def fail(self, device: DeviceState, reason: str) -> None:
         """Count an answer that did not come."""
-        device.failures += 1
-        device.total_failures += 1
-        self._event(events.Failure(reason, device=device.description.pseudonym))
+        device.failures_in_a_row += 1
+        self._note(device, events.Failure(reason, device=device.record.device))
         logger.log(WARNING, "device %s failed: %s", device.name, reason)
-        if device.failures >= self.max_failures:
-            self.drop(device, f"{device.failures} failures in a row, the last: {reason}")
+        if device.failures_in_a_row >= self.max_failures:
+            self.drop(device, f"{device.failures_in_a_row} failures in a row, the last: {reason}")
 
     def note_unreachable(self, node: int) -> None:
         """Count a message that could not be sent."""
@@ -161,7 +158,7 @@ class Fleet:
             self.refuse(node, reason)
             return False
         self.fail(device, reason)
-        return not device.dropped
+        return not device.record.dropped
 
     def note_held(self, num_held: Callable[[str], int]) -> None:
         """Ask devices again for samples that are held no more.
@@ -181,19 +178,23 @@ class Fleet:
 
     def take_back(self, device: DeviceState) -> None:
         """Ask a device again that was dropped for being away."""
-        device.left, device.dropped, device.failures = False, "", 0
-        self._event(events.Returned(device.description.pseudonym))
+        device.left, device.failures_in_a_row = False, 0
+        self._note(device, events.Returned(device.record.device))
 
     def log_summaries(self) -> None:
         """Log what each device did."""
         for device in self:
-            self._event(device.summary())
+            self._event(device.record.summary())
 
     def drop(self, device: DeviceState, reason: str) -> None:
         """Ask a device nothing more."""
-        device.dropped = reason
-        self._event(events.Dropped(device.description.pseudonym, reason))
+        self._note(device, events.Dropped(device.record.device, reason))
         logger.log(WARNING, "device %s is passed over from here on: %s", device.name, reason)
+
+    def _note(self, device: DeviceState, event: events.Event) -> None:
+        """Count an event of a device, and log it."""
+        device.record.take(event)
+        self._event(event)
 
     def _admit(self, node: int, reply: Message, num_held: Callable[[str], int], present: Collection[int]) -> None:
         """Take a device in; raises where it does not fit the fleet."""
@@ -218,16 +219,14 @@ class Fleet:
         self.contract = self.contract or description.contract
         self.backbones.setdefault(backbone.fingerprint, backbone)
         done = num_held(description.pseudonym) >= description.num_train
-        if before is None:
-            device = DeviceState(node, description, done=done)
-        else:
-            del self.devices[before.node_id]
-            device = replace(before, node_id=node, description=description, done=done, dropped="", failures=0)
+        device = self.devices.pop(before.node_id) if before else DeviceState(node, description)
+        device.node_id, device.description, device.done, device.failures_in_a_row = node, description, done, 0
         self.devices[node] = device
         self._second.pop(node, None)
         self._refused.pop(node, None)
         self._nodes[description.pseudonym] = node
-        self._event(
+        self._note(
+            device,
             events.DeviceMet(
                 device=description.pseudonym,
                 backbone=backbone.name,
@@ -236,7 +235,7 @@ class Fleet:
                 num_test=description.num_test,
                 chosen=description.chosen,
                 left_out=description.left_out,
-            )
+            ),
         )
 
 

@@ -105,20 +105,8 @@ class Intake:
         added = run.cache.add(window.pseudonym, window.samples, backbone=backbone, round_=round_)
         if not added and window.remaining:
             raise PacketRejected("progress", f"nothing new was sent, and {window.remaining} samples are said to remain")
-        device.count(window, added)
         run.stopping.count_upload(window.num_bytes)
-        committed = events.Window(
-            round=round_,
-            device=device.description.pseudonym,
-            window=device.windows,
-            samples=len(window.samples),
-            new=added,
-            remaining=window.remaining,
-            refused=window.refused,
-            bytes=window.num_bytes,
-            forward_seconds=round(window.forward_seconds, 4),
-        )
-        run.folder.append(committed)
+        run.folder.append(device.take_window(window, new=added, round_=round_))
         return added
 
 

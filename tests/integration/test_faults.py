@@ -115,9 +115,9 @@ def test_a_fleet_full_of_faults_ends_well_and_can_be_trained_again(fleet: Any) -
 @pytest.mark.parametrize("name", BAD)
 def test_nothing_of_a_bad_packet_is_kept_and_its_device_is_dropped_for_it(fleet: Any, name: str) -> None:
     rule, device = BAD[name][1], fleet.device(name)
-    assert dict(device.strikes) == {rule: 3}
+    assert dict(device.record.strikes) == {rule: 3}
     assert fleet.held(name) == 0
-    assert device.dropped == "3 bad packets"
+    assert device.record.dropped == "3 bad packets"
     rejected = [e for e in events(fleet.folder, "rejected") if e["device"] == device.description.pseudonym]
     assert [event["rule"] for event in rejected] == [rule] * 3
 
@@ -126,26 +126,26 @@ def test_nothing_of_a_bad_packet_is_kept_and_its_device_is_dropped_for_it(fleet:
 def test_the_others_are_held_whole_and_without_a_strike(fleet: Any, name: str) -> None:
     device = fleet.device(name)
     assert fleet.held(name) == SAMPLES
-    assert not device.strikes
-    assert not device.dropped
+    assert not device.record.strikes
+    assert not device.record.dropped
     windows = [e for e in events(fleet.folder, "window") if e["device"] == device.description.pseudonym]
     assert [event["new"] for event in windows] == [WINDOW] * (SAMPLES // WINDOW)
 
 
 def test_an_old_window_again_and_again_is_kept_once(fleet: Any) -> None:
     assert fleet.held("old window again") == WINDOW
-    assert dict(fleet.device("old window again").strikes) == {"progress": 3}
+    assert dict(fleet.device("old window again").record.strikes) == {"progress": 3}
 
 
 def test_a_lost_answer_is_sent_again_byte_by_byte(fleet: Any) -> None:
     lost, again, *_ = fleet.grid.windows[fleet.grid.nodes["lost answer"]]
     for record in (keys.HEADER, keys.ACTIVATIONS, keys.TARGETS):
         assert dict(lost.content[record]) == dict(again.content[record])
-    assert fleet.device("lost answer").total_failures == 1
+    assert fleet.device("lost answer").record.failures == 1
 
 
 def test_who_drops_out_is_counted_and_asked_again(fleet: Any) -> None:
-    failures = {name: fleet.device(name).total_failures for name in FLEET}
+    failures = {name: fleet.device(name).record.failures for name in FLEET}
     lost = sum(count for name, count in failures.items() if name.startswith("drops out"))
     asked = sum(
         len(fleet.grid.windows[node]) for name, node in fleet.grid.nodes.items() if name.startswith("drops out")

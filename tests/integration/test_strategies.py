@@ -259,7 +259,7 @@ def test_a_failing_device_is_counted_and_passed_over(tmp_path: Path) -> None:
     strategy, _, _, events = run(config, tamper=tamper)
     failures = [e for e in events if e["event"] == "failure"]
     assert [e["reason"] for e in failures] == ["error 2: it broke"] * 3
-    assert strategy.fleet.devices[101].dropped.startswith("3 failures in a row")
+    assert strategy.fleet.devices[101].record.dropped.startswith("3 failures in a row")
     assert len(cached(config)) == 60
     assert events[-1]["outcome"] == "completed"
 
@@ -280,7 +280,7 @@ def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path: Path) -> N
     strategy, *_ = run(config, tamper=tamper)
     assert len(cached(config)) == 90
     assert seen[102][0] == seen[102][1]  # byte for byte what was lost
-    assert strategy.fleet.devices[102].total_failures == 1
+    assert strategy.fleet.devices[102].record.failures == 1
 
 
 def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path: Path) ->
         return reply
 
     strategy, _, _, events = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].strikes == {"payload-hash": 3}
+    assert strategy.fleet.devices[100].record.strikes == {"payload-hash": 3}
     assert strategy.fleet.devices[100].description.pseudonym not in cached(config).devices()
-    assert strategy.fleet.devices[100].dropped == "3 bad packets"
+    assert strategy.fleet.devices[100].record.dropped == "3 bad packets"
     assert len(cached(config)) == 60
     assert events[-1]["outcome"] == "completed"
 
@@ -315,7 +315,7 @@ def test_a_device_that_speaks_for_another_is_rejected(tmp_path: Path) -> None:
         return reply
 
     strategy, *_ = run(config, nodes(2), tamper=tamper)
-    assert strategy.fleet.devices[101].strikes["pseudonym"] == 3
+    assert strategy.fleet.devices[101].record.strikes["pseudonym"] == 3
 
 
 def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path: Path
         return reply
 
     strategy, *_ = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].strikes == {"progress": 3}
+    assert strategy.fleet.devices[100].record.strikes == {"progress": 3}
     assert len(cached(config)) == 60 + 12
 
 
@@ -347,7 +347,7 @@ def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path: Pat
     node_configs = nodes()
     node_configs[0]["activations.codec"] = "fp32"
     strategy, *_ = run(config, node_configs)
-    assert "codec is 'nf4' at the server, 'fp32' on this device" in strategy.fleet.devices[100].dropped
+    assert "codec is 'nf4' at the server, 'fp32' on this device" in strategy.fleet.devices[100].record.dropped
     assert len(cached(config)) == 60
 
 
@@ -469,7 +469,7 @@ def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path: Path) 
         return reply
 
     strategy, *_ = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].strikes == {"total": 3}
+    assert strategy.fleet.devices[100].record.strikes == {"total": 3}
 
 
 def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path: Path) -> None:
