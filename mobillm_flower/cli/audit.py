@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillm_flower.cli.options import Config
 from mobillm_flower.cli.output import print_rows, relative
 
 if TYPE_CHECKING:
     from mobillm_flower.audit.audit import Subject
 
-Config = Annotated[list[str] | None, typer.Option("--config", "-c", help="A setting as key=value; several times.")]
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", help="Write everything to this file; by default, for a run, into its folder."),

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli import completion
-from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
+from mobillm_flower.cli.options import AsJson, RunPath
+from mobillm_flower.cli.output import print_rows, relative, say_json
 from mobillm_flower.cli.run_paths import run_cache, run_settings
 from mobillm_flower.errors import CacheError
 
@@ -19,11 +20,10 @@ if TYPE_CHECKING:
     from mobillm_flower.server import Holding
 
 app = typer.Typer(no_args_is_help=True, help="What a run's activation cache holds; checking it; forgetting a device.")
-Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 
 @app.command("ls")
-def list_devices(run: Run, as_json: AsJson = False) -> None:
+def list_devices(run: RunPath, as_json: AsJson = False) -> None:
     """List the devices in a run's cache: samples, bytes, backbone, when the first and the last sample came."""
     file = run_cache(run)
     from mobillm_flower.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def list_devices(run: Run, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(run: Run, as_json: AsJson = False) -> None:
+def verify(run: RunPath, as_json: AsJson = False) -> None:
     """Check every row of a run's cache against the hash it was committed with; exit code 1 where one is damaged."""
     file = run_cache(run)
     from mobillm_flower.server import ActivationCache
@@ -91,7 +91,7 @@ def verify(run: Run, as_json: AsJson = False) -> None:
 
 @app.command()
 def forget(
-    run: Run,
+    run: RunPath,
     device: Annotated[
         str,
         typer.Argument(help="A device's pseudonym, or how it alone begins.", autocompletion=completion.devices),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobillm_flower.cli import completion
+from mobillm_flower.cli.options import AppFolder, Config, DownMbit, UpMbit
 from mobillm_flower.cli.output import print_rows, relative
 
 if TYPE_CHECKING:
@@ -19,16 +19,8 @@ if TYPE_CHECKING:
 
 
 def compare(
-    app: Annotated[Path, typer.Argument(help="Folder of a Flower app, whose settings, rows and backbone are taken.")],
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config",
-            "-c",
-            help="A setting, key=value; may be given several times.",
-            autocompletion=completion.setting_words,
-        ),
-    ] = None,
+    app: AppFolder,
+    config: Config = None,
     methods: Annotated[
         str, typer.Option(help="Methods, with commas between; by default the app's preset beside LoRA.")
     ] = "",
@@ -40,8 +32,8 @@ def compare(
     work: Annotated[
         Path, typer.Option(help="Where finished runs are kept; the same folder goes on where it was.")
     ] = Path("runs/compare"),
-    up_mbit: Annotated[float, typer.Option(min=1e-3, help="Modelled uplink of a device, Mbit/s.")] = 10.0,
-    down_mbit: Annotated[float, typer.Option(min=1e-3, help="Modelled downlink of a device, Mbit/s.")] = 50.0,
+    up_mbit: UpMbit = 10.0,
+    down_mbit: DownMbit = 50.0,
     slowdown: Annotated[
         float, typer.Option(min=1e-3, help="Modelled: how many times as long as this machine a device computes.")
     ] = 1.0,

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from mobillm_flower.cli.output import AsJson, say_json
+from mobillm_flower.cli.options import AsJson
+from mobillm_flower.cli.output import say_json
 
 
 def mixing_key(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillm_flower.cli.output import AsJson, relative, say_json
+from mobillm_flower.cli.options import AsJson
+from mobillm_flower.cli.output import relative, say_json
 from mobillm_flower.errors import SettingsError
 
 if TYPE_CHECKING:

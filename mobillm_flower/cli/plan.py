@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobillm_flower.cli.output import AsJson, print_rows, say_json
+from mobillm_flower.cli.options import AsJson, Config, DownMbit, UpMbit
+from mobillm_flower.cli.output import print_rows, say_json
 
 if TYPE_CHECKING:
     from mobillm_flower.config import Settings
@@ -17,9 +18,7 @@ def plan(
     app: Annotated[
         Path | None, typer.Argument(metavar="[APP]", help="A Flower app, whose settings and data are read.")
     ] = None,
-    config: Annotated[
-        list[str] | None, typer.Option("--config", "-c", help="A setting, key=value; may be given several times.")
-    ] = None,
+    config: Config = None,
     samples: Annotated[int, typer.Option(min=0, help="Training samples of the fleet; 0: those of the data.")] = 0,
     tokens: Annotated[int, typer.Option(min=0, help="Tokens of each sample; 0: as the data have.")] = 0,
     loss_tokens: Annotated[
@@ -27,8 +26,8 @@ def plan(
     ] = 0,
     labels: Annotated[int, typer.Option(min=0, help="Labels; 0: those of the data.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that FedLoRA would take, one pass each.")] = 15,
-    up_mbit: Annotated[float, typer.Option(min=1e-3, help="A device's uplink, Mbit/s.")] = 10.0,
-    down_mbit: Annotated[float, typer.Option(min=1e-3, help="A device's downlink, Mbit/s.")] = 50.0,
+    up_mbit: UpMbit = 10.0,
+    down_mbit: DownMbit = 50.0,
     gflops: Annotated[float, typer.Option(min=0, help="A device's GFLOP/s; 0: this machine's, measured.")] = 0.0,
     memory_mib: Annotated[float, typer.Option(min=0, help="A device's memory for model and work, MiB.")] = 0.0,
     as_json: AsJson = False,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from mobillm_flower.cli.output import AsJson, print_rows
+from mobillm_flower.cli.options import AsJson
+from mobillm_flower.cli.output import print_rows
 from mobillm_flower.cli.run_paths import run_settings, side_network
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mobillm_flower.cli.output import AsJson, relative, say_json
+from mobillm_flower.cli.options import AsJson, RunPath
+from mobillm_flower.cli.output import relative, say_json
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: RunPath,
     out: Annotated[Path | None, typer.Option(help="The file; by default the report in the run's folder.")] = None,
     as_json: AsJson = False,
 ) -> None:

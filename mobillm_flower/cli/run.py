@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillm_flower.cli import completion
-from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
+from mobillm_flower.cli.options import AppFolder, AsJson, Config
+from mobillm_flower.cli.output import print_rows, relative, say_json
 from mobillm_flower.cli.watch import Watcher
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.runs.folder import RunFolder
@@ -20,16 +20,8 @@ if TYPE_CHECKING:
 
 
 def run(
-    folder: Annotated[Path, typer.Argument(help="Folder of a Flower app.")],
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config",
-            "-c",
-            help="A setting, key=value; may be given several times.",
-            autocompletion=completion.setting_words,
-        ),
-    ] = None,
+    folder: AppFolder,
+    config: Config = None,
     out: Annotated[
         Path | None,
         typer.Option(

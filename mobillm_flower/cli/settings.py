@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli import completion
-from mobillm_flower.cli.output import AsJson, print_rows, say_json
+from mobillm_flower.cli.options import AsJson, Config
+from mobillm_flower.cli.output import print_rows, say_json
 from mobillm_flower.cli.run_paths import run_settings
 from mobillm_flower.errors import SettingsError
 
@@ -32,15 +33,7 @@ def settings(
     preset: Annotated[
         str | None, typer.Option(help="Show what is in force with this preset.", autocompletion=completion.presets)
     ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config",
-            "-c",
-            help="Show what is in force with key=value; may be given several times.",
-            autocompletion=completion.setting_words,
-        ),
-    ] = None,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Show settings: type, default and meaning; with an option, also the value in force and where it comes from."""

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mobillm_flower.cli.output import AsJson, print_rows, relative, say_json
+from mobillm_flower.cli.options import AsJson, RunPath
+from mobillm_flower.cli.output import print_rows, relative, say_json
 from mobillm_flower.cli.run_paths import require_run
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _COLUMNS = ("device", "held", "of", "windows", "strikes", "failures", "backbone"
 
 
 def status(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: RunPath,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until the run is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
