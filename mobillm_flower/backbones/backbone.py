@@ -57,6 +57,8 @@ class Backbone:
         `model` with a head whose logits, [B, K] or the last token's of [B, T, K], are the base logits.
     label_head : tuple of Tensor or None
         Weight [K, d_b] and bias [K] (or None) that turn the last token's final state into the base logits.
+    class_order : tuple of int
+        Which of the logits that these two give is each class's; empty: they are in order.
     decoder_start : int or None
         First token of the decoder where the model is an encoder-decoder: the one token whose states are kept.
     token_budget : int
@@ -90,6 +92,7 @@ class Backbone:
         head: LanguageHead | None = None,
         engine: Engine | None = None,
         plan: MemoryPlan | None = None,
+        class_order: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self.stack = stack
@@ -99,7 +102,7 @@ class Backbone:
         self.token_budget = token_budget
         self.device = device
         self.predictor = predictor
-        self.label_head = label_head
+        self.label_head, self.class_order = label_head, list(class_order)
         self.decoder_start = decoder_start
         self.language_model, self.head = language_model, head
         self.plan = plan
@@ -170,7 +173,8 @@ class Backbone:
                 sample = pivots[row, :length][kept[i] if kept else slice(None)].float().cpu()
                 activations[i] = transform(sample) if transform else sample
                 if batch_logits is not None:
-                    logits[i] = batch_logits[row].float().cpu()
+                    logit = batch_logits[row].float().cpu()
+                    logits[i] = logit[self.class_order] if self.class_order else logit
         rows = [logit for logit in logits if logit is not None]
         return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)
 

@@ -37,7 +37,7 @@ class Checkpoint:
         The bare model.
     base_prediction : str
         As in `BackboneInfo`.
-    predictor, label_head, language_model
+    predictor, label_head, language_model, class_order
         As in `Backbone`.
     disk : OnDisk or None
         The weights that stayed on disk.
@@ -49,6 +49,7 @@ class Checkpoint:
     label_head: tuple[Tensor, Tensor | None] | None = None
     language_model: nn.Module | None = None
     disk: OnDisk | None = None
+    class_order: tuple[int, ...] = ()
 
 
 class _LabelWords(nn.Linear):
@@ -125,15 +126,42 @@ def _predicting(
             whole.final_logits_bias = whole.final_logits_bias[:, ids]
         return whole, Checkpoint(_bare(whole), "label-words", predictor=whole, disk=disk)
     if classifies and options.num_labels and config.num_labels == options.num_labels:
+        order = class_order(config, options.labels)
         whole, disk = _complete(AutoModelForSequenceClassification, folder, arguments, options.streamed)
         if not is_causal(config):
-            return whole, Checkpoint(_bare(whole), "classifier", predictor=whole, disk=disk)
+            return whole, Checkpoint(_bare(whole), "classifier", predictor=whole, disk=disk, class_order=order)
         score = whole.score.to(device)  # its own pooling needs a padding token; ours reads each sample's last token
         bias = None if score.bias is None else score.bias.detach().float()
         head = (score.weight.detach().float(), bias)
-        return whole, Checkpoint(_bare(whole), "classifier", label_head=head, disk=disk)
+        return whole, Checkpoint(_bare(whole), "classifier", label_head=head, disk=disk, class_order=order)
     whole, disk = _complete(AutoModel, folder, arguments, options.streamed)
     return whole, Checkpoint(_bare(whole), disk=disk)
+
+
+def class_order(config: Any, labels: Sequence[str]) -> tuple[int, ...]:
+    """Return which class of a trained head each of the task's labels is, by the head's own names.
+
+    Names are compared without regard to case. A head whose names are transformers' own (LABEL_0, …), and labels that
+    are the numbers from 0 on, say no other order: the head's is taken, and () returned, as where the orders agree.
+
+    Raises
+    ------
+    SettingsError
+        The head names other classes than the task.
+    """
+    own = {int(place): str(name).casefold() for place, name in (getattr(config, "id2label", None) or {}).items()}
+    wanted, named = [label.casefold() for label in labels], [own.get(place, "") for place in range(len(labels))]
+    unnamed = named == [f"label_{place}" for place in range(len(labels))]
+    if not labels or unnamed or wanted == named or wanted == [str(place) for place in range(len(labels))]:
+        return ()
+    if sorted(wanted) != sorted(named) or len(set(named)) < len(named):
+        classes = ", ".join(map(repr, config.id2label.values()))
+        raise SettingsError(
+            f"the checkpoint's head predicts the classes {classes} (id2label in config.json), which are others than "
+            "those of the task; give these in task.labels, or remove `architectures` from its config.json to use the "
+            "backbone without its head"
+        )
+    return tuple(named.index(label) for label in wanted)
 
 
 def _arguments(config: Any, options: LoadOptions, device: torch.device) -> dict[str, Any]:

@@ -203,8 +203,8 @@ def _chosen(options: LoadOptions, choice: str) -> LoadOptions:
 
 
 def _as_json(options: LoadOptions) -> dict[str, Any]:
-    """Return what a need depends on, as JSON holds it; there is no plan yet."""
-    values = {item.name: getattr(options, item.name) for item in fields(options) if item.name != "plan"}
+    """Return what a need depends on, as JSON holds it: no names of classes, and there is no plan yet."""
+    values = {item.name: getattr(options, item.name) for item in fields(options) if item.name not in ("plan", "labels")}
     return {**values, "label_words": list(options.label_words)}
 
 

@@ -23,6 +23,7 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.backbones.streaming.engine import StreamedEngine
 from mobillm_flower.backbones.streaming.layer_weights import LayerWeights, StoredLayers
+from mobillm_flower.backbones.tokenizers import require_tokenizer
 from mobillm_flower.config.compatibility import check_engine
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import UnsupportedError
@@ -37,6 +38,7 @@ def load_backbone(
     device: str = "auto",
     token_budget: int = 4096,
     num_labels: int = 0,
+    labels: Sequence[str] = (),
     label_words: Sequence[str] = (),
     language_model: bool = False,
     plan: MemoryPlan | None = None,
@@ -58,6 +60,8 @@ def load_backbone(
         Tokens of a forward batch, padding included.
     num_labels : int
         K of the task; a checkpoint with a trained classification head of K classes then predicts p_b.
+    labels : sequence of str
+        Their names, in order; a trained head's own names are matched with them.
     label_words : sequence of str
         One word a label; a causal model then predicts p_b from the first token of each word.
     language_model : bool
@@ -81,6 +85,7 @@ def load_backbone(
             device=device,
             token_budget=token_budget,
             num_labels=num_labels,
+            labels=tuple(labels),
             label_words=tuple(label_words),
             language_model=language_model,
             plan=plan,
@@ -121,6 +126,7 @@ def _described(folder: Path, options: LoadOptions) -> tuple[Any, Any]:
         raise UnsupportedError(
             f"{options.name}: transformers cannot load its configuration or tokenizer: {error}"
         ) from error
+    require_tokenizer(folder, tokenizer)
     truncate(config, options.layers)
     config.use_cache = False
     return config, tokenizer
@@ -161,6 +167,7 @@ def _assembled(
         info=info,
         predictor=checkpoint.predictor,
         label_head=checkpoint.label_head,
+        class_order=checkpoint.class_order,
         decoder_start=decoder_start(config),
         token_budget=options.token_budget if plan is None else plan.tokens,
         device=device,

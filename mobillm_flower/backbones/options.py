@@ -18,6 +18,10 @@ class PredictedTask(Protocol):
         """K, the number of scores of a sample."""
 
     @property
+    def labels(self) -> Sequence[str]:
+        """Class names, in order; none where no classes are predicted."""
+
+    @property
     def label_words(self) -> Sequence[str]:
         """One word a label, or none."""
 
@@ -40,7 +44,7 @@ class LoadOptions:
         Number format of the weights; torch device, or "auto".
     token_budget : int
         Most tokens of a forward batch, padding included.
-    num_labels, label_words, language_model : int, tuple of str, bool
+    num_labels, labels, label_words, language_model : int, tuple of str, tuple of str, bool
         What the backbone predicts by itself; see `for_task`.
     engine : str
         "torch" or "onnx".
@@ -55,6 +59,7 @@ class LoadOptions:
     device: str = "auto"
     token_budget: int = 4096
     num_labels: int = 0
+    labels: tuple[str, ...] = ()
     label_words: tuple[str, ...] = ()
     language_model: bool = False
     engine: str = "torch"
@@ -83,6 +88,7 @@ class LoadOptions:
         return replace(
             self,
             num_labels=task.num_outputs,
+            labels=tuple(task.labels),
             label_words=tuple(task.label_words),
             language_model=task.per_token,
         )

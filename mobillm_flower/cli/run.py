@@ -18,6 +18,8 @@ from mobillm_flower.runs.folder import RunFolder
 if TYPE_CHECKING:
     from mobillm_flower.launch import RunOutcome
 
+_NOT_ALL = 3  # exit code of a run that completed without some devices
+
 
 def run(
     folder: AppFolder,
@@ -71,12 +73,13 @@ def run(
     page = _report(outcome.run_path)
     if as_json:
         say_json({**results, "report": page and str(page)})
-        return
+        raise typer.Exit(results["exit_code"])
     print_rows("Results", ("what", "figure", "remark"), results["table"])
     if outcome.run_path:
         run = RunFolder(outcome.run_path)
         files = {"side network": run.side_network, "all figures": run.results, "report": page}
         typer.echo("   ".join(f"{name}: {relative(file)}" for name, file in files.items() if file))
+    raise typer.Exit(results["exit_code"])
 
 
 def _report(path: Path | None) -> Path | None:
@@ -94,11 +97,12 @@ def _report(path: Path | None) -> Path | None:
 
 def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, it is written there, too."""
-    from mobillm_flower.reports import results_rows
+    from mobillm_flower.reports import not_used, results_rows
     from mobillm_flower.runs.record import read_run
 
     path = outcome.run_path
     measured: dict[str, Any] = {}
+    unused: dict[str, str] = {}
     if path is None:
         rows = [
             ("run", outcome.run_id, "Flower's id"),
@@ -107,7 +111,8 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
         ]
     else:
         measured = _references(path, watcher) if references else {}
-        rows = results_rows(read_run(path), measured)
+        run = read_run(path)
+        rows, unused = results_rows(run, measured), not_used(run)
     results = {
         "run": path and str(path),
         "run_id": outcome.run_id,
@@ -115,6 +120,7 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
         "table": [list(row) for row in rows],
         "status": outcome.status,
         "seconds": round(outcome.seconds, 1),
+        "exit_code": _NOT_ALL if unused else 0,
     }
     if path is not None:
         RunFolder(path).results.write_text(json.dumps(results, indent=2) + "\n", "utf-8")

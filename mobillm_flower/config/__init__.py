@@ -1,7 +1,9 @@
 """Typed settings: one dataclass a part, presets for the papers, validated where they enter."""
 
+from mobillm_flower.config.lists import list_text
 from mobillm_flower.config.load import (
     PRESETS,
+    is_list,
     load_settings,
     run_folder,
     setting_key,
@@ -57,6 +59,8 @@ __all__ = [
     "StopSettings",
     "TaskSettings",
     "TrainerSettings",
+    "is_list",
+    "list_text",
     "load_settings",
     "run_folder",
     "setting_key",

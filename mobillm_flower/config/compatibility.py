@@ -399,6 +399,11 @@ def check_labels(settings: Settings, labels: Sequence[str], *, predicts_tokens: 
         raise SettingsError(
             f"task.label-words has {len(words)} words for {len(labels)} labels; give one for each, in order"
         )
+    if prompt and not predicts_tokens and settings.data.pair_column and not pair_in_prompt:
+        raise SettingsError(
+            f"data.pair-column={settings.data.pair_column!r} is read by nobody: task.prompt={prompt!r} does not hold "
+            "{text_pair}; put it there, or leave out the one or the other"
+        )
     if predicts_tokens and pair_in_prompt:
         raise SettingsError(f"task.prompt={prompt!r} must not hold {{text_pair}}: the response follows the prompt")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from mobillm_flower.config import PRESETS, Settings
+from mobillm_flower.config import PRESETS, Settings, list_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ",".join(str(entry) for entry in value)
+        return list_text(value)
     return str(plain(value))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mobillm_flower.config.compatibility import check_settings
+from mobillm_flower.config.lists import list_entries, split_words, unquoted_word
 from mobillm_flower.config.parts import Settings
 from mobillm_flower.errors import SettingsError
 
@@ -56,6 +56,11 @@ def setting_keys() -> list[str]:
 @cache
 def _known_keys() -> tuple[str, ...]:
     return tuple(_kebab(key) for key in _leaves(Settings()))
+
+
+def is_list(key: str) -> bool:
+    """Whether a setting, by its dotted key, is a list."""
+    return _snake(key.strip()) in _list_keys()
 
 
 def setting_key(name: str) -> str:
@@ -134,10 +139,7 @@ def _layers(
     inline = str(flat.pop("settings", "") or "")
     file = file or str(flat.pop("settings_file", "") or "") or None
     flat.pop("settings_file", None)
-    try:
-        words = _words(shlex.split(inline))
-    except ValueError as error:
-        raise SettingsError(f"settings={inline!r} cannot be split into key=value words: {error}") from error
+    words = _words(map(_inline_word, split_words(inline)))
     layers = [
         ("file", _read_yaml(Path(file)) if file else {}),
         ("run config", flat),
@@ -197,8 +199,23 @@ def _words(words: Iterable[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise SettingsError(f"{word!r} is not of the form key=value, such as trainer.epochs=5")
-        values[_snake(key.strip())] = unquoted(value)
+        key = _snake(key.strip())
+        values[key] = value.strip() if key in _list_keys() else unquoted(value)
     return values
+
+
+def _inline_word(word: str) -> str:
+    """Return a word of the inline string as a shell would give it, but for the quotes within a list."""
+    key, equals, _ = word.partition("=")
+    if equals and _snake(key) in _list_keys():
+        return word
+    return unquoted_word(word)
+
+
+@cache
+def _list_keys() -> frozenset[str]:
+    config = OmegaConf.structured(Settings)
+    return frozenset(key for key in _leaves(Settings()) if OmegaConf.is_list(OmegaConf.select(config, key)))
 
 
 def unquoted(text: str) -> str:
@@ -242,7 +259,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         if isinstance(value, list) and isinstance(item, bool):
             raise SettingsError(f"{shown}={value!r} holds a YAML boolean; put words such as 'yes' in quotes")
     if OmegaConf.is_list(current) and isinstance(value, str):  # Flower's run_config has no lists
-        value = [unquoted(item) for item in value.strip("[]").split(",") if item.strip()]
+        entries = list_entries(value)
+        value = list_entries(entries[0]) if len(entries) == 1 else entries  # the whole list may be in quotes
     if isinstance(current, str) and not isinstance(value, str | Enum):
         raise SettingsError(f"{shown}={value!r} must be text")
     if isinstance(current, bool) and not isinstance(value, bool) and str(value).lower() not in ("true", "false"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.config import Settings, load_settings, setting_keys, unquoted
+from mobillm_flower.config import Settings, is_list, load_settings, setting_keys, unquoted
 from mobillm_flower.errors import SettingsError
 
 _ANOTHER = re.compile(r"""["']\s+[\w.-]+=["']?""")  # Flower takes 'a="x" b="y"' in one word
@@ -49,8 +49,8 @@ class App:
         extra: list[str] = []
         for word in overrides:
             key, equals, value = word.partition("=")
-            key, value = key.strip().replace("_", "-"), unquoted(value)
-            if _ANOTHER.search(value):
+            key, value = key.strip().replace("_", "-"), value.strip() if is_list(key) else unquoted(value)
+            if not is_list(key) and _ANOTHER.search(value):
                 raise SettingsError(f"{word!r} holds several settings; give -c once for each")
             if not equals:
                 raise SettingsError(f"{word!r} is not of the form key=value, such as trainer.epochs=5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,10 @@ from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import events
 from mobillm_flower.runs.devices import device_records
 from mobillm_flower.runs.record import RunRecord
+from mobillm_flower.wire.left_out import left_out_text
 
 Row = tuple[str, str, str]
+_MAX_REMARK = 300  # characters of what devices say
 
 _ON_THE_WHOLE = (
     ("tuned", "side-tuned"),
@@ -90,9 +93,32 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
     if finished:
         add("run", f"{finished.seconds:.0f} s", finished.outcome)
+    rows += _left_out_rows(run)
     troubled = [device for device in devices if device.troubled]
     if troubled:
         add("devices with trouble", str(len(troubled)), f"see {run.folder.events.name}")
+    return rows
+
+
+def not_used(run: RunRecord) -> dict[str, str]:
+    """Return nodes that the run's last session met and did not use, with the reason."""
+    return {event.node: event.reason for event in run.session.all(events.NodeRefused)}
+
+
+def _left_out_rows(run: RunRecord) -> list[Row]:
+    """Return how many nodes and rows took no part, and why."""
+    rows: list[Row] = []
+    if refused := not_used(run):
+        reasons = Counter(refused.values()).most_common(3)
+        remark = "; ".join(f"{reason} ({count})" if count > 1 else reason for reason, count in reasons)
+        remark = "".join(character if character.isprintable() else " " for character in remark)
+        rows.append(("devices not used", str(len(refused)), remark[:_MAX_REMARK]))
+    met = {event.device: event.left_out for event in run.all(events.DeviceMet)}
+    counts: Counter[str] = Counter()
+    for left_out in met.values():
+        counts.update(left_out)
+    if counts:
+        rows.append(("rows left out", f"{counts.total():,}", left_out_text(counts)))
     return rows
 
 

@@ -161,6 +161,11 @@ class TextTask:
     ) -> tuple[Samples, dict[int, str]]:
         """Read text, pair and label columns; rows without a text or a label of the contract cannot be used."""
         check_pair_column(settings, needs_pair=self.needs_pair, needs_response=False)
+        if "{text_pair}" in contract.prompt and not settings.data.pair_column:
+            raise SettingsError(
+                f"task.prompt={contract.prompt!r} holds {{text_pair}}; name the column of second texts in "
+                "data.pair-column"
+            )
         texts, pairs, reasons = read_texts_of(rows, settings)
         column = _column(rows, settings.data.label_column, "data.label-column")
         labels = [0.0] * len(column)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.config import CHOOSERS, Settings, load_settings, setting_sources
+from mobillm_flower.config import CHOOSERS, Settings, list_text, load_settings, setting_sources
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING
@@ -175,7 +175,7 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ",".join(map(_word, value))
+        return list_text(map(_word, value))
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 

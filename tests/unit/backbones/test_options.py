@@ -50,7 +50,8 @@ def test_a_task_says_what_the_backbone_predicts() -> None:
         metric="accuracy",
     )
     options = LoadOptions("minilm", layers=2).for_task(contract)
-    assert options == LoadOptions("minilm", layers=2, num_labels=3, label_words=("x", "y", "z"))
+    expected = LoadOptions("minilm", layers=2, num_labels=3, labels=contract.labels, label_words=("x", "y", "z"))
+    assert options == expected
     assert hash(options) == hash(replace(options))  # devices of a process share what was loaded by it
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mobillm_flower.cli import app
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports import results_rows, write_report
+from mobillm_flower.reports import not_used, results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
@@ -309,3 +309,18 @@ def test_the_command_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunFailed, match=r"cannot be written: .*; name another file with --out"):
         write_report(write_run(tmp_path / "run", end="met"), tmp_path / "taken" / "report.html")
+
+
+def test_the_table_says_how_many_devices_and_rows_took_no_part_and_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert not {"devices not used", "rows left out"} & {row[0] for row in results_rows(read_run(run), {})}
+    folder = RunFolder(run)
+    for node in ("1", "2"):
+        folder.append(events.NodeRefused(node=node, reason="no train row is left"))
+    for device, left_out in (("a" * 32, {"train no-label": 2}), ("b" * 32, {"train no-label": 1, "test no-text": 4})):
+        folder.append(events.DeviceMet(device, "minilm", 6, 1, 1, left_out=left_out))
+    record = read_run(run)
+    rows = {what: (figure, remark) for what, figure, remark in results_rows(record, {})}
+    assert rows["devices not used"] == ("2", "no train row is left (2)")
+    assert rows["rows left out"] == ("7", "train: 3 without a label; test: 4 without a text")
+    assert set(not_used(record)) == {"1", "2"}

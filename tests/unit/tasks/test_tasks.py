@@ -148,6 +148,14 @@ def test_contract_errors(words: list[str], match: str) -> None:
         make_contract(with_settings(*words), ["no", "yes"])
 
 
+def test_a_second_text_that_nobody_reads_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"data.pair-column='b' is read by nobody: task.prompt='Q: {text}'"):
+        make_contract(with_settings("task.prompt=Q: {text}", "data.pair-column=b"), [0, 1])
+    rows = dataset([{"text": "a", "label": "no"}])
+    with pytest.raises(SettingsError, match=r"holds {text_pair}; name the column of second texts in data.pair-column"):
+        read_rows(rows, rows, with_settings("task.prompt={text} {text_pair}", "task.labels=no,yes"))
+
+
 def test_no_labels_to_read_is_a_data_error() -> None:
     empty = datasets.Dataset.from_dict({"text": [], "label": []})
     with pytest.raises(DataError, match="label"):
@@ -257,7 +265,8 @@ def test_render() -> None:
     plain = make_contract(with_settings(), [0, 1])
     assert render(single, plain) == (single.texts, None)
     assert render(paired, plain) == (paired.texts, paired.pairs)
-    prompt = make_contract(with_settings("task.prompt=Q: {text} {text_pair} A:"), [0, 1])
+    both = with_settings("task.prompt=Q: {text} {text_pair} A:", "data.pair-column=b")
+    prompt = make_contract(both, [0, 1])
     assert render(single, prompt) == (["Q: it {works}  A:", "Q: b  A:"], None)
     assert render(paired, prompt) == (["Q: a x A:", "Q: b y A:"], None)
 
