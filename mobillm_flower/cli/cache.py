@@ -74,16 +74,16 @@ def verify(run: RunPath, as_json: AsJson = False) -> None:
     from mobillm_flower.server import ActivationCache
 
     with closing(ActivationCache(file)) as cache:
-        found = cache.verify()
-        rows = None if found else len(cache)
+        damaged = cache.verify()
+        rows = None if damaged else len(cache)
     if as_json:
-        damages = [{"row": d.row, "device": d.device or None, "problem": d.problem} for d in found]
+        damages = [{"row": d.row, "device": d.device or None, "problem": d.problem} for d in damaged]
         say_json({"run": str(run), "rows": rows, "damages": damages})
     elif rows is not None:
         typer.echo(f"{rows:,} rows, all as they were committed")
-    for damage in [] if as_json else found:
+    for damage in [] if as_json else damaged:
         typer.echo(str(damage))
-    if found:
+    if damaged:
         if not as_json:
             typer.echo(f"restore {relative(file)} from a copy, or forget the devices named and train again")
         raise typer.Exit(1)
@@ -155,13 +155,13 @@ def forget(
 
 def _one_device(start: str, held: list[str]) -> str:
     """Return the one device whose pseudonym begins so; raises CacheError where there is none, or several."""
-    found = [name for name in held if start and name.startswith(start.lower())]
-    if len(found) == 1:
-        return found[0]
+    matching = [name for name in held if start and name.startswith(start.lower())]
+    if len(matching) == 1:
+        return matching[0]
     if not held:
         raise CacheError("the cache holds no device")
-    if found:
-        raise CacheError(f"{len(found)} devices begin with {start!r}: {', '.join(found[:5])}; give more of it")
+    if matching:
+        raise CacheError(f"{len(matching)} devices begin with {start!r}: {', '.join(matching[:5])}; give more of it")
     raise CacheError(f"the cache holds no device {start!r}; it holds {', '.join(held[:5])}{' …' * (len(held) > 5)}")
 
 

@@ -157,8 +157,8 @@ def _predictions(model: SideTunedModel, texts: Iterator[Text]) -> Iterator[dict[
                 raise DataError(f"text {number} is empty; remove it")
         firsts = [text for text, _ in batch]
         seconds = [pair for _, pair in batch if pair is not None]
-        found = model.predict(firsts, seconds or None)
-        for (text, pair), label, scores in zip(batch, found.labels, found.scores, strict=True):
+        predictions = model.predict(firsts, seconds or None)
+        for (text, pair), label, scores in zip(batch, predictions.labels, predictions.scores, strict=True):
             row = {"label": label, "score": scores[names.index(label)].item()} if names else {"value": label}
             yield row | {"text": text} | ({} if pair is None else {"pair": pair})
 

@@ -84,7 +84,7 @@ def _of_run(file: Path, words: list[str]) -> InForce:
 
 
 def _as_json(setting: SettingDescription, in_force: InForce | None) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "key": setting.key,
         "type": setting.type,
         "allowed": setting.allowed,
@@ -94,8 +94,8 @@ def _as_json(setting: SettingDescription, in_force: InForce | None) -> dict[str,
     }
     if in_force is not None:
         values, sources = in_force
-        found |= {"value": values[setting.key], "source": sources[setting.key]}
-    return found
+        description |= {"value": values[setting.key], "source": sources[setting.key]}
+    return description
 
 
 def _print(chosen: list[SettingDescription], in_force: InForce | None) -> None:

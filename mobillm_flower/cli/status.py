@@ -32,19 +32,19 @@ def status(
     """Show how a run stands: phase, devices, samples held, rate, failures, time left; from its log alone."""
     path = require_run(run)
     if not watch:
-        found, in_use = _look(path)
-        _say(found, in_use, as_json=as_json)
+        standing, in_use = _look(path)
+        _say(standing, in_use, as_json=as_json)
     elif as_json or not Console().is_terminal:
-        for found, in_use in _changes(path):
+        for standing, in_use in _changes(path):
             if as_json:
-                _say(found, in_use, as_json=True)
+                _say(standing, in_use, as_json=True)
             else:
-                typer.echo(_line(found, in_use))
+                typer.echo(_line(standing, in_use))
     else:
         with Live(console=Console(), auto_refresh=False) as live:
-            for found, in_use in _looks(path):
-                live.update(Group(_table(_rows(found, in_use)), _devices(found)), refresh=True)
-    if watch and not as_json and not found.over:
+            for standing, in_use in _looks(path):
+                live.update(Group(_table(_rows(standing, in_use)), _devices(standing)), refresh=True)
+    if watch and not as_json and not standing.over:
         typer.echo(f"{relative(path)} was interrupted; started again with the same settings and folder, it goes on")
 
 
@@ -61,9 +61,9 @@ def _look(path: Path) -> tuple[RunStatus, bool]:
 def _looks(path: Path) -> Iterator[tuple[RunStatus, bool]]:
     """Yield how a run stands every second, until it is over or nobody goes on with it."""
     while True:
-        found, in_use = _look(path)
-        yield found, in_use
-        if found.over or not in_use:
+        standing, in_use = _look(path)
+        yield standing, in_use
+        if standing.over or not in_use:
             return
         time.sleep(_LOOK_S)
 
@@ -71,46 +71,54 @@ def _looks(path: Path) -> Iterator[tuple[RunStatus, bool]]:
 def _changes(path: Path) -> Iterator[tuple[RunStatus, bool]]:
     """Yield the same when something happened since the last."""
     before: tuple[Any, ...] = ()
-    for found, in_use in _looks(path):
-        now = (found.phase_text, found.held, found.strikes, found.failures, len(found.devices), in_use)
+    for standing, in_use in _looks(path):
+        now = (standing.phase_text, standing.held, standing.strikes, standing.failures, len(standing.devices), in_use)
         if now != before:
             before = now
-            yield found, in_use
+            yield standing, in_use
 
 
-def _say(found: RunStatus, in_use: bool, *, as_json: bool) -> None:
+def _say(standing: RunStatus, in_use: bool, *, as_json: bool) -> None:
     if as_json:
-        say_json({**found.to_dict(), "in_use": in_use})
+        say_json({**standing.to_dict(), "in_use": in_use})
         return
-    print_rows("Status", ("what", "figure", "remark"), _rows(found, in_use))
-    if found.devices:
-        print_rows("Devices", _COLUMNS, _device_rows(found))
+    print_rows("Status", ("what", "figure", "remark"), _rows(standing, in_use))
+    if standing.devices:
+        print_rows("Devices", _COLUMNS, _device_rows(standing))
 
 
-def _rows(found: RunStatus, in_use: bool) -> list[tuple[str, str, str]]:
+def _rows(standing: RunStatus, in_use: bool) -> list[tuple[str, str, str]]:
     from mobillm_flower.reports.units import bytes_text, seconds_text
 
-    at_work = sum(device.state in ("part sent", "nothing sent") for device in found.devices)
-    left = "not known" if found.seconds_left is None else seconds_text(found.seconds_left)
+    at_work = sum(device.state in ("part sent", "nothing sent") for device in standing.devices)
+    left = "not known" if standing.seconds_left is None else seconds_text(standing.seconds_left)
     rows = [
-        ("phase", _phase(found, in_use), found.reason),
-        ("run", found.run_id or "not known", f"for {seconds_text(found.seconds)}"),
-        ("devices", str(len(found.devices)), f"{at_work} with data left, {found.refused} nodes refused"),
-        ("samples held", f"{found.held:,}", f"{found.share:.1%} of {found.total:,}, in {found.windows:,} windows"),
-        ("samples a second", f"{found.samples_per_s:.2f}", "over the last minute of ingestion"),
-        ("strikes, failures", f"{found.strikes}, {found.failures}", "bad packets, answers that did not come"),
-        ("cache", "not known" if found.cache_bytes is None else bytes_text(found.cache_bytes), "after the last round"),
+        ("phase", _phase(standing, in_use), standing.reason),
+        ("run", standing.run_id or "not known", f"for {seconds_text(standing.seconds)}"),
+        ("devices", str(len(standing.devices)), f"{at_work} with data left, {standing.refused} nodes refused"),
+        (
+            "samples held",
+            f"{standing.held:,}",
+            f"{standing.share:.1%} of {standing.total:,}, in {standing.windows:,} windows",
+        ),
+        ("samples a second", f"{standing.samples_per_s:.2f}", "over the last minute of ingestion"),
+        ("strikes, failures", f"{standing.strikes}, {standing.failures}", "bad packets, answers that did not come"),
+        (
+            "cache",
+            "not known" if standing.cache_bytes is None else bytes_text(standing.cache_bytes),
+            "after the last round",
+        ),
     ]
-    if not found.over:
+    if not standing.over:
         rows.append(("time left", left, "estimate, for this phase"))
     return rows
 
 
-def _phase(found: RunStatus, in_use: bool) -> str:
-    return found.phase_text if found.over or in_use else f"{found.phase_text}; no process here goes on with it"
+def _phase(standing: RunStatus, in_use: bool) -> str:
+    return standing.phase_text if standing.over or in_use else f"{standing.phase_text}; no process here goes on with it"
 
 
-def _device_rows(found: RunStatus) -> list[tuple[str, ...]]:
+def _device_rows(standing: RunStatus) -> list[tuple[str, ...]]:
     return [
         (
             device.device[:8],
@@ -122,17 +130,18 @@ def _device_rows(found: RunStatus) -> list[tuple[str, ...]]:
             device.backbone,
             device.state,
         )
-        for device in found.devices
+        for device in standing.devices
     ]
 
 
-def _line(found: RunStatus, in_use: bool) -> str:
+def _line(standing: RunStatus, in_use: bool) -> str:
     from mobillm_flower.reports.units import seconds_text
 
-    left = "" if found.seconds_left is None else f", {seconds_text(found.seconds_left)} left"
+    left = "" if standing.seconds_left is None else f", {seconds_text(standing.seconds_left)} left"
     return (
-        f"{_phase(found, in_use)}: {len(found.devices)} devices, {found.held:,} of {found.total:,} samples, "
-        f"{found.samples_per_s:.2f} a second, {found.strikes} strikes, {found.failures} failures{left}"
+        f"{_phase(standing, in_use)}: {len(standing.devices)} devices, "
+        f"{standing.held:,} of {standing.total:,} samples, "
+        f"{standing.samples_per_s:.2f} a second, {standing.strikes} strikes, {standing.failures} failures{left}"
     )
 
 
@@ -143,16 +152,16 @@ def _table(rows: list[tuple[str, str, str]]) -> Table:
     return table
 
 
-def _devices(found: RunStatus) -> Table:
+def _devices(standing: RunStatus) -> Table:
     """Return the devices' table; where there are many, those with trouble and the slowest."""
     table = Table()
     for column in _COLUMNS:
         table.add_column(column)
-    order = sorted(found.devices, key=lambda d: (not d.dropped, d.held / max(1, d.num_train)))
+    order = sorted(standing.devices, key=lambda d: (not d.dropped, d.held / max(1, d.num_train)))
     kept = {device.device[:8] for device in order[:20]}
-    for row in _device_rows(found):
+    for row in _device_rows(standing):
         if row[0] in kept:
             table.add_row(*map(Text, row))
-    if len(found.devices) > len(kept):
-        table.caption = f"{len(kept)} of {len(found.devices)}: those that sent least"
+    if len(standing.devices) > len(kept):
+        table.caption = f"{len(kept)} of {len(standing.devices)}: those that sent least"
     return table

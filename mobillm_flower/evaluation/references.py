@@ -61,15 +61,15 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         return {}
     folder = run.folder.side_network
     contract = saved_contract(folder)
-    found: dict[str, Any] = {
+    references: dict[str, Any] = {
         "metric": contract.metric,
         "num_test": len(data.test),
         "num_train": len(data.train),
     }
     if not contract.per_token:
-        found["majority"] = majority(data)
+        references["majority"] = majority(data)
     if contract.labels:
-        found["labels"] = list(contract.labels)
+        references["labels"] = list(contract.labels)
     if settings.trainer.device != "cpu":
         settings.trainer.device = "auto"  # what the run was trained on may not be here
     network = _replayed(run.folder, settings) if train else None
@@ -110,22 +110,22 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
             if on_the_cpu:  # no other device repeats its sums bit by bit
                 identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
         types[info.fingerprint[:12]] = measured
-    found |= _together(list(types.values()))
+    references |= _together(list(types.values()))
     if len(types) > 1:
-        found["types"] = types
-    return found | ({"identical": all(identical)} if identical else {})
+        references["types"] = types
+    return references | ({"identical": all(identical)} if identical else {})
 
 
 def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the means of the types' metrics, and the sum of their counts; a metric that one lacks is left out."""
-    found: dict[str, Any] = {}
+    means: dict[str, Any] = {}
     for key in types[0]:
         values: list[Any] = [measured.get(key) for measured in types]
         if key == "confusion":
-            found[key] = np.sum(values, axis=0).tolist()
+            means[key] = np.sum(values, axis=0).tolist()
         else:
-            found[key] = None if None in values else float(np.mean(values))
-    return found
+            means[key] = None if None in values else float(np.mean(values))
+    return means
 
 
 def _replayed(run: RunFolder, settings: Settings) -> torch.nn.Module | None:
@@ -163,8 +163,8 @@ def logistic_regression(backbone: Backbone, data: LocalData, contract: TaskContr
 
 def _last_mean(backbone: Backbone, samples: Samples, contract: TaskContract) -> np.ndarray:
     tokens = tokenize(backbone, samples, contract)
-    found = backbone.extract(tokens, layers=[backbone.info.depth], pivot="mean")
-    return np.asarray(torch.stack(found.activations).flatten(1))
+    extracted = backbone.extract(tokens, layers=[backbone.info.depth], pivot="mean")
+    return np.asarray(torch.stack(extracted.activations).flatten(1))
 
 
 def majority(data: LocalData) -> float:

@@ -121,8 +121,8 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _flat(part: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested settings by dotted key; lists stay whole."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in part.items() if isinstance(part, Mapping) else ():
         name = prefix + str(key).replace("_", "-")
-        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

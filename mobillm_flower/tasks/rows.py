@@ -60,11 +60,11 @@ class LeftOut:
     @classmethod
     def of_reasons(cls, **splits: Mapping[int, str]) -> LeftOut:
         """Return what is left out by each split's reasons, place in the split -> reason."""
-        found: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         for split, reasons in splits.items():
             for row, reason in reasons.items():
-                found.setdefault(f"{split} {reason}", []).append(row)
-        return cls(found)
+                rows_of.setdefault(f"{split} {reason}", []).append(row)
+        return cls(rows_of)
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
