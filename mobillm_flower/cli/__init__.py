@@ -13,6 +13,7 @@ from rich.console import Console
 from mobillm_flower.cli.audit import audit
 from mobillm_flower.cli.cache import app as cache
 from mobillm_flower.cli.compare import compare
+from mobillm_flower.cli.data import data
 from mobillm_flower.cli.mixing_key import mixing_key
 from mobillm_flower.cli.new import new
 from mobillm_flower.cli.plan import plan
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Forward-only federated fine-tuning of language models for Flower.",
 )
 app.command()(new)
+app.command()(data)
 app.command()(run)
 app.command()(status)
 app.command()(plan)

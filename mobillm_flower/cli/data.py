@@ -1,0 +1,68 @@
+"""`mobillm data`: what is understood of an app's data, before a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mobillm_flower.cli.options import AppFolder, AsJson, Config
+from mobillm_flower.cli.output import print_rows, say_json
+
+
+def data(
+    folder: AppFolder,
+    config: Config = None,
+    backbone: Annotated[
+        bool, typer.Option(help="Load the backbone, for lengths in tokens and its own prediction of a few rows.")
+    ] = True,
+    show_texts: Annotated[bool, typer.Option("--show-texts", help="Show three shortened texts.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would understand of an app's data: splits, columns, classes, devices, lengths in tokens."""
+    from mobillm_flower.evaluation.first_look import first_look
+    from mobillm_flower.launch import read_app
+
+    app = read_app(folder)
+    settings = app.settings(list(config or []))
+    found = first_look(settings, backbone=backbone, texts=show_texts)
+    own = any("load_data=" in file.read_text("utf-8", "replace") for file in app.folder.glob("*/*.py"))
+    if as_json:
+        say_json({"source": settings.data.source, "loads_its_own": own, **found})
+        return
+    if own:
+        typer.echo("The app gives load_data, so its devices read their own rows; below is what data.source has.")
+    print_rows("Data", ("what", "figure", "remark"), _rows(settings.data.source, found))
+
+
+def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = [("source", source, "")]
+    for name, split in found["splits"].items():
+        columns = ", ".join(f"{column} ({kind})" for column, kind in split["columns"].items())
+        rows.append((f"{name} rows", f"{split['rows']:,}", columns))
+    for name, counts in found["classes"].items():
+        train, test = counts
+        rows.append(
+            (f"class {name}", f"{train:,}", f"{test:,} in the test split" + ("" if train else "; never in train"))
+        )
+    if found["left_out"]:
+        rows.append(("rows left out", "", found["left_out"]))
+    for value, count in found["unmatched"].items():
+        rows.append((f"no class: {value}", f"{count:,}", "a value of the label column"))
+    sizes = sorted(train for train, _ in found["devices"])
+    without = sum(not test for _, test in found["devices"])
+    rows.append(
+        ("devices", str(len(sizes)), f"{sizes[0]:,} to {sizes[-1]:,} train samples; {without} without test samples")
+    )
+    if found["refused"]:
+        rows.append(("devices refused", str(len(found["refused"])), next(iter(found["refused"].values()))))
+    if found.get("on_no_device"):
+        rows.append(("test rows on no device", f"{found['on_no_device']:,}", "data.partition-column has other values"))
+    if tokens := found.get("tokens"):
+        remark = f"median {tokens['median']:g} of {tokens['rows']:,} texts; {tokens['at_limit']} reach task.max-length"
+        rows.append(("tokens, at most", str(tokens["most"]), remark))
+    if base := found.get("base"):
+        means = ", ".join(f"{value:.2f}" for value in base["mean"][:10])
+        rows.append(("backbone's own prediction", base["kind"], f"mean of {base['rows']} texts: {means}"))
+    rows += [("text", "", text) for text in found.get("texts", [])]
+    return rows
