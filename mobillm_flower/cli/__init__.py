@@ -54,7 +54,9 @@ def main(command: typer.Typer = app) -> None:
     """Run a command line; an error that is meant for the user is one paragraph, and the exit code is 1."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what was started is ended
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda came, _: sys.exit(128 + came))
     try:
         command()
     except MobiLLMError as error:

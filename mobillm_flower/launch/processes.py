@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
-import psutil
+from mobillm_flower.launch import keeper
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # both are raised as exceptions, anywhere
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they are raised as exceptions, anywhere
 
 
 @contextlib.contextmanager
 def started(
     command: list[str], environment: Mapping[str, str], log: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; whatever happens, it and all that it started are ended afterwards.
+    """Run a program; it and all that it started are ended afterwards, also when this process is killed.
 
     Parameters
     ----------
@@ -31,34 +33,33 @@ def started(
         Its output is appended here, and the keyboard does not reach it; by default it shares this process's terminal.
     """
     process: subprocess.Popen[bytes] | None = None
+    read, write = os.pipe()
+    kept = [sys.executable, "-I", keeper.__file__, str(read), *command]
     try:
         with _signals_later():
             if log is None:
-                process = subprocess.Popen(command, env=dict(environment))
+                process = subprocess.Popen(kept, env=dict(environment), pass_fds=[read])
             else:
                 with log.open("ab") as output:
                     process = subprocess.Popen(
-                        command, env=dict(environment), stdout=output, stderr=output, start_new_session=True
+                        kept,
+                        env=dict(environment),
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                        pass_fds=[read],
                     )
         yield process
     finally:
         if process is not None:
             end(process)
+        os.close(read)
+        os.close(write)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a process and everything it started, by process id."""
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
+    keeper.end_family(process.pid)
     process.wait()
 
 

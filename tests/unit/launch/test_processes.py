@@ -45,3 +45,31 @@ def test_handlers_are_as_before_once_the_program_runs() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with processes.started([sys.executable, "-c", "pass"], os.environ):
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+_STARTS = """
+import os, subprocess, sys
+from mobillm_flower.launch.processes import started
+sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+command = [sys.executable, "-c", f"import subprocess; subprocess.run({sleeps!r})"]
+with started(command, os.environ) as process:
+    sys.stdout.write("ready\\n")
+    sys.stdout.flush()
+    process.wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_what_was_started_ends_with_us_however_we_end(number: signal.Signals) -> None:
+    """Also by a signal that nobody handles, and with the children of what was started."""
+    process = subprocess.Popen([sys.executable, "-c", _STARTS], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    family: list[psutil.Process] = []
+    while len(family) < 3:  # the keeper, the program, and what that started
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.wait()
+    process.stdout.close()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
