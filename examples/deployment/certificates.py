@@ -62,6 +62,7 @@ def make_server(folder: Path, names: Sequence[str]) -> None:
     issuer_key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP384R1())
+    names = [*names, *(own for own in ("localhost", "127.0.0.1") if own not in names)]  # the door itself
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
     certificate = (

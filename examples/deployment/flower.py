@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,16 +24,22 @@ def split_address(address: str) -> tuple[str, int]:
 
 def check_plaintext(address: str) -> None:
     """Refuse what would send plaintext over a network."""
+    check_loopback(
+        address,
+        "--insecure would send activations and labels in plaintext over a network; make keys with `up.py certificates` "
+        "and give --keys",
+    )
+
+
+def check_loopback(address: str, why: str) -> None:
+    """Refuse an address that another machine could reach."""
     host, _ = split_address(address)
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
     if not loopback:
-        raise SettingsError(
-            f"--insecure with {address} would send activations and labels in plaintext over a network; make keys with "
-            "`up.py certificates` and give --keys, or use 127.0.0.1"
-        )
+        raise SettingsError(f"{address} is no address of this machine alone, such as 127.0.0.1:8001. {why}")
 
 
 def superlink_command(address: str, *, state: Path, keys: Path | None) -> list[str]:
@@ -45,6 +52,12 @@ def superlink_command(address: str, *, state: Path, keys: Path | None) -> list[s
         return [*command, "--insecure"]
     command += ["--ssl-ca-certfile", str(_there(keys / "ca.crt")), "--ssl-certfile", str(_there(keys / "server.crt"))]
     return [*command, "--ssl-keyfile", str(_there(keys / "server.key")), "--enable-supernode-auth"]
+
+
+def door_command(address: str, inner: str, keys: Path) -> list[str]:
+    """Return the command of the door that devices reach a SuperLink by."""
+    host, port = split_address(address)
+    return [sys.executable, str(Path(__file__).with_name("door.py")), host, str(port), inner, str(keys)]
 
 
 def supernode_command(

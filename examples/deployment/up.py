@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 from certificates import make_all
-from flower import NAME, connect, register, superlink_command, supernode_command
+from flower import NAME, check_loopback, connect, door_command, register, superlink_command, supernode_command
 
 from mobillm_flower.errors import MobiLLMError, RunFailed, SettingsError
 from mobillm_flower.launch.processes import started
@@ -30,6 +30,7 @@ from mobillm_flower.launch.superlink import (
     wait_healthy,
 )
 
+CONTROL = "127.0.0.1:8001"
 QUICKSTART = Path(__file__).resolve().parents[1] / "quickstart"
 Keys = Annotated[Path | None, typer.Option(help="Folder of certificates and keys.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Plaintext; on 127.0.0.1 only.")]
@@ -59,18 +60,23 @@ def up(
     keys = None if insecure else folder / "keys"
     if keys is not None:
         make_all(keys, names=("localhost", "127.0.0.1"), devices=devices)
-    address = f"127.0.0.1:{free_port()}"
+    inner, address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     environment = flower_environment()
     cores = max(1, (os.cpu_count() or 1) // devices)
     nodes: dict[Path, subprocess.Popen[bytes]] = {}  # by their logs
     with contextlib.ExitStack() as stack:
         log = folder / "superlink.log"
-        command = superlink_command(address, state=folder, keys=keys)
+        command = superlink_command(inner, state=folder, keys=keys)
         superlink = stack.enter_context(started(command, environment, log))
         trusted = None if keys is None else ssl.create_default_context(cafile=str(keys / "ca.crt"))
-        wait_healthy(superlink, f"http{'' if insecure else 's'}://{address}", log, trusted=trusted)
-        connection = connect(folder / "flwr", address, keys=keys)
-        typer.echo(f"SuperLink at {address}{' in plaintext' if insecure else ''}, process {superlink.pid}", err=True)
+        wait_healthy(superlink, f"http{'' if insecure else 's'}://{inner}", log, trusted=trusted)
+        connection = connect(folder / "flwr", inner, keys=keys)
+        typer.echo(f"SuperLink at {inner}{' in plaintext' if insecure else ''}, process {superlink.pid}", err=True)
+        if keys is None:
+            address = inner
+        else:
+            door = stack.enter_context(started(door_command(address, inner, keys), environment, folder / "door.log"))
+            wait_healthy(door, f"https://{address}", folder / "door.log", trusted=trusted)
         for i in range(devices):
             if keys is not None:
                 register(connection, keys / f"device-{i}.pub")
@@ -103,15 +109,25 @@ def certificates(
 
 @app.command()
 def superlink(
-    address: Address = "127.0.0.1:8000",
+    address: Annotated[str, typer.Option(help="host:port that devices reach.")] = "127.0.0.1:8000",
+    control: Annotated[str, typer.Option(help="host:port on this machine alone, where runs are submitted.")] = CONTROL,
     keys: Keys = None,
     state: Annotated[Path, typer.Option(help="Folder of its database.")] = Path("superlink"),
     insecure: Insecure = False,
 ) -> None:
-    """Run a SuperLink until it is stopped."""
+    """Run a SuperLink until it is stopped, and the door that devices reach it by."""
+    secured = _secured(keys, insecure)
     state = state.expanduser().resolve()
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _foreground(superlink_command(address, state=state, keys=_secured(keys, insecure)))
+    if secured is None:
+        _foreground(superlink_command(address, state=state, keys=None))
+        return
+    check_loopback(control, "--control: whoever reaches it can run any program on the server and on all devices")
+    with started(superlink_command(control, state=state, keys=secured), flower_environment()) as inner:
+        with started(door_command(address, control, secured), flower_environment()) as door:
+            while inner.poll() is None and door.poll() is None:
+                time.sleep(0.2)
+        raise typer.Exit(inner.poll() or door.poll() or 1)
 
 
 @app.command()
@@ -132,8 +148,10 @@ def supernode(
 
 @app.command()
 def run(
-    superlink: Address,
     devices: Devices,
+    superlink: Annotated[
+        str, typer.Option(help="The SuperLink's --control (with --insecure, its --address).")
+    ] = CONTROL,
     flower_app: Annotated[Path, typer.Option("--app", help="The Flower app.")] = QUICKSTART,
     keys: Keys = None,
     folder: Annotated[Path, typer.Option(help="For Flower's config.toml.")] = Path("flwr"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import importlib
 import json
 import signal
+import ssl
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,10 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mobillm_flower.config import load_settings
+from mobillm_flower.launch.superlink import Connection, free_port, named_connection
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.tasks import load_splits
 from tests.support.pages import ROOT
-from tests.support.superlink import command_line, kill_family, wait_for
+from tests.support.superlink import command_line, healthy, kill_family, wait_for
 
 UP = ROOT / "examples" / "deployment" / "up.py"
 SMALL = ["backbone.layers=2", "data.max-samples=8", "rounds.window=8", "trainer.epochs=1", "task.max-length=16"]
@@ -118,12 +123,95 @@ def held(run: Path) -> dict[str, frozenset[bytes]]:
         return {device: frozenset(cache.held(device)) for device in cache.devices()}
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/fleet/pull-messages", 200),
+        ("/health", 200),
+        ("/v1/control/start-run", 403),
+        ("/v1/control/register-node", 403),
+        ("/v1/runtime/pull-messages", 403),
+        ("/docs", 403),
+        ("/", 403),
+        ("/v1/fleet/../control/start-run", 403),
+        ("/v1/fleet/%2e%2e/control/start-run", 403),
+        ("/v1/fleet//control", 403),
+        ("//v1/control/start-run", 403),
+        ("/v1/fleet/get-run?x=/v1/control/start-run", 403),
+    ],
+)
+def test_the_door_passes_on_what_devices_ask_for_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, path: str, status: int
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    monkeypatch.syspath_prepend(str(UP.parent))
+    make_door = importlib.import_module("door").make_door
+    seen: list[tuple[str, bytes, str]] = []
+
+    def superlink(request: Any) -> Any:
+        seen.append((request.url.path, request.read(), request.headers["x-signature"]))
+        return httpx.Response(200, content=b"answer", headers={"content-type": "application/x-protobuf"})
+
+    async def ask() -> Any:
+        inner = httpx.AsyncClient(base_url="https://inner", transport=httpx.MockTransport(superlink))
+        outer = httpx.ASGITransport(app=make_door(inner))
+        url = httpx.URL("https://door").copy_with(raw_path=path.encode())
+        async with httpx.AsyncClient(transport=outer) as device:
+            return await device.send(httpx.Request("POST", url, content=b"question", headers={"x-signature": "s"}))
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert seen == ([(path, b"question", "s")] if status == 200 else [])
+    if status == 200:
+        assert (answer.content, answer.headers["content-type"]) == (b"answer", "application/x-protobuf")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_who_has_the_authoritys_certificate_and_the_port_registers_no_key_and_submits_no_run(tmp_path: Path) -> None:
+    keys, home = tmp_path / "keys", tmp_path / "device"
+    up("certificates", "--keys", str(keys), "--name", "127.0.0.1", "--devices", "1")
+    address, control = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    words = ["superlink", "--keys", keys, "--address", address, "--control", control, "--state", tmp_path / "state"]
+    home.mkdir()
+    home.joinpath("config.toml").write_text(
+        f'[superlink.x]\naddress = "{address}"\nroot-certificates = {json.dumps(str(keys / "ca.crt"))}\n', "utf-8"
+    )
+    server = subprocess.Popen([sys.executable, str(UP), *map(str, words)])
+    trusted = ssl.create_default_context(cafile=str(keys / "ca.crt"))
+    try:
+        wait_for(lambda: healthy(f"https://{address}", trusted), "the door is open", seconds=120)
+        connection = named_connection("x", home)
+        for asked in (
+            ["supernode", "register", str(keys / "device-0.pub"), "x"],
+            ["run", str(ROOT / "examples" / "quickstart"), "x"],
+            ["list", "x"],
+        ):
+            answer = connection.flwr(*asked)
+            said = answer.stdout + answer.stderr
+            assert "403" in said or answer.returncode, said
+            assert "Successfully" not in said
+        inner = connect_inside(control, keys, tmp_path / "operator")
+        assert not json.loads(inner.flwr("list", "fleet", "--format", "json").stdout)["runs"]
+    finally:
+        kill_family(psutil.Process(server.pid))
+
+
+def connect_inside(control: str, keys: Path, home: Path) -> Connection:
+    """Reach the SuperLink as who runs it does."""
+    home.mkdir()
+    home.joinpath("config.toml").write_text(
+        f'[superlink.fleet]\naddress = "{control}"\nroot-certificates = {json.dumps(str(keys / "ca.crt"))}\n', "utf-8"
+    )
+    return named_connection("fleet", home)
+
+
 def supernodes(folder: Path) -> dict[str, psutil.Process]:
     """The SuperNodes of a fleet by the names of their devices' folders."""
     found: dict[str, psutil.Process] = {}
     for process in psutil.process_iter():
         words = command_line(process)
-        if any("flower-supernode" in word for word in words):
+        if any("flower-supernode" in word for word in words) and not any("keeper.py" in word for word in words):
             found |= {
                 name: process for i in range(4) for name in [f"device-{i}"] if str(folder / name) in " ".join(words)
             }

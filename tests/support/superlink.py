@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -116,9 +117,9 @@ def wait_for(until: Callable[[], object], what: str, *, seconds: float = 600) ->
         time.sleep(0.2)
 
 
-def healthy(address: str) -> bool:
+def healthy(address: str, trusted: ssl.SSLContext | None = None) -> bool:
     """Whether a server answers at an address."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2, context=trusted) as answer:
         return bool(answer.status == 200)
     return False
 
