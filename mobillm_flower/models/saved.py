@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,11 +18,11 @@ from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken
-from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.errors import MobiLLMError, UnsupportedError
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 WEIGHTS = "model.safetensors"
-_CONFIG, _CARD = "config.json", "README.md"
+CONFIG, _CARD = "config.json", "README.md"
 _FORMAT = 1
 
 
@@ -32,7 +34,9 @@ def saved_contract(folder: str | Path) -> TaskContract:
     UnsupportedError
         The folder holds no side network, or one of another format.
     """
-    return TaskContract.from_json(json.dumps(read_config(Path(folder))["contract"]))
+    config = read_config(Path(folder))
+    with reading(Path(folder) / CONFIG, "contract"):
+        return TaskContract.from_json(json.dumps(config["contract"]))
 
 
 def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
@@ -43,7 +47,30 @@ def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
     UnsupportedError
         The folder holds no side network, or one of another format.
     """
-    return [BackboneInfo(**info) for info in read_config(Path(folder))["backbones"].values()]
+    config = read_config(Path(folder))
+    with reading(Path(folder) / CONFIG, "backbones"):
+        return [BackboneInfo(**info) for info in config["backbones"].values()]
+
+
+@contextlib.contextmanager
+def reading(file: Path, field: str) -> Iterator[None]:
+    """Name file and field in the error where what is read inside is damaged.
+
+    Raises
+    ------
+    UnsupportedError
+        It is.
+    """
+    try:
+        yield
+    except MobiLLMError as error:
+        raise UnsupportedError(f"{file}: {field}: {error}") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, OSError) as error:
+        raise UnsupportedError(
+            f"{file}: {field} is damaged ({type(error).__name__}); copy the folder again from where it was saved"
+        ) from error
+    except SafetensorError as error:
+        raise UnsupportedError(f"{file}: {field} are damaged; copy the folder again from where it was saved") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -55,9 +82,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         The folder holds no side network, or one of another format.
     """
     try:
-        config = json.loads((folder / _CONFIG).read_text("utf-8"))
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UnsupportedError(f"{folder} holds no readable {_CONFIG} of a side network") from error
+        raise UnsupportedError(f"{folder} holds no readable {CONFIG} of a side network") from error
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         version = config.get("format") if isinstance(config, dict) else None
         raise UnsupportedError(f"{folder}: format {version!r}, this version reads {_FORMAT}")
@@ -69,8 +96,8 @@ def choose_type(named: str, trained: Sequence[dict[str, Any]]) -> tuple[str, dic
 
     That is found by its weights' fingerprint, whatever it is called.
     """
-    if not named:
-        return "", trained[0]
+    if not named:  # a type whose name the server did not know is not the first choice
+        return "", next((info for info in trained if info["name"]), trained[0])
     name, at, layers = named.rpartition("@")
     if at and layers.isdecimal():
         named, others = name, {**trained[0], "depth": int(layers)}
@@ -104,7 +131,7 @@ def save_side_network(
         "contract": dataclasses.asdict(contract),
         "prediction": dataclasses.asdict(rule),
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     (folder / _CARD).write_text(_card(state, side_config, backbones, contract), "utf-8")
 
 

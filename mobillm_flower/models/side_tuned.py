@@ -31,7 +31,16 @@ from mobillm_flower.core.side_networks import (
 )
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import MismatchError, UnsupportedError
-from mobillm_flower.models.saved import WEIGHTS, choose_type, read_config, save_side_network
+from mobillm_flower.models.saved import (
+    CONFIG,
+    WEIGHTS,
+    choose_type,
+    read_config,
+    reading,
+    save_side_network,
+    saved_backbones,
+    saved_contract,
+)
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
@@ -360,11 +369,17 @@ class SideTunedModel:
             The folder holds no side network, or one of a newer format.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        contract = TaskContract.from_json(json.dumps(config["contract"]))
-        specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
+        config, contract, file = read_config(folder), saved_contract(folder), folder / CONFIG
+        with reading(file, "specs"):
+            specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
+        saved_backbones(folder)  # refused here, if they are damaged
         if not isinstance(backbone, Backbone):
             named, info = choose_type(backbone, list(config["backbones"].values()))
+            if not named and not info["name"]:
+                raise MismatchError(
+                    f"{file} does not say which model its backbone {info['fingerprint'][:12]} is, since the server's "
+                    "settings did not name it; give it as backbone="
+                )
             from mobillm_flower.backbones.load import load_with  # loads transformers
 
             backbone = load_with(
@@ -384,10 +399,13 @@ class SideTunedModel:
                 f"{folder}: trained for {trained_for}, "
                 f"not for {backbone.info.name} ({of_type[:12]}, {backbone.info.depth} layers); load one of those"
             )
-        side_config = SideNetworkConfig.from_dict(config["side_network"]).only(of_type)
-        network = side_config.build()
-        network.load_state_dict(state_for(load_file(folder / WEIGHTS), of_type))
-        rule = PredictionRule(**config["prediction"])
+        with reading(file, "side_network"):
+            side_config = SideNetworkConfig.from_dict(config["side_network"]).only(of_type)
+            network = side_config.build()
+        with reading(folder / WEIGHTS, "weights"):
+            network.load_state_dict(state_for(load_file(folder / WEIGHTS), of_type))
+        with reading(file, "prediction"):
+            rule = PredictionRule(**config["prediction"])
         return cls(
             backbone,
             network,

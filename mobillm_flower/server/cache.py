@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillm_flower.errors import CacheError, CacheFull
-from mobillm_flower.server.rows import Rows
+from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.wire.window import SampleBytes
 
 _VERSION = 1
@@ -393,8 +393,16 @@ class ActivationCache:
                 ) from error
 
 
+def is_whole(row: RowRef, activations: bytes, target: bytes) -> bool:
+    """Whether a row's bytes are those that were committed."""
+    return _hash(row.backbone, row.tokens, activations, target) == row.digest
+
+
 def _digest(backbone: str, sample: SampleBytes) -> bytes:
-    digest = hashlib.sha256(f"{backbone}:{sample.tokens}:{len(sample.activations)}:".encode())
-    digest.update(sample.activations)
-    digest.update(sample.target)
-    return digest.digest()
+    return _hash(backbone, sample.tokens, sample.activations, sample.target)
+
+
+def _hash(backbone: str, tokens: int, activations: bytes, target: bytes) -> bytes:
+    return hashlib.sha256(
+        b"%s:%d:%d:%s%s" % (backbone.encode(), tokens, len(activations), activations, target)
+    ).digest()
