@@ -29,6 +29,7 @@ from mobillm_flower.wire.messages import (
     pack_metrics,
     pack_refusal,
 )
+from mobillm_flower.wire.proof import prove
 from mobillm_flower.wire.window import pack_window
 
 logger = logging.getLogger(__name__)
@@ -66,11 +67,11 @@ class SideTuningClient:
         self.app.evaluate()(self._answer(self._evaluate))
         self.app.query("describe")(self._answer(self._describe))
 
-    def _describe(self, device: Device, _content: RecordDict) -> RecordDict:
-        return pack_description(device.describe())
+    def _describe(self, device: Device, asked: Message) -> RecordDict:
+        return prove(pack_description(device.describe()), device.folder.identity, asked)
 
-    def _extract(self, device: Device, content: RecordDict) -> RecordDict:
-        request = open_request(content)
+    def _extract(self, device: Device, asked: Message) -> RecordDict:
+        request = open_request(asked.content)
         device.agree(request.contract, request.spec)
         made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
         return pack_window(
@@ -86,8 +87,8 @@ class SideTuningClient:
             peak_memory_bytes=peak_memory_bytes(),
         )
 
-    def _evaluate(self, device: Device, content: RecordDict) -> RecordDict:
-        request = open_evaluation(content)
+    def _evaluate(self, device: Device, asked: Message) -> RecordDict:
+        request = open_evaluation(asked.content)
         device.agree(request.contract, request.spec)
         device.folder.ledger.acknowledge(request.held)
         network = None  # a type that sent no sample has its base model
@@ -109,10 +110,10 @@ class SideTuningClient:
             metrics[request.contract.metric] = device.measure(model)
         return pack_metrics(metrics)
 
-    def _answer(self, handle: Callable[[Device, RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+    def _answer(self, handle: Callable[[Device, Message], RecordDict]) -> Callable[[Message, Context], Message]:
         def answer(message: Message, context: Context) -> Message:
             try:
-                content = handle(self._device(context), message.content)
+                content = handle(self._device(context), message)
             except MobiLLMError as error:
                 content = pack_refusal(f"{type(error).__name__}: {error}")
             except Exception as error:

@@ -19,6 +19,8 @@ from mobillm_flower.launch.watch import RunFollower, watch
 from mobillm_flower.runs.events import OnEvent, Submitted
 from mobillm_flower.runs.folder import RunFolder
 
+_REPEATABLE = "trainer.validation-split=seed"  # in a simulation nobody lies, and a seed is there to repeat a run
+
 
 @dataclass(frozen=True)
 class RunOutcome:
@@ -72,6 +74,7 @@ def run_app(
     RunFailed
         The run did not complete; the message holds the reason and where the log is.
     """
+    overrides = [_REPEATABLE, *overrides]
     settings = app.settings(overrides)
     run = RunFolder(run_path).make()
     run.flower.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.counter import Counter
+from mobillm_flower.privacy.identity import Identity
 from mobillm_flower.privacy.ledger import Ledger, Limits
 from mobillm_flower.privacy.ledger_file import make_ledger
 
@@ -82,8 +83,13 @@ class DeviceFolder:
 
     @property
     def pseudonym(self) -> str:
-        """The name the server knows the device by: 32 hex digits derived from the secret."""
-        return self._mac(b"pseudonym").hex()
+        """The name the server knows the device by: 32 hex digits, its public key's hash."""
+        return self.identity.pseudonym
+
+    @property
+    def identity(self) -> Identity:
+        """The key pair that follows from the secret."""
+        return Identity(self._secret)
 
     def sample_id(self, content: Mapping[str, Any]) -> bytes:
         """Return the keyed hash of a sample's content; the server cannot test guesses against it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -153,6 +155,26 @@ class RunFolder:
             return None
         return int(text) if text.isdigit() else 0
 
+    @contextlib.contextmanager
+    def unchanged_on_error(self) -> Iterator[Callable[[], None]]:
+        """Take back what is logged inside when it ends by an error, if the folder has a log of before.
+
+        Yields a function that says from when on the log stays. The caller holds the folder.
+        """
+        kept = False
+
+        def keep() -> None:
+            nonlocal kept
+            kept = True
+
+        before = self.events.stat().st_size if self.events.exists() else 0
+        try:
+            yield keep
+        except BaseException:
+            if before and not kept:
+                os.truncate(self.events, before)
+            raise
+
     def append(self, event: Event) -> None:
         """Write an event to the end of the log, with the time and the run's id."""
         with self.events.open("ab+") as stream:
@@ -203,6 +225,16 @@ def _cut_torn_line(stream: BinaryIO) -> None:
         return
     stream.seek(0)
     stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Make files and folders inside, by this process and by those that it starts, readable by their owner alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_atomically(file: Path, data: bytes) -> None:

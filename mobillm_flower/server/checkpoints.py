@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import pickle
 from collections.abc import Mapping
@@ -16,6 +17,10 @@ from mobillm_flower.core.placement import CPU
 from mobillm_flower.errors import CacheError
 from mobillm_flower.runs.folder import write_atomically
 from mobillm_flower.server.options import Position, TrainerOptions
+
+_MAGIC = b"mobillm checkpoint\n"  # then 32 bytes of SHA-256 over what follows
+_HEAD = len(_MAGIC) + 32
+_BEFORE = {"validation_key": ""}  # options that checkpoints of earlier releases lack
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ def write_checkpoint(file: Path, checkpoint: Checkpoint) -> None:
     values |= {"position": asdict(checkpoint.position), "options": asdict(checkpoint.options)}
     buffer = io.BytesIO()
     torch.save(values, buffer)
-    write_atomically(file, buffer.getvalue())
+    data = buffer.getvalue()
+    write_atomically(file, _MAGIC + hashlib.sha256(data).digest() + data)
 
 
 def read_checkpoint(file: Path, options: TrainerOptions) -> Checkpoint:
@@ -65,14 +71,20 @@ def read_checkpoint(file: Path, options: TrainerOptions) -> Checkpoint:
         It cannot be read, or was made with other options.
     """
     try:
-        saved = torch.load(file, map_location=CPU, weights_only=True)
+        data = file.read_bytes()
+        if data.startswith(_MAGIC):  # those of earlier releases have no digest
+            digest, data = data[len(_MAGIC) : _HEAD], data[_HEAD:]
+            if hashlib.sha256(data).digest() != digest:
+                raise ValueError("other bytes than were written")
+        saved = torch.load(io.BytesIO(data), map_location=CPU, weights_only=True)
         theirs, position = saved["options"], Position(**saved["position"])
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise CacheError(
             f"checkpoint {file} cannot be read ({type(error).__name__}); move it away to train anew"
         ) from error
     mine = asdict(options)
-    different = sorted(key for key in mine if mine[key] != theirs.get(key))
+    # the schedule is laid out anew when all samples are there
+    different = sorted(key for key in mine if key != "planned_steps" and mine[key] != theirs.get(key, _BEFORE.get(key)))
     if different:
         raise CacheError(
             f"checkpoint {file} was made with another {', '.join(different)}; use the run's settings, or another "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-_OF_STRATEGIES = ("fresh_share", "newcomer_steps")
+_OF_STRATEGIES = ("fresh_share", "newcomer_steps", "validation_key")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class TrainerOptions:
         As in the settings `trainer`.
     adjust_types : bool
         See `LabelShift`.
+    validation_key : str
+        What the validation share is chosen with, in hex; empty: the seed.
     """
 
     epochs: int
@@ -56,6 +58,7 @@ class TrainerOptions:
     device_cap: int = 0
     balance_types: bool = False
     adjust_types: bool = False
+    validation_key: str = ""
 
     @classmethod
     def of(cls, trainer: object, **others: Any) -> TrainerOptions:

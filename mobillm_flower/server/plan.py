@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mobillm_flower.core.language import Head
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import SideNetworkConfig, Upper, attach_layers
-from mobillm_flower.errors import CacheError
+from mobillm_flower.errors import CacheError, MobiLLMError
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
@@ -48,6 +48,14 @@ class Frozen:
 
 
 NOTHING_FROZEN = Frozen()
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "contract": TaskContract.from_json,
+    "specs": lambda specs: {name: ExtractionSpec.from_json(spec) for name, spec in specs.items()},
+    "side_config": SideNetworkConfig.from_dict,
+    "options": lambda values: TrainerOptions(**values),
+}
 
 
 @dataclass(frozen=True)
@@ -87,16 +95,22 @@ class TrainingPlan:
 
     @classmethod
     def of(cls, cache: ActivationCache) -> TrainingPlan | None:
-        """Return the plan kept in a cache, or None."""
+        """Return the plan kept in a cache, or None; raises CacheError where it is damaged."""
         text = cache.meta(_KEY)
         if text is None:
             return None
-        values: dict[str, Any] = json.loads(text)
-        values["contract"] = TaskContract.from_json(values["contract"])
-        values["specs"] = {name: ExtractionSpec.from_json(spec) for name, spec in values["specs"].items()}
-        values["side_config"] = SideNetworkConfig.from_dict(values["side_config"])
-        values["options"] = TrainerOptions(**values["options"])
-        return cls(**values)
+        field = "plan"
+        try:
+            values: dict[str, Any] = json.loads(text)
+            for field, read in _READ.items():
+                values[field] = read(values[field])
+            field = "plan"
+            return cls(**values)
+        except (LookupError, TypeError, ValueError, AttributeError, MobiLLMError) as error:
+            raise CacheError(
+                f"{cache.file}: {field} of the run's plan is damaged ({type(error).__name__}); move the file away to "
+                "start anew"
+            ) from error
 
     def trainer(
         self,
@@ -194,6 +208,26 @@ def planned_steps(
     return epochs * an_epoch + max(0, rounds - 1) * overlap_steps
 
 
+def plan_what_is_held(trainer: Trainer) -> None:
+    """Lay the learning rate's schedule out for the samples that are held: what devices say they have is a hint.
+
+    Before the first epoch, when nothing more is asked for; steps that overlapped with rounds keep the schedule of the
+    hints. It depends on the cache alone.
+    """
+    cache, options = trainer.loader.cache, trainer.options
+    trainer.options = dataclasses.replace(
+        options,
+        planned_steps=planned_steps(
+            len(cache),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            validation_share=options.validation_share,
+            rounds=last_round(cache),
+            overlap_steps=options.overlap_steps,
+        ),
+    )
+
+
 def note_backbones(cache: ActivationCache, backbones: Mapping[str, Mapping[str, Any]]) -> None:
     """Remember what types are, by fingerprint: their devices may be away when the side network is saved."""
     cache.set_meta(_BACKBONES, json.dumps({**known_backbones(cache), **backbones}, sort_keys=True))
@@ -264,5 +298,6 @@ def train_again(trainer: Trainer) -> None:
     for round_ in range(1, last_round(cache) + 1):
         while trainer.overlap_step(round_):
             pass
+    plan_what_is_held(trainer)
     stopped = cache.meta(_STOPPED)
     trainer.run_epochs(stop=lambda: stopped is not None and trainer.position.steps >= int(stopped))

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 
 from mobillm_flower.server.rows import Rows
 
 
-def split_validation(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+def split_validation(
+    rows: Rows, share: float, seed: int, *, secret: str = "", device_cap: int = 0
+) -> tuple[Rows, Rows]:
     """Split rows into training and validation by a keyed hash of their digests.
 
     A row's side never changes as the cache grows, and does not depend on who sent it.
+
+    Parameters
+    ----------
+    rows : Rows
+        All that are held.
+    share : float
+        Of validation.
+    seed, secret : int, str
+        The key: a secret in hex, or where that is empty the seed, which devices know. With it, one that sends many
+        candidates could foresee which of its samples choose the best state.
+    device_cap : int
+        Most training samples of one device in an epoch (0: all); of validation it has no larger share. What is beyond
+        that is on neither side.
     """
     bound = int(share * 2**64)
-    key = seed.to_bytes(8, "big", signed=True)
+    key = bytes.fromhex(secret) or seed.to_bytes(8, "big", signed=True)
 
     def is_held_back(digest: bytes) -> bool:
         return int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=key).digest(), "big") < bound
 
     held_back = rows.by_digest(("validation", bound, key), is_held_back)  # as the cache grows, of its new rows alone
-    return rows.take(~held_back), rows.take(held_back)
+    train, validation = rows.take(~held_back), rows.take(held_back)
+    if device_cap:
+        most = math.ceil(device_cap * share / (1 - share))
+        validation = validation.take(_occurrence(validation.column("device")) < most)
+    return train, validation
 
 
 def draw_order(count: int, *, seed: int, phase: int, number: int) -> np.ndarray:

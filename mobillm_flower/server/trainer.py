@@ -361,7 +361,14 @@ class Trainer:
         self._on_epoch(Epoch(position.epoch, position.steps, measured.get("loss"), measured.get("accuracy")))
 
     def _split(self, rows: Rows) -> tuple[Rows, Rows]:
-        return split_validation(rows, self.options.validation_share, self.options.seed)
+        options = self.options
+        return split_validation(
+            rows,
+            options.validation_share,
+            options.seed,
+            secret=options.validation_key,
+            device_cap=options.device_cap,
+        )
 
     def _overlap_batches(self, rows: Rows, round_: int) -> list[Rows]:
         """Return the round's batches: permutations one after another, cut into `overlap_steps` batches.

@@ -10,10 +10,12 @@ from flwr.serverapp import Grid
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.runs.events import OnEvent
+from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Clock, Exchange
 from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.proof import make_greeting
 from mobillm_flower.wire.window import record_bytes
 
 
@@ -35,6 +37,8 @@ class Connections:
         Flower's grid.
     settings : Settings
         The run's, of which `rounds` and `data.num-devices` are used.
+    agreement : Agreement
+        The task and the backbone types, which are settled when enough devices have been met.
     timeout_s : float
         Seconds a message has to be answered, and a device may be away.
     poll_s : float
@@ -51,6 +55,7 @@ class Connections:
         self,
         grid: Grid,
         settings: Settings,
+        agreement: Agreement,
         *,
         timeout_s: float,
         poll_s: float,
@@ -61,7 +66,9 @@ class Connections:
         self.clock, self.timeout_s = clock, timeout_s
         self._grid, self._settings, self._poll_s, self._num_held = grid, settings, poll_s, num_held
         rounds = settings.rounds
-        self.fleet = Fleet(max_strikes=rounds.max_strikes, max_failures=rounds.max_failures, on_event=on_event)
+        self.fleet = Fleet(
+            agreement, max_strikes=rounds.max_strikes, max_failures=rounds.max_failures, on_event=on_event
+        )
         self.exchange = Exchange(
             grid,
             timeout_s=timeout_s,
@@ -71,6 +78,7 @@ class Connections:
             on_late=self._on_late,
         )
         self.present: set[int] = set()
+        self._greetings: dict[int, Message] = {}  # that are out, by node
 
     def meet(self, *, at_least: int = 0) -> None:
         """Ask nodes that are new what they are, and take them in; waits until there are `at_least` devices.
@@ -84,6 +92,8 @@ class Connections:
         while True:
             for reply in self.exchange.exchange(self.greetings(), keys.DESCRIBE):
                 self.welcome(reply)
+            if len(self.fleet) >= at_least:
+                self.fleet.settle()
             if len(self.fleet) >= at_least:
                 return
             # all that a simulation has, or a deployment was announced to have: nobody else will come
@@ -106,13 +116,15 @@ class Connections:
             if device.node_id in self.present:
                 device.seen_at = now
         fresh = sorted(n for n in self.present if not self.fleet.knows(n, self.present) and n not in busy)
-        return [Message(RecordDict(), dst_node_id=n, message_type=keys.DESCRIBE, ttl=self.timeout_s) for n in fresh]
+        self._greetings = {node: message for node, message in self._greetings.items() if node in busy}
+        self._greetings |= (asked := {node: make_greeting(node, ttl=self.timeout_s) for node in fresh})
+        return list(asked.values())
 
     def welcome(self, reply: Message) -> None:
         """Take in the device that described itself."""
         node = self.exchange.sender(reply)
         assert node is not None
-        self.fleet.meet(node, reply, self._num_held, present=self.present)
+        self.fleet.meet(node, reply, self._num_held, asked=self._greetings.pop(node), present=self.present)
 
     def note_absent(self) -> None:
         """Drop devices that have been away for too long; take back those that were dropped for it and are there."""

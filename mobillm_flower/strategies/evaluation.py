@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -13,9 +14,12 @@ from mobillm_flower.errors import PacketRejected
 from mobillm_flower.runs import events
 from mobillm_flower.strategies.averages import Average
 from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.tasks.metrics import RANGES
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import EvaluationRequest, open_metrics, pack_evaluation
 from mobillm_flower.wire.window import record_bytes
+
+_ROUNDING = 1e-6  # of a correlation
 
 
 class Evaluation:
@@ -56,6 +60,7 @@ class Evaluation:
 
     def average(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord | None:
         """Average the devices' metrics by their number of test samples, in all and by backbone type, and log them."""
+        most = _most_weights(run)
         everyone, by_type = Average(), defaultdict(Average)  # type: Average, dict[str, Average]
         for reply in replies:
             device = run.connections.sender(reply)
@@ -65,12 +70,17 @@ class Evaluation:
                 content = run.fleet.content(device, reply)
                 if content is None:
                     continue
-                metrics = open_metrics(content, metric=run.plan.contract.metric, num_test=device.description.num_test)
+                metrics = open_metrics(
+                    content,
+                    metric=run.plan.contract.metric,
+                    num_test=device.description.num_test,
+                    bounds=_bounds(run.plan.contract.metric),
+                )
             except PacketRejected as error:
                 run.fleet.strike(device, error)
                 continue
             device.record.bytes_up += record_bytes(content)
-            weight = metrics.pop(keys.NUM_EXAMPLES)
+            weight = min(metrics.pop(keys.NUM_EXAMPLES), most[device.node_id])
             everyone.add(weight, metrics)
             by_type[device.description.backbone.fingerprint].add(weight, metrics)
         if not everyone.weight:
@@ -92,6 +102,24 @@ class Evaluation:
         if metrics is not None:
             run.result.evaluate_metrics_serverapp[server_round] = metrics
             run.folder.append(events.ServerEvaluation(server_round, dict(metrics)))
+
+
+def _most_weights(run: RunState) -> dict[int, float]:
+    """Return what each device counts at most in an average, by node, in proportion to the samples of it that are held.
+
+    Nobody can check how many test samples a device has. Its share of them to those that are held may be twice the
+    fleet's median.
+    """
+    counts, devices = run.cache.devices(), list(run.fleet)
+    held = {device.node_id: max(1, counts.get(device.description.pseudonym, 0)) for device in devices}
+    ratios = [device.description.num_test / held[device.node_id] for device in devices]
+    typical = max(1.0, 2 * statistics.median(ratios)) if ratios else 1.0
+    return {node: typical * count for node, count in held.items()}
+
+
+def _bounds(metric: str) -> tuple[float, float]:
+    low, high = RANGES.get(metric, (-1e15, 1e15))
+    return low - _ROUNDING, high + _ROUNDING
 
 
 def _log_type(run: RunState, round_: int, fingerprint: str, average: Average, *, trained: bool) -> None:

@@ -96,7 +96,7 @@ class FedMobiLLM(PaeMobiLLM):
                 f"backbone {backbone.name} has {backbone.depth} layers, the run samples {blocks} blocks; start a run "
                 f"with this device in it, or with activations.num-blocks={backbone.depth}"
             )
-        self.run.add_type(backbone, extraction_spec(backbone, self.settings, num_blocks=blocks))
+        self.run.add_type(backbone, extraction_spec(backbone, self.settings, num_blocks=blocks), self.settings)
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
         """Ask, commit, train, ask again; returns the number of the last buffer."""
@@ -182,4 +182,4 @@ class FedMobiLLM(PaeMobiLLM):
         enough = self.settings.arrivals.enough
         if enough == 1:
             return False
-        return len(self.cache) >= enough * sum(device.description.num_train for device in self.fleet)
+        return len(self.cache) >= enough * sum(self.fleet.sizes())

@@ -11,11 +11,16 @@ from flwr.app import Message, RecordDict
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
 from mobillm_flower.runs import events
+from mobillm_flower.runs.plain import plain
+from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.messages import open_description, refusal
+from mobillm_flower.wire.proof import require_proof
 
 logger = getLogger("flwr")
+
+_MOST = 10  # times the mean of the others: what a device may say it has more
 
 
 class Fleet:
@@ -26,6 +31,8 @@ class Fleet:
 
     Parameters
     ----------
+    agreement : Agreement
+        The task and the backbone types.
     max_strikes, max_failures : int
         See `rounds` in the settings.
     on_event : callable
@@ -34,18 +41,18 @@ class Fleet:
 
     def __init__(
         self,
+        agreement: Agreement,
         *,
         max_strikes: int,
         max_failures: int,
         on_event: events.OnEvent,
     ) -> None:
-        self.max_strikes, self.max_failures = max_strikes, max_failures
+        self.agreement, self.max_strikes, self.max_failures = agreement, max_strikes, max_failures
         self._event = on_event
         self._accept: Callable[[BackboneInfo], None] = lambda _backbone: None
         self.devices: dict[int, DeviceState] = {}
         self._nodes: dict[str, int] = {}  # by pseudonym
         self.backbones: dict[str, BackboneInfo] = {}
-        self.contract: TaskContract | None = None
         self._refused: dict[int, str] = {}
         self._second: dict[int, int] = {}  # refused node -> the node that has its device's folder
         self._unanswered: Counter[int] = Counter()
@@ -58,10 +65,24 @@ class Fleet:
         return iter(list(self.devices.values()))
 
     @property
+    def contract(self) -> TaskContract | None:
+        """The task; None before it is settled."""
+        return self.agreement.contract
+
+    @property
     def reasons(self) -> list[str]:
         """Why nodes were not taken in."""
         trouble = {node: reason for node, reason in self._trouble.items() if node not in self.devices}
         return sorted(set({**trouble, **self._refused}.values()))
+
+    def sizes(self) -> list[int]:
+        """Return how many samples each device may have: what it says, but at most ten times the others' mean.
+
+        Nobody can check what a device says of its size. One that lies lengthens a schedule by as much as ten others.
+        """
+        said = [device.description.num_train for device in self]
+        total, others = sum(said), max(1, len(said) - 1)
+        return [size if len(said) == 1 else min(size, max(1, _MOST * (total - size) // others)) for size in said]
 
     def knows(self, node: int, present: Collection[int]) -> bool:
         """Whether a node is a device of the run, or was refused and the reason still stands."""
@@ -82,12 +103,31 @@ class Fleet:
             backbone = device.description.backbone
             try:
                 accept(backbone)
-            except MismatchError as error:
+            except MobiLLMError as error:
                 del self.devices[device.node_id]
                 self.backbones.pop(backbone.fingerprint, None)
                 self.refuse(device.node_id, str(error))
 
-    def meet(self, node: int, reply: Message, num_held: Callable[[str], int], *, present: Collection[int]) -> None:
+    def settle(self) -> None:
+        """Fix what the devices have in common, and refuse those that differ; once it is fixed, nothing happens."""
+        if self.agreement.contract is not None:
+            return
+        for node, reason in self.agreement.settle(list(self)).items():
+            del self._nodes[self.devices.pop(node).description.pseudonym]
+            self.refuse(node, reason)
+        self.backbones = {}
+        for device in self:
+            self._take_in(device)
+
+    def meet(
+        self,
+        node: int,
+        reply: Message,
+        num_held: Callable[[str], int],
+        *,
+        asked: Message,
+        present: Collection[int],
+    ) -> None:
         """Take in a node by its description, or note why not; one that failed to answer may be asked again.
 
         Parameters
@@ -96,6 +136,8 @@ class Fleet:
             The node and its answer.
         num_held : callable
             Pseudonym -> samples that the server holds.
+        asked : Message
+            What it answers, whose nonce its description is signed with.
         present : collection of int
             Nodes that are connected: a device whose old node is gone may come back as another.
         """
@@ -105,7 +147,7 @@ class Fleet:
             if self._unanswered[node] < self.max_failures:
                 return
         try:
-            self._admit(node, reply, num_held, present)
+            self._admit(node, reply, num_held, asked, present)
         except MobiLLMError as error:
             self.refuse(node, str(error))
 
@@ -116,7 +158,7 @@ class Fleet:
 
     def refuse(self, node: int, reason: str) -> None:
         """Note that a node takes no part."""
-        self._refused[node] = reason
+        self._refused[node] = reason = plain(reason)
         self._event(events.NodeRefused(str(node), reason))
         logger.log(WARNING, "node %s is not used: %s", node, reason)
 
@@ -133,14 +175,16 @@ class Fleet:
 
     def strike(self, device: DeviceState, error: PacketRejected) -> None:
         """Count a bad packet."""
-        self._note(device, events.Rejected(device.record.device, error.rule, error.detail))
-        logger.log(WARNING, "a packet of device %s was rejected: %s", device.name, error)
+        detail = plain(error.detail)
+        self._note(device, events.Rejected(device.record.device, error.rule, detail))
+        logger.log(WARNING, "a packet of device %s was rejected: %s: %s", device.name, error.rule, detail)
         if device.record.strikes.total() >= self.max_strikes:
             self.drop(device, f"{device.record.strikes.total()} bad packets")
 
     def fail(self, device: DeviceState, reason: str) -> None:
         """Count an answer that did not come."""
         device.failures_in_a_row += 1
+        reason = plain(reason)
         self._note(device, events.Failure(reason, device=device.record.device))
         logger.log(WARNING, "device %s failed: %s", device.name, reason)
         if device.failures_in_a_row >= self.max_failures:
@@ -188,6 +232,7 @@ class Fleet:
 
     def drop(self, device: DeviceState, reason: str) -> None:
         """Ask a device nothing more."""
+        reason = plain(reason)
         self._note(device, events.Dropped(device.record.device, reason))
         logger.log(WARNING, "device %s is passed over from here on: %s", device.name, reason)
 
@@ -196,7 +241,9 @@ class Fleet:
         device.record.take(event)
         self._event(event)
 
-    def _admit(self, node: int, reply: Message, num_held: Callable[[str], int], present: Collection[int]) -> None:
+    def _admit(
+        self, node: int, reply: Message, num_held: Callable[[str], int], asked: Message, present: Collection[int]
+    ) -> None:
         """Take a device in; raises where it does not fit the fleet."""
         if reply.has_error():
             raise RunFailed(f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}")
@@ -204,6 +251,7 @@ class Fleet:
         if reason is not None:
             raise MismatchError(reason)
         description = open_description(reply.content)
+        require_proof(reply.content, asked)
         before = self.devices.get(self._nodes.get(description.pseudonym, node))
         if before is not None and before.node_id in present:
             self._second[node] = before.node_id
@@ -211,13 +259,11 @@ class Fleet:
                 "another node uses the same device folder; give each SuperNode its own, or, if this is the same device "
                 "started again, wait until the other is seen to be gone"
             )
-        if self.contract is not None:
-            self.contract.require_same(description.contract, mine="in the fleet", theirs="on the device")
+        self.agreement.require(description)
         backbone = description.backbone
         if backbone.fingerprint not in self.backbones:
             self._accept(backbone)
-        self.contract = self.contract or description.contract
-        self.backbones.setdefault(backbone.fingerprint, backbone)
+        self.agreement.add(backbone)
         done = num_held(description.pseudonym) >= description.num_train
         device = self.devices.pop(before.node_id) if before else DeviceState(node, description)
         device.node_id, device.description, device.done, device.failures_in_a_row = node, description, done, 0
@@ -225,6 +271,13 @@ class Fleet:
         self._second.pop(node, None)
         self._refused.pop(node, None)
         self._nodes[description.pseudonym] = node
+        if self.agreement.contract is not None:
+            self._take_in(device)
+
+    def _take_in(self, device: DeviceState) -> None:
+        """Note and log a device that fits the fleet."""
+        description, backbone = device.description, device.description.backbone
+        self.backbones.setdefault(backbone.fingerprint, backbone)
         self._note(
             device,
             events.DeviceMet(
@@ -242,4 +295,4 @@ class Fleet:
 def _last_line(reason: str | None) -> str:
     """Return the end of an error's text: of a traceback, the exception itself."""
     lines = (reason or "").strip().splitlines()
-    return lines[-1][:300] if lines else "no reason given"
+    return plain(lines[-1], 300) if lines else "no reason given"

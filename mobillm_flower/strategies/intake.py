@@ -14,10 +14,11 @@ from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import WindowRequest, pack_request
-from mobillm_flower.wire.window import Window, open_window
+from mobillm_flower.wire.window import Window, most_rows, open_window
 
 logger = getLogger("flwr")
 
+_MOST_OF_ONE = 100  # times the mean of the others that one device may send while all wait for it
 _HEADER_BYTES = 1 << 20  # what a packet may have beside the samples' own bytes
 
 
@@ -102,12 +103,34 @@ class Intake:
             max_bytes=self._max_bytes + _HEADER_BYTES,
         )
         _require_as_described(window, device)
+        held = run.cache.held(window.pseudonym)
+        new = sum(sample.release not in held for sample in window.samples)
+        if window.remaining and new < self._least_new(run, device, window):
+            raise PacketRejected(
+                "progress",
+                f"{new} of {device.window} samples asked for are new, and {window.remaining} are said to remain",
+            )
         added = run.cache.add(window.pseudonym, window.samples, backbone=backbone, round_=round_)
-        if not added and window.remaining:
-            raise PacketRejected("progress", f"nothing new was sent, and {window.remaining} samples are said to remain")
         run.stopping.count_upload(window.num_bytes)
         run.folder.append(device.take_window(window, new=added, round_=round_))
+        self._end_a_flood(run, device)
         return added
+
+    def _least_new(self, run: RunState, device: DeviceState, window: Window) -> int:
+        """Return how many new samples a window must have while more remain: all that were asked for, if they fit."""
+        sizes = [len(sample.activations) + len(sample.target) + 32 for sample in window.samples]
+        of_a_row = max((size / sample.tokens for size, sample in zip(sizes, window.samples, strict=True)), default=0.0)
+        rows = most_rows(run.plan.specs[device.description.backbone.fingerprint], run.plan.contract)
+        return device.window if sum(sizes) + rows * of_a_row * 2 <= self._max_bytes else 1
+
+    def _end_a_flood(self, run: RunState, device: DeviceState) -> None:
+        """Ask a device for no more when it has sent far more than the others, who are all done."""
+        others = len(run.fleet) - 1
+        if not others or any(other.active for other in run.fleet if other is not device):
+            return
+        mine = len(run.cache.held(device.description.pseudonym))
+        if mine >= _MOST_OF_ONE * max(self._window, (len(run.cache) - mine) / others):
+            run.fleet.drop(device, f"it sent {_MOST_OF_ONE} times as many samples as the others, who have sent theirs")
 
 
 def _require_as_described(window: Window, device: DeviceState) -> None:

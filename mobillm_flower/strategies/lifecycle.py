@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 from mobillm_flower.config import Settings, run_folder, to_yaml
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.runs.events import Finished, Started
-from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.folder import RunFolder, private_files
 from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import TrainingPlan
 
 
 class StartedRun:
@@ -25,26 +26,36 @@ class StartedRun:
         Held by the caller.
     settings : Settings
         The run's.
+    keep_log : callable
+        From `RunFolder.unchanged_on_error`.
     """
 
-    def __init__(self, folder: RunFolder, settings: Settings) -> None:
-        self.folder, self._settings = folder, settings
+    def __init__(self, folder: RunFolder, settings: Settings, keep_log: Callable[[], None]) -> None:
+        self.folder, self._settings, self._keep_log = folder, settings, keep_log
         self._resources = contextlib.ExitStack()
         self._last_words: list[Callable[[], None]] = []
         if not folder.settings.exists():
-            self.keep_settings()
+            self._write_settings()
 
     def open_cache(self) -> ActivationCache:
         """Open the run's cache until the run ends."""
         cache = ActivationCache(self.folder.cache, quota_bytes=self._settings.cache.quota_mib << 20)
         return self._resources.enter_context(contextlib.closing(cache))
 
-    def keep_settings(self) -> None:
-        """Write settings.yaml, which in a new folder is there from the start.
+    def plan(self, cache: ActivationCache) -> TrainingPlan | None:
+        """Return the plan that the run goes on with; a start that brought no sample is made anew."""
+        return TrainingPlan.of(cache) if len(cache) or self.folder.checkpoint.exists() else None
 
-        Only when nothing can refuse the settings any more: a refused run changes nothing that the folder keeps of the
-        run before it, but for the log, which says that it was tried.
+    def keep_settings(self) -> None:
+        """Write settings.yaml, and keep the log from here on.
+
+        Only when nothing can refuse the settings any more: a refused start changes nothing in the folder of a run from
+        before. Why it was refused is in Flower's log, and what `mobillm run` says.
         """
+        self._write_settings()
+        self._keep_log()
+
+    def _write_settings(self) -> None:
         self.folder.settings.write_text(to_yaml(self._settings), "utf-8")
 
     def before_the_end(self, function: Callable[[], None]) -> None:
@@ -81,10 +92,10 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
     """
     run_id = str(getattr(grid.run, "run_id", "local"))
     folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id).make()
-    with folder.hold():
+    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log:
         begin = time.monotonic()
         folder.append(Started(strategy))
-        started = StartedRun(folder, settings)
+        started = StartedRun(folder, settings, keep_log)
         try:
             yield started
         except BaseException as error:

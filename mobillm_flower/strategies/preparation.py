@@ -15,10 +15,12 @@ from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.lifecycle import StartedRun
 from mobillm_flower.strategies.run_plan import (
     Overlap,
+    as_named_here,
     differences,
     load_frozen_parts,
     make_plan,
     prediction_rule,
+    require_room,
     training_device,
 )
 from mobillm_flower.strategies.run_state import OwnEvaluation, RunState
@@ -31,6 +33,7 @@ def prepare(
     cache: ActivationCache,
     connections: Connections,
     settings: Settings,
+    stored: TrainingPlan | None,
     *,
     overlap: Overlap,
     stopping: Stopping,
@@ -38,17 +41,17 @@ def prepare(
 ) -> RunState:
     """Fix what the run keeps fixed, or take it over from the cache of an interrupted run.
 
-    Nothing is written before all that can refuse the settings or the devices is passed.
+    Nothing is written before all that can refuse the settings or the devices is passed. `stored` is the plan of the run
+    that is gone on with, see `StartedRun.plan`.
 
     Raises
     ------
     MismatchError
-        The folder holds a run with other settings or other backbones.
+        The folder holds a run with other settings or other backbones, or there is no room for the side network.
     CacheError
         The folder's checkpoint cannot be gone on with.
     """
     folder, fleet = started.folder, connections.fleet
-    stored = TrainingPlan.of(cache)
     known = {name: b for name, b in fleet.backbones.items() if stored is None or name in stored.specs}
     if not known:
         raise MismatchError(
@@ -67,6 +70,7 @@ def prepare(
         folder.append(epoch)
 
     plan = stored or fresh
+    require_room(plan)
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
     trainer = plan.trainer(
         cache,
@@ -80,7 +84,7 @@ def prepare(
     started.keep_settings()
     if stored is None:
         plan.store(cache)
-    note_backbones(cache, {name: dataclasses.asdict(known[name]) for name in fresh.specs})
+    note_backbones(cache, as_named_here({name: known[name] for name in fresh.specs}, settings))
     if cache.expire(settings.cache.retention_days * 86400):
         fleet.note_held(lambda pseudonym: len(cache.held(pseudonym)))
     return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation)
@@ -113,6 +117,6 @@ def _fresh_plan(
     """Return the plan that a new run with these settings and devices would have."""
     contract = fleet.contract
     assert contract is not None  # there is a device
-    num_train = [device.description.num_train for device in fleet]
+    num_train = fleet.sizes()
     num_blocks = stored.side_config.num_blocks if stored else 0
     return make_plan(settings, contract, known, num_train, overlap=overlap, num_blocks=num_blocks)

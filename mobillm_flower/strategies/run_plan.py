@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.describe import fingerprint
+from mobillm_flower.backbones.memory import available_bytes
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
@@ -48,6 +51,10 @@ class Overlap:
 
 
 NO_OVERLAP = Overlap()
+_TIMES_HELD = 6  # trained, averaged and best weights, gradient, two moments
+_SHARE_OF_MEMORY = 0.5  # of what is free: samples and the rest need some, too
+_SURELY_SMALL = 1 << 24
+_KEY_BYTES = 32
 
 
 def make_plan(
@@ -119,6 +126,33 @@ def make_plan(
     )
 
 
+def require_room(plan: TrainingPlan) -> None:
+    """Raise MismatchError where the machine's memory does not hold the side network and its optimizer.
+
+    A device says how wide and deep its backbone is, and the side network takes its size from that.
+    """
+    needed, free = _TIMES_HELD * 4 * num_parameters(plan.side_config), available_bytes()
+    if needed > _SHARE_OF_MEMORY * free:
+        shapes = ", ".join(f"{spec.width} (of {name[:12]})" for name, spec in plan.side_config.types.items())
+        raise MismatchError(
+            f"the side network would take {needed / 2**30:.1f} GiB in training, and {free / 2**30:.1f} GiB are free: "
+            f"{plan.side_config.num_blocks} blocks of width {plan.side_config.width} over backbones of width {shapes}; "
+            "set side-network.width or activations.num-blocks lower, or leave out the widest backbone"
+        )
+
+
+def num_parameters(side_config: SideNetworkConfig) -> int:
+    """Return how many numbers a side network would have, without making it."""
+    width = max(side_config.width, *(spec.width for spec in side_config.types.values()))
+    features = sum(spec.num_features for spec in side_config.types.values())
+    vectors = features + 4 * side_config.bottleneck + side_config.num_outputs
+    if (most := side_config.num_blocks * width * vectors) < _SURELY_SMALL:
+        return most  # torch's shapes without data take seconds to load
+    with torch.device("meta"):
+        network = side_config.build()
+    return sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+
+
 def check_parts(settings: Settings) -> None:
     """Refuse, before anything is asked of a device, names in no registry and settings that the side network ignores.
 
@@ -152,7 +186,11 @@ def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
         fresh,
         specs={**plan.specs, **fresh.specs},
         side_config=side_config,
-        options=dataclasses.replace(fresh.options, planned_steps=plan.options.planned_steps),
+        options=dataclasses.replace(
+            fresh.options,
+            planned_steps=plan.options.planned_steps,
+            validation_key=plan.options.validation_key if fresh.options.validation_key else "",
+        ),
         num_threads=plan.num_threads,
     )
     names = {"contract": "task", "specs": "extraction", "side_config": "side network", "options": "trainer"}
@@ -186,8 +224,7 @@ def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping
     named, device = settings.backbone, training_device(settings)
     (spec,) = plan.specs.values()
     info = backbones[spec.backbone]
-    for choice in named.choices if named.name in CHOOSERS else [named.name]:
-        name = choice.rpartition("@")[0] if named.name in CHOOSERS and "@" in choice else choice
+    for name in _names(settings):
         if fingerprint(resolve_folder(name, named.revision), info.family, info.depth) == info.fingerprint:
             if not upper:
                 return Frozen(head=load_head(name, revision=named.revision, device=str(device)))
@@ -201,6 +238,33 @@ def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping
         f"the devices' backbone ({info.fingerprint[:12]}, {info.depth} layers) is not the server's "
         f"backbone.name={named.name!r}, of which training needs a part; give both sides the same model"
     )
+
+
+def as_named_here(backbones: Mapping[str, BackboneInfo], settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return backbones by fingerprint as they are saved: under the name that the server's settings have for them.
+
+    A saved model is loaded by its name; one that a device gave would let it choose what others download. A name that
+    the settings do not have is left empty, and whoever loads the model has to say it.
+    """
+    names = _names(settings)
+
+    def name(info: BackboneInfo) -> str:
+        return info.name if info.name in names else names[0] if len(names) == len(backbones) == 1 else ""
+
+    return {
+        fingerprint: dataclasses.asdict(
+            dataclasses.replace(info, name=name(info), revision=settings.backbone.revision if name(info) else "")
+        )
+        for fingerprint, info in backbones.items()
+    }
+
+
+def _names(settings: Settings) -> list[str]:
+    """Return the backbones that settings name, without their numbers of layers."""
+    named = settings.backbone
+    if named.name not in CHOOSERS:
+        return [named.name]
+    return [choice.rpartition("@")[0] if "@" in choice else choice for choice in named.choices]
 
 
 def prediction_rule(plan: TrainingPlan, *, send_base: bool) -> PredictionRule:
@@ -229,4 +293,5 @@ def _trainer_options(settings: Settings, num_samples: int, overlap: Overlap) -> 
         seed=settings.run.seed,
         fresh_share=overlap.fresh_share,
         newcomer_steps=settings.arrivals.newcomer_steps,
+        validation_key=secrets.token_hex(_KEY_BYTES) if trainer.validation_split == "secret" else "",
     )

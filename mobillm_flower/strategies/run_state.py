@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import Result
 
+from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.models.saved import save_side_network
@@ -19,6 +19,7 @@ from mobillm_flower.server.plan import TrainingPlan, known_backbones, last_round
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.exchange import Exchange
 from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.strategies.run_plan import as_named_here, require_room
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire.contract import ExtractionSpec
 
@@ -108,12 +109,16 @@ class RunState:
             self.take_steps_of(round_)
         return last
 
-    def add_type(self, backbone: BackboneInfo, spec: ExtractionSpec) -> None:
-        """Go on with one more backbone type."""
-        self.plan = self.plan.joined_by(spec)
+    def add_type(self, backbone: BackboneInfo, spec: ExtractionSpec, settings: Settings) -> None:
+        """Go on with one more backbone type; raises MismatchError where there is no room for it."""
+        plan = self.plan.joined_by(spec)
+        require_room(plan)
+        network = plan.side_config.build()
+        self.plan = plan
         self.plan.store(self.cache)
-        note_backbones(self.cache, {backbone.fingerprint: dataclasses.asdict(backbone)})
-        self.trainer.add_type(spec, self.plan.side_config.build())
+        known = {name: BackboneInfo(**info) for name, info in known_backbones(self.cache).items()}
+        note_backbones(self.cache, as_named_here({**known, backbone.fingerprint: backbone}, settings))
+        self.trainer.add_type(spec, network)
         self.folder.append(TypeJoined(backbone.name, backbone.depth, backbone.width))
 
     def save(self) -> None:

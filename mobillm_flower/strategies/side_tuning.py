@@ -7,7 +7,7 @@ bad packet is counted, reported and survived.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from logging import INFO, getLogger
 from pathlib import Path
@@ -23,7 +23,15 @@ from mobillm_flower.errors import MismatchError, RunFailed
 from mobillm_flower.runs import events
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.diagnosis import diagnose
-from mobillm_flower.server.plan import TrainingPlan, note_round, note_stop, note_warm_start
+from mobillm_flower.server.plan import (
+    TrainingPlan,
+    known_backbones,
+    note_round,
+    note_stop,
+    note_warm_start,
+    plan_what_is_held,
+)
+from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.evaluation import Evaluation
@@ -32,10 +40,11 @@ from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.lifecycle import StartedRun, running
 from mobillm_flower.strategies.preparation import log_prepared, prepare
-from mobillm_flower.strategies.run_plan import Overlap, check_parts
+from mobillm_flower.strategies.run_plan import Overlap, check_parts, make_plan, require_room
 from mobillm_flower.strategies.run_state import EvaluateFn, OwnEvaluation, RunState
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import TaskContract
 
 logger = getLogger("flwr")
 
@@ -207,9 +216,15 @@ class SideTuningStrategy(Strategy):
         """Meet the devices, and make the run or go on with the folder's."""
         stopping = Stopping(self.settings.stop, now=self.clock.now)
         cache = started.open_cache()
+        agreement = Agreement(self.settings, self._require_possible)
+        stored = started.plan(cache)
+        if stored is not None:
+            known = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
+            agreement.take_over(stored.contract, known)
         connections = Connections(
             grid,
             self.settings,
+            agreement,
             timeout_s=timeout_s,
             poll_s=self.poll_s,
             clock=self.clock,
@@ -218,10 +233,14 @@ class SideTuningStrategy(Strategy):
         )
         started.before_the_end(connections.fleet.log_summaries)
         connections.meet(at_least=self.settings.rounds.min_devices)
-        overlap = self.overlap([device.description.num_train for device in connections.fleet])
+        overlap = self.overlap(connections.fleet.sizes())
         return prepare(
-            started, cache, connections, self.settings, overlap=overlap, stopping=stopping, own_evaluation=own
+            started, cache, connections, self.settings, stored, overlap=overlap, stopping=stopping, own_evaluation=own
         )
+
+    def _require_possible(self, contract: TaskContract, backbones: Mapping[str, BackboneInfo]) -> None:
+        """Raise where a run with these backbone types could not be, or its side network is too large."""
+        require_room(make_plan(self.settings, contract, backbones, [0]))
 
     def _train(self, run: RunState) -> None:
         """Train for the epochs, from the cache."""
@@ -230,6 +249,7 @@ class SideTuningStrategy(Strategy):
                 f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
             )
         run.folder.append(events.Ingested(len(run.cache), run.plan.options.epochs))
+        plan_what_is_held(run.trainer)
         position = run.trainer.position
         if not run.trainer.run_epochs(stop=run.stopping.ends_training):
             note_stop(run.cache, position.steps)

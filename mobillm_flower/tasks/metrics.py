@@ -14,6 +14,18 @@ Metric = Callable[[np.ndarray, np.ndarray], float]
 METRICS: Registry[Metric] = Registry("metric")
 """(true [B], predicted [B]) -> float. Predictions are class numbers, or numbers for regression."""
 
+RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": (0.0, 1.0),
+    "macro-f1": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "matthews": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "cross-entropy": (0.0, 1e3),
+    "perplexity": (1.0, 1e9),
+}
+"""Least and largest value of a metric, rounding apart; a registered one may enter its own here."""
+
 TokenMetric = Callable[[np.ndarray], float]
 
 TOKEN_METRICS: Registry[TokenMetric] = Registry("metric of language modelling")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -218,16 +218,48 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
                 f"task.prompt={prompt!r} must hold {{text}}, may hold {{text_pair}}, and nothing else in braces"
             )
     check_labels(settings, labels, predicts_tokens=per_token, pair_in_prompt="text_pair" in fields)
-    if not prompt and per_token and settings.data.pair_column:
-        prompt = "{text}"  # of plain texts alone it is empty
-    regression = not labels and not per_token
+    return _contract(settings, labels, metric, per_token=per_token)
+
+
+def contract_by_settings(settings: Settings, said: TaskContract) -> TaskContract:
+    """Return a contract with all that the server's settings fix.
+
+    Parameters
+    ----------
+    settings : Settings
+        The server's.
+    said : TaskContract
+        A device's, for what they leave open: labels that are read from data, and of a task that is registered on
+        devices alone its metric and whether it predicts tokens.
+    """
+    per_token, has_labels, metric = said.per_token, True, said.metric
+    if settings.task.kind in TASKS:
+        task = TASKS[settings.task.kind]
+        per_token, has_labels, metric = (
+            predicts_tokens(settings),
+            not getattr(task, "regression", False),
+            task.default_metric(),
+        )
+    labels = (tuple(settings.task.labels) or said.labels) if has_labels and not per_token else ()
+    if settings.task.metric != "auto":
+        metric = settings.task.metric
+    fixed = _contract(settings, labels, metric, per_token=per_token)
+    if per_token and not settings.task.prompt and said.prompt in ("", "{text}"):  # by the columns of a device's data
+        return replace(fixed, prompt=said.prompt)
+    return fixed
+
+
+def _contract(settings: Settings, labels: tuple[str, ...], metric: str, *, per_token: bool) -> TaskContract:
+    task, regression = settings.task, not labels and not per_token
+    # language modelling of plain texts alone has no prompt
+    plain = "{text}" if per_token and settings.data.pair_column else ""
     return TaskContract(
-        kind=settings.task.kind,
+        kind=task.kind,
         labels=labels,
-        prompt=prompt,
-        label_words=tuple(settings.task.label_words),
-        max_length=settings.task.max_length,
-        label_range=tuple(settings.task.label_range) if regression else (),
+        prompt=task.prompt or plain,
+        label_words=tuple(task.label_words),
+        max_length=task.max_length,
+        label_range=tuple(task.label_range) if regression else (),
         metric=metric,
         per_token=per_token,
     )

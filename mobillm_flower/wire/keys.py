@@ -17,6 +17,7 @@ ACTIVATIONS: Final = "activations"
 TARGETS: Final = "targets"
 METRICS: Final = "metrics"
 DEVICE: Final = "device"
+PROOF: Final = "proof"
 SIDE_NETWORK: Final = "side-network"
 
 # keys of requests and headers
@@ -39,6 +40,11 @@ BACKBONE: Final = "backbone"
 SIDE_CONFIG: Final = "side-config"
 OUTCOME: Final = "prediction"
 CODEC: Final = "codec"
+
+# a description is signed
+NONCE: Final = "nonce"
+PUBLIC_KEY: Final = "public-key"
+SIGNATURE: Final = "signature"
 
 # arrays
 PAYLOAD: Final = "payload"

@@ -15,13 +15,15 @@ from torch import Tensor
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
+from mobillm_flower.runs.plain import is_plain, plain
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.left_out import open_left_out, pack_left_out
 from mobillm_flower.wire.weights import open_weights, pack_weights
-from mobillm_flower.wire.window import RELEASE_BYTES
+from mobillm_flower.wire.window import RELEASE_BYTES, record_bytes
 
 _MAX_DEPTH, _MAX_WIDTH, _MAX_VOCABULARY, _MAX_SAMPLES = 1024, 1 << 15, 1 << 21, 10**8  # beyond any model or device
+_MAX_DESCRIPTION, _MAX_NAME, _MAX_LABELS = 1 << 20, 500, 1 << 14
 MAX_CHOSEN = 300
 """Characters in which a device says which backbone it chose, and why."""
 
@@ -107,6 +109,10 @@ def open_description(content: RecordDict) -> DeviceDescription:
     record = content.get(keys.DEVICE)
     if not isinstance(record, ConfigRecord):
         raise PacketRejected("records", f"{keys.DEVICE!r} must be a ConfigRecord")
+    if record_bytes(content) > _MAX_DESCRIPTION:
+        raise PacketRejected(
+            "description", f"it has {record_bytes(content)} bytes, at most {_MAX_DESCRIPTION} are read"
+        )
     if record.get(keys.VERSION) != keys.SCHEMA_VERSION:
         raise PacketRejected(
             "schema-version", f"version {record.get(keys.VERSION)!r}, this server reads {keys.SCHEMA_VERSION}"
@@ -128,15 +134,24 @@ def open_description(content: RecordDict) -> DeviceDescription:
         pseudonym, num_train, num_test = (record[k] for k in (keys.PSEUDONYM, keys.NUM_TRAIN, keys.NUM_TEST))
     except (KeyError, TypeError, ValueError, MismatchError, RecursionError) as error:
         raise PacketRejected("description", f"a field is missing or malformed ({type(error).__name__})") from error
-    good = good and re.fullmatch(r"[0-9a-f]{64}", backbone.fingerprint) is not None
-    if not good or not isinstance(pseudonym, str) or not re.fullmatch(r"[0-9a-f]{32}", pseudonym):
+    if not good or not re.fullmatch(r"[0-9a-f]{64}", backbone.fingerprint):
+        raise PacketRejected("description", "backbone or pseudonym is malformed")
+    texts = [backbone.name, backbone.family, backbone.precision, backbone.base_prediction, backbone.revision]
+    texts += [contract.kind, contract.metric, *contract.labels, *contract.label_words]
+    if len(contract.labels) > _MAX_LABELS or not all(len(text) <= _MAX_NAME and is_plain(text) for text in texts):
+        raise PacketRejected(
+            "description",
+            f"names and labels must be of at most {_MAX_NAME} characters without control characters, and there must be "
+            f"at most {_MAX_LABELS} labels",
+        )
+    if not isinstance(pseudonym, str) or not re.fullmatch(r"[0-9a-f]{32}", pseudonym):
         raise PacketRejected("description", "backbone or pseudonym is malformed")
     if not isinstance(num_train, int) or not isinstance(num_test, int) or min(num_train, num_test) < 0:
         raise PacketRejected("description", "sample counts must be whole numbers of at least 0")
     if max(num_train, num_test) > _MAX_SAMPLES:
         raise PacketRejected("description", f"sample counts must be at most {_MAX_SAMPLES}")
     chosen = record.get(keys.CHOSEN, "")
-    if not isinstance(chosen, str) or len(chosen) > MAX_CHOSEN or not chosen.isprintable():
+    if not isinstance(chosen, str) or len(chosen) > MAX_CHOSEN or not is_plain(chosen):
         raise PacketRejected("description", f"{keys.CHOSEN!r} must be one line of at most {MAX_CHOSEN} characters")
     left_out = open_left_out(record.get(keys.LEFT_OUT, "{}"))
     return DeviceDescription(pseudonym, backbone, contract, num_train, num_test, chosen, left_out)
@@ -255,7 +270,9 @@ def pack_metrics(metrics: Mapping[str, float]) -> RecordDict:
     return RecordDict({keys.METRICS: MetricRecord(dict(metrics))})
 
 
-def open_metrics(content: RecordDict, *, metric: str, num_test: int) -> dict[str, float]:
+def open_metrics(
+    content: RecordDict, *, metric: str, num_test: int, bounds: tuple[float, float] = (-1e15, 1e15)
+) -> dict[str, float]:
     """Read a device's metrics: the number of samples and, if there are any, the contract's metric.
 
     Parameters
@@ -264,11 +281,13 @@ def open_metrics(content: RecordDict, *, metric: str, num_test: int) -> dict[str
         Name of the contract's metric; no other is taken.
     num_test : int
         Test samples that the device described.
+    bounds : tuple of float
+        Least and largest value that the metric can have.
 
     Raises
     ------
     PacketRejected
-        They are missing, of other names, not finite numbers, or over another number of samples.
+        They are missing, of other names, not finite numbers, out of bounds, or over another number of samples.
     """
     record = content.get(keys.METRICS)
     if not isinstance(record, MetricRecord) or keys.NUM_EXAMPLES not in record:
@@ -282,6 +301,9 @@ def open_metrics(content: RecordDict, *, metric: str, num_test: int) -> dict[str
         raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of test samples described, {num_test}")
     if set(metrics) != ({keys.NUM_EXAMPLES, metric} if num_test else {keys.NUM_EXAMPLES}):
         raise PacketRejected("metrics", f"must hold {keys.NUM_EXAMPLES} and {metric}, and nothing else")
+    low, high = bounds
+    if num_test and not low <= metrics[metric] <= high:
+        raise PacketRejected("metrics", f"{metric} is {metrics[metric]:g}, it can be from {low:g} to {high:g}")
     return metrics
 
 
@@ -294,7 +316,7 @@ def refusal(content: RecordDict) -> str | None:
     """Return the reason where an answer is a refusal."""
     record = content.get(keys.REFUSED)
     if isinstance(record, ConfigRecord):
-        return str(record.get(keys.REASON, ""))[:500]
+        return plain(record.get(keys.REASON, ""))
     return None
 
 

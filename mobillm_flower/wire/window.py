@@ -203,7 +203,7 @@ def open_window(
         raise PacketRejected(
             "lengths", f"lengths add up to {int(lengths.sum(dtype=np.uint64))} of {len(payload)} bytes"
         )
-    most = MAX_TOKENS if contract.per_token else contract.max_length if PIVOTS[spec.pivot].per_token else 1
+    most = most_rows(spec, contract)
     if count and not 1 <= int(tokens.min()) <= int(tokens.max()) <= most:
         raise PacketRejected(
             "tokens", f"{int(tokens.min())} to {int(tokens.max())} rows a sample, allowed are 1 to {most}"
@@ -240,6 +240,11 @@ def open_window(
         peak_memory_bytes=float(measured[keys.PEAK_MEMORY]),
         num_bytes=num_bytes,
     )
+
+
+def most_rows(spec: ExtractionSpec, contract: TaskContract) -> int:
+    """Return how many packed rows T a sample has at most."""
+    return MAX_TOKENS if contract.per_token else contract.max_length if PIVOTS[spec.pivot].per_token else 1
 
 
 def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract: TaskContract) -> None:

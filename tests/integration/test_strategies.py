@@ -41,6 +41,7 @@ def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "trainer.epochs": 2,
         "trainer.overlap-steps": 2,
         "trainer.num-threads": 1,
+        "trainer.validation-split": "seed",
         "rounds.window": 12,
         "rounds.timeout-s": 30.0,
         "run.folder": str(folder),
@@ -338,7 +339,7 @@ def test_devices_of_another_task_are_refused_by_name(tmp_path: Path) -> None:
     node_configs[2]["task.max-length"] = 64
     _, _, _, events = run(config, node_configs)
     (refused,) = [e for e in events if e["event"] == "refused"]
-    assert "max_length is 64 on the device, 32 in the fleet" in refused["reason"]
+    assert "max_length is 64 on the device, 32 in the server's settings" in refused["reason"]
     assert len(cached(config)) == 60
 
 

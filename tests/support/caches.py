@@ -14,7 +14,7 @@ from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.server import ActivationCache, TrainerOptions
-from mobillm_flower.server.plan import TrainingPlan, note_round
+from mobillm_flower.server.plan import TrainingPlan, note_round, plan_what_is_held
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
 from mobillm_flower.wire.window import SampleBytes
@@ -136,6 +136,7 @@ def train(cache: ActivationCache, plan: TrainingPlan, *, num_rounds: int = 0, **
     for round_ in range(1, num_rounds + 1):
         while trainer.overlap_step(round_):
             pass
+    plan_what_is_held(trainer)
     trainer.run_epochs()
     return trainer
 

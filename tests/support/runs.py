@@ -26,6 +26,7 @@ def tiny_config(folder: Path, backbone: Path, **changes: Any) -> dict[str, Any]:
         "trainer.epochs": 2,
         "trainer.overlap-steps": 2,
         "trainer.num-threads": 1,
+        "trainer.validation-split": "seed",
         "rounds.window": 12,
         "run.folder": str(folder),
         **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},

@@ -91,6 +91,10 @@ class TrainerSettings:
         Largest L2 norm of the gradient.
     validation_share : float
         Share of the samples kept aside to choose the best state.
+    validation_split : str
+        How that share is chosen. secret: by a key that the server draws when the run starts, so that no device can
+        foresee it; seed: by `run.seed`, so that a run in another folder is the same bit by bit (`mobillm run` simulates
+        so).
     patience : int
         Epochs without a better state that end the training; 0: never stop early.
     overlap_steps : int
@@ -119,6 +123,7 @@ class TrainerSettings:
     warmup: float = number(0.1, at_least=0, below=1)
     grad_clip: float = number(1.0, above=0)
     validation_share: float = number(0.1, at_least=0, below=1)
+    validation_split: str = one_of("secret", "secret", "seed")
     patience: int = number(5, at_least=0)
     overlap_steps: int = number(8, at_least=0)
     checkpoint_every: int = number(100, at_least=1)

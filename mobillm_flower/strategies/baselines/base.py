@@ -18,6 +18,7 @@ from mobillm_flower.errors import RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.plain import plain
 from mobillm_flower.strategies.lifecycle import running
 from mobillm_flower.strategies.run_state import EvaluateFn
 from mobillm_flower.wire import keys
@@ -154,7 +155,7 @@ class BaselineStrategy(FedAvg):
             if reply.has_error():
                 lines = (reply.error.reason or "").strip().splitlines()
                 raise RunFailed(
-                    f"a device answered with error {reply.error.code}: {(lines or ['no reason given'])[-1][:300]}"
+                    f"a device answered with error {reply.error.code}: {plain((lines or ['no reason given'])[-1], 300)}"
                 )
             contract, num_train, num_test = open_holdings(reply.content)
             if agreed is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server import ActivationCache, BatchLoader
-from mobillm_flower.server.plan import TrainingPlan, replay
+from mobillm_flower.server.plan import TrainingPlan, plan_what_is_held, replay, train_again
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.server.sampler import draw_order, split_validation
 from tests.support.caches import (
@@ -99,6 +100,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, spec: Any, sa
                 raise Killed  # as a kill: nothing is saved but what was checkpointed before
             return False
 
+        plan_what_is_held(trainer)
         trainer.run_epochs(stop=stop)
 
     checkpoint = tmp_path / "checkpoint" / "trainer.pt"
@@ -110,6 +112,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, spec: Any, sa
     for round_ in (1, 2):
         while resumed.overlap_step(round_):
             pass
+    plan_what_is_held(resumed)
     resumed.run_epochs()
     assert state_bytes(resumed.network) == state_bytes(whole.network)
     assert resumed.position == whole.position
@@ -260,3 +263,38 @@ def test_the_order_of_an_epoch_depends_on_its_arguments_alone() -> None:
     assert not (first == draw_order(50, seed=3, phase=0, number=2)).all()
     assert not (first == draw_order(50, seed=-3, phase=1, number=2)).all()
     assert sorted(first) == list(range(50))
+
+
+def test_the_validation_share_is_keyed_by_a_secret_and_no_device_has_more_of_it_than_of_training(
+    tmp_path: Path, spec: Any
+) -> None:
+    """Who knows the seed alone cannot foresee it; the cap on a device holds on both sides, in the same proportion."""
+    samples = make_samples(400, spec)
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    cache.add("f" * 32, samples[:300], backbone=spec.backbone, round_=1)
+    cache.add("e" * 32, samples[300:], backbone=spec.backbone, round_=1)
+    rows = cache.rows()
+    by_seed, by_secret, by_another = (
+        {row.digest for row in split_validation(rows, 0.2, 1, secret=secret)[1]}
+        for secret in ("", "ab" * 32, "cd" * 32)
+    )
+    expected = len(by_seed) * 0.2  # of independent shares
+    assert len(by_seed & by_secret) < 3 * expected
+    assert len(by_secret & by_another) < 3 * expected
+    train, validation = split_validation(rows, 0.2, 1, secret="ab" * 32, device_cap=40)
+    counts = Counter(row.device for row in validation)
+    assert counts["f" * 32] == 10  # of 40 in training, as 0.2 to 0.8
+    assert {row.digest for row in train}.isdisjoint(by_secret)
+
+
+def test_a_schedule_is_laid_out_for_what_is_held_whatever_was_claimed(tmp_path: Path, spec: Any, samples: Any) -> None:
+    trained = []
+    for claimed in (60, 10**9):
+        plan = make_plan([spec])
+        plan = dataclasses.replace(plan, options=dataclasses.replace(plan.options, planned_steps=claimed))
+        cache = fill(tmp_path / f"{claimed}.sqlite", samples, spec)
+        plan.store(cache)
+        trainer = plan.trainer(cache, scores=scores, memory_bytes=1 << 24)
+        train_again(trainer)
+        trained.append(state_bytes(trainer.network))
+    assert trained[0] == trained[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,12 +57,42 @@ def test_an_error_that_is_not_ours_is_named_without_its_text(tmp_path: Path) -> 
     assert events(tmp_path, "finished")[0]["reason"] == "KeyError"
 
 
-def test_settings_are_written_at_once_in_a_new_folder_and_else_when_nothing_can_refuse_them(tmp_path: Path) -> None:
+def everything(folder: Path) -> dict[str, bytes]:
+    """What the files of a folder hold, but for the lock."""
+    return {str(f): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "lock"}
+
+
+def test_a_refused_start_changes_nothing_in_the_folder_of_a_run_from_before(tmp_path: Path) -> None:
     with start(tmp_path, **{"run.seed": 1}) as started:
-        first = started.folder.settings.read_text("utf-8")
+        started.keep_settings()
+    before = everything(tmp_path)
     with pytest.raises(RunFailed, match="refused"), start(tmp_path, **{"run.seed": 2}):
         raise RunFailed("refused")
-    assert started.folder.settings.read_text("utf-8") == first
-    with start(tmp_path, **{"run.seed": 2}) as again:
-        again.keep_settings()
-    assert started.folder.settings.read_text("utf-8") != first
+    assert everything(tmp_path) == before
+
+    def accepted() -> None:
+        with start(tmp_path, **{"run.seed": 2}) as again:
+            again.keep_settings()
+            raise RunFailed("later")
+
+    with pytest.raises(RunFailed, match="later"):
+        accepted()
+    assert everything(tmp_path) != before
+    assert events(tmp_path, "finished")[-1]["reason"] == "later"
+
+
+def test_files_of_a_run_are_its_owners_alone_also_in_a_folder_that_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o755)
+    umask = os.umask(0o022)
+    try:
+        with start(folder) as started:
+            started.open_cache()
+            started.keep_settings()
+            (folder / "side_network").mkdir()
+            (folder / "side_network" / "config.json").write_text("{}", "utf-8")
+        (tmp_path / "after").write_text("", "utf-8")
+    finally:
+        os.umask(umask)
+    assert {f.name: f.stat().st_mode & 0o077 for f in folder.rglob("*") if f.stat().st_mode & 0o077} == {}
+    assert (tmp_path / "after").stat().st_mode & 0o077

@@ -336,7 +336,8 @@ def test_refusal() -> None:
 
 
 def test_refusal_is_cut() -> None:
-    assert refusal(pack_refusal("x" * 10_000)) == "x" * 500
+    assert refusal(pack_refusal("x" * 10_000)) == "x" * 499 + "…"
+    assert refusal(pack_refusal("a\x1b[2J\nb")) == r"a\x1b[2J\nb"
 
 
 def test_packing_changes_no_tensor() -> None:

@@ -1,0 +1,49 @@
+"""What a fleet takes from what its devices say of themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm_flower import load_settings
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.strategies.agreement import MAX_TYPES, Agreement
+from mobillm_flower.strategies.device_state import DeviceState
+from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.messages import DeviceDescription
+
+CONTRACT = TaskContract("classification", ("a", "b"), "", (), 128, (), "accuracy")
+
+
+def fleet_of(sizes: list[int], fingerprints: list[str] | None = None) -> Fleet:
+    agreement = Agreement(load_settings(), lambda _contract, _types: None)
+    fleet = Fleet(agreement, max_strikes=3, max_failures=3, on_event=lambda _event: None)
+    for node, size in enumerate(sizes):
+        name = fingerprints[node] if fingerprints else "f" * 64
+        info = BackboneInfo("m", "bert", False, 2, 8, "fp32", name, "constant")
+        fleet.devices[node] = DeviceState(node, DeviceDescription(f"{node:032x}", info, CONTRACT, size, 0))
+        fleet._nodes[f"{node:032x}"] = node
+    return fleet
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [
+        ([20, 20, 20], [20, 20, 20]),
+        ([10**8, 20, 20], [200, 20, 20]),
+        ([500, 20, 30, 90], [466, 20, 30, 90]),
+        ([7], [7]),
+        ([7, 0, 0], [1, 0, 0]),
+    ],
+)
+def test_a_size_counts_to_ten_times_the_mean_of_the_others(said: list[int], believed: list[int]) -> None:
+    assert fleet_of(said).sizes() == believed
+
+
+def test_a_run_takes_the_types_of_most_devices_up_to_a_bound() -> None:
+    names = [f"{i:064x}" for i in range(MAX_TYPES + 3)]
+    fleet = fleet_of([1] * (2 * len(names) - 1), [*names, *names[1:]])
+    fleet.settle()
+    kept = {device.description.backbone.fingerprint for device in fleet}
+    assert len(kept) == MAX_TYPES
+    assert names[0] not in kept  # the only one that a single device has
