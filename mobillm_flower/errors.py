@@ -43,6 +43,10 @@ class MismatchError(MobiLLMError):
     """Two parties disagree about something that must be the same on both sides."""
 
 
+class PolicyRefused(MobiLLMError):  # noqa: N818 - an event, as the others
+    """A run asks a device for what the device's own policy, or its node config, does not agree to."""
+
+
 class ReleaseRefused(MobiLLMError):  # noqa: N818 - the event's name in the design
     """The device declines to release a sample, to keep what it promised about its data."""
 

@@ -7,20 +7,27 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
-from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.clients.own import (
+    LoadData,
+    check_run,
+    device_data,
+    device_folder,
+    device_policy,
+    device_settings,
+    is_own,
+    open_folder,
+    told,
+)
+from mobillm_flower.config import to_yaml
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.errors import DataError, MobiLLMError
+from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
     open_evaluation,
@@ -34,7 +41,6 @@ from mobillm_flower.wire.window import pack_window
 
 logger = logging.getLogger(__name__)
 
-LoadData = Callable[[Context], tuple[Any, Any]]
 _OPEN_DEVICES = 64  # a simulation's actor serves several devices in turn
 
 
@@ -115,7 +121,9 @@ class SideTuningClient:
             try:
                 content = handle(self._device(context), message)
             except MobiLLMError as error:
-                content = pack_refusal(f"{type(error).__name__}: {error}")
+                if is_own(context):  # the server is not told all of it
+                    logger.warning("%s: %s", type(error).__name__, error)
+                content = pack_refusal(told(error, context))
             except Exception as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
@@ -127,17 +135,11 @@ class SideTuningClient:
 
     def _device(self, context: Context) -> Device:
         settings = device_settings(context)
-        folder = device_folder(settings, context)
-        key = (str(folder), to_yaml(settings))
+        check_run(settings, context)
+        key = (str(device_folder(settings, context)), f"{to_yaml(settings)}{device_policy(context)}")
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
-            private = settings.privacy
-            owned = DeviceFolder(
-                folder,
-                max_releases=private.max_releases,
-                budget=private.budget,
-                max_evaluations=private.max_evaluations,
-            )
+            owned = open_folder(settings, context)
             self._devices[key] = Device(settings, data, owned, partition=_number(context))
             if len(self._devices) > _OPEN_DEVICES:
                 _, oldest = self._devices.popitem(last=False)
@@ -146,42 +148,7 @@ class SideTuningClient:
         return self._devices[key]
 
 
-def device_settings(context: Context) -> Settings:
-    """Return a device's settings: the run's, overridden by what the node's own config names (dotted keys).
-
-    The node's own win over everything that the server sends, its privacy settings first of all.
-    """
-    own = [f"{key}={value}" for key, value in context.node_config.items() if "." in key]
-    return load_settings(context.run_config, overrides=own)
-
-
-def device_data(settings: Settings, context: Context, load_data: LoadData | None) -> LocalData:
-    """Return a device's samples: what `load_data` gives, or its partition of `data.source`."""
-    if load_data is None:
-        return load_local_data(settings, *_partition(context))
-    return read_rows(*both_splits(load_data(context)), settings)
-
-
-def device_folder(settings: Settings, context: Context) -> Path:
-    """Return the device's folder: `device-folder` of its node config, or one per partition in the run's folder."""
-    named = context.node_config.get("device-folder")
-    if named:
-        return Path(str(named)).expanduser()
-    partition_id = context.node_config.get("partition-id", context.node_id)
-    return RunFolder(run_folder(settings, context.run_id)).device(partition_id)
-
-
 def _number(context: Context) -> int:
     """Return a device's partition-id, or 0 where it has none."""
     number = str(context.node_config.get("partition-id", 0))
     return int(number) if number.isdecimal() else 0
-
-
-def _partition(context: Context) -> tuple[int, int]:
-    try:
-        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-    except (KeyError, ValueError) as error:
-        raise DataError(
-            "the node config lacks partition-id and num-partitions; start the SuperNode with "
-            "--node-config 'partition-id=0 num-partitions=2', or give SideTuningClient(load_data=…)"
-        ) from error

@@ -230,9 +230,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.load(path)
     except (OSError, OmegaConfBaseException, ValueError) as error:
-        raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+        raise SettingsError(f"settings file {path} cannot be read ({type(error).__name__})") from error
     except Exception as error:  # yaml's own errors have no base that omegaconf exports
-        raise SettingsError(f"settings file {path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"settings file {path} is not valid YAML ({type(error).__name__}{place})") from error
     if not isinstance(loaded, DictConfig):
         raise SettingsError(f"settings file {path} must hold a mapping of settings")
     flat: dict[str, Any] = {}

@@ -246,12 +246,14 @@ def _split(source: str, subset: str, split: str) -> datasets.Dataset:
         files = sorted(f for f in folder.iterdir() if f.suffix in _READERS and f.stem.split("-")[0] == split)
         if not files:
             raise DataError(
-                f"{folder} has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv or {split}-*.parquet"
+                f"data.source has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv or {split}-*.parquet"
             )
         try:
             return datasets.Dataset(pa.concat_tables([_READERS[f.suffix](f) for f in files]))
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{files[0].name} in {folder} cannot be read ({type(error).__name__})") from error
+            raise DataError(
+                f"a file of split {split!r} in data.source cannot be read ({type(error).__name__})"
+            ) from error
     try:
         with no_progress():
             return datasets.load_dataset(source, subset or None, split=split)

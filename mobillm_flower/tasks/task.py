@@ -301,7 +301,7 @@ def measure(scores: Tensor, labels: Tensor, contract: TaskContract) -> float:
 
 def _column(rows: Any, name: str, setting: str) -> list[Any]:
     if name not in rows.column_names:
-        raise DataError(f"{setting}={name!r} is no column; the data has {', '.join(rows.column_names)}")
+        raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
     return list(rows[name])
 
 

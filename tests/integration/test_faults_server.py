@@ -237,7 +237,12 @@ def test_devices_of_another_type_that_come_while_the_run_is_down_are_refused_and
 ) -> None:
     config = make_config(tmp_path, backbone, "pae")
     run(config, NODES)
-    other = {**NODES[1], "backbone.layers": 2, "device-folder": str(tmp_path / "another")}
+    other = {
+        **NODES[1],
+        "backbone.layers": 2,
+        "device-folder": str(tmp_path / "another"),
+        "backbone.name": str(backbone),
+    }
     strategy, _ = run(config, [NODES[0], other])
     require_whole(tmp_path, strategy)
     (refused,) = events(tmp_path, "refused")

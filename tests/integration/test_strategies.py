@@ -499,7 +499,11 @@ def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path: Path) ->
 def test_the_devices_own_privacy_settings_win(tmp_path: Path) -> None:
     config = make_config(tmp_path, settings="privacy.max-releases=0")
     client = SideTuningClient()
-    run(config, [{**node, "privacy.max-releases": 1} for node in nodes()], app=client.app)
+    own = [
+        {**node, "privacy.max-releases": 1, "device-folder": str(tmp_path / f"device-{i}")}
+        for i, node in enumerate(nodes())
+    ]
+    run(config, own, app=client.app)
     assert {device.folder.ledger.limits.max_releases for device in client._devices.values()} == {1}
 
 

@@ -57,6 +57,8 @@ class Deployment:
     def start_device(self, name: str) -> None:
         """Start a SuperNode, the second time as a new node on the same device folder."""
         config = f"{self.devices[name]} device-folder='{self.folder / name}'"
+        if (self.folder / "backbone").exists():  # a device of its own loads no folder that only the run names
+            config += f" backbone.name='{self.folder / 'backbone'}'"
         command = f"flower-supernode --insecure --superlink 127.0.0.1:{self.port} --port {self._ports[name]}"
         self._start(name, [*command.split(), "--node-config", config])
 

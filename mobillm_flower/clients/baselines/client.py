@@ -11,9 +11,18 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from mobillm_flower.clients.baselines.devices import BASELINE_DEVICES, BaselineDevice
-from mobillm_flower.clients.side_tuning import LoadData, device_data, device_folder, device_settings
+from mobillm_flower.clients.own import (
+    LoadData,
+    check_run,
+    device_data,
+    device_folder,
+    device_settings,
+    is_own,
+    promises,
+    told,
+)
 from mobillm_flower.config import to_yaml
-from mobillm_flower.errors import MobiLLMError
+from mobillm_flower.errors import MobiLLMError, PolicyRefused
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import pack_holdings, pack_numbers
 
@@ -49,8 +58,10 @@ class BaselineClient:
         def answer(message: Message, context: Context) -> Message:
             try:
                 return Message(handle(self._device(context), message.content), reply_to=message)
-            except MobiLLMError:
-                raise
+            except MobiLLMError as error:
+                if not is_own(context):
+                    raise
+                raise MobiLLMError(told(error, context)) from None
             except Exception as error:  # its message could hold sample text
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
@@ -60,6 +71,12 @@ class BaselineClient:
 
     def _device(self, context: Context) -> BaselineDevice:
         settings = device_settings(context)
+        check_run(settings, context)
+        if promises(context):
+            raise PolicyRefused(
+                f"strategy={settings.strategy} promises nothing of the texts that it reads, and this device "
+                "does: it takes part in side-tuning only"
+            )
         key = (context.node_id, to_yaml(settings))
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from mobillm_flower.clients.device import Device
-from mobillm_flower.clients.side_tuning import device_data, device_settings
+from mobillm_flower.clients.own import device_data, device_settings
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.tiny_models import save_tiny
@@ -109,8 +109,8 @@ def test_rows_that_repeat_a_text_share_its_budget(release: Release, tmp_path: Pa
 
 
 def test_training_texts_are_never_evaluated_on_where_anything_is_promised(tmp_path: Path, backbone: str) -> None:
-    node = {"backbone.name": backbone, **JOINT}
-    device = open_device(tmp_path / "device", node, {"data.test-split": "train", "data.max-samples": 0})
+    node = {"backbone.name": backbone, **JOINT, "data.test-split": "train"}
+    device = open_device(tmp_path / "device", node, {"data.max-samples": 0})
     assert len(device.data.test) == len(device.data.train) == 300
     assert len(device.test) == device.describe().num_test == 0
     device.folder.close()

@@ -1,0 +1,196 @@
+"""What a device takes from a run and what is its own: settings, policy, data, folder.
+
+A node is *a device of its own* where its node config names `device-folder`, `policy` or a `privacy` setting. It opens
+no file, folder or model that only the run names. Any other node is part of the run, as in a simulation, and takes all
+of it from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+
+from mobillm_flower.backbones.sources import BACKBONE_SOURCES
+from mobillm_flower.config import CHOOSERS, Settings, load_settings, run_folder, setting_key
+from mobillm_flower.config.compatibility import check_settings
+from mobillm_flower.errors import DataError, MismatchError, MobiLLMError, PolicyRefused, ReleaseRefused, SettingsError
+from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.policy import Policy, read_policy
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
+
+LoadData = Callable[[Context], tuple[Any, Any]]
+
+_EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon")
+_PROMISES = (*_EPSILONS, "budget", "delta", "max_releases")
+_SPLITS = ("train-split", "test-split", "partition", "partition-column")
+
+
+def device_settings(context: Context) -> Settings:
+    """Return a device's settings: the run's, overridden by what the node's own config and policy name (dotted keys).
+
+    Where these name an ε, a budget or a δ, everything else that shapes the promise is the device's own too.
+
+    Raises
+    ------
+    SettingsError, PolicyRefused
+        The settings cannot be used; a device of its own is asked to open a settings file.
+    """
+    policy, own = device_policy(context), _own(context)
+    run_config = dict(context.run_config)
+    file = str(run_config.get("settings-file") or run_config.get("settings_file") or "")
+    if file and is_own(context) and file not in policy.files:
+        raise PolicyRefused(
+            "this device opens no settings-file that a run names; give the settings in the run config, or list the "
+            "file in the device's policy"
+        )
+    settings = load_settings(run_config, overrides=[f"{key}={_word(value)}" for key, value in own.items()])
+    private, acts = settings.privacy, settings.activations
+    named = {setting_key(key) for key in own}
+    pinned = {name for name in _PROMISES if f"privacy.{name.replace('_', '-')}" in named}
+    if pinned - {"max_releases"} or policy.promises:
+        changes: dict[str, Any] = {}
+        if "delta" not in pinned:
+            changes["delta"] = min(private.delta, policy.delta or type(private)().delta)
+        if pinned & set(_EPSILONS):
+            changes |= dict.fromkeys({*_EPSILONS, "budget"} - pinned, 0.0)
+        settings = dataclasses.replace(settings, privacy=dataclasses.replace(private, **changes))
+    noise = {"noise-sigma": "noise_sigma", "clip-norm": "clip_norm"}
+    if any(f"activations.{key}" in named for key in noise):
+        others: dict[str, Any] = {name: 0.0 for key, name in noise.items() if f"activations.{key}" not in named}
+        settings = dataclasses.replace(settings, activations=dataclasses.replace(acts, **others))
+    check_settings(settings)
+    return settings
+
+
+def check_run(settings: Settings, context: Context) -> None:
+    """Refuse what the device's policy does not agree to, and every path or name of the run that is not the device's.
+
+    Raises
+    ------
+    PolicyRefused
+        With the setting, and what to do on the device.
+    """
+    if not is_own(context):
+        return
+    policy, named = device_policy(context), {setting_key(key) for key in _own(context)}
+    policy.check(settings)
+    backbone, defaults = settings.backbone, Settings()
+    models = [choice.rpartition("@")[0] or choice for choice in backbone.choices]
+    models = models if backbone.name in CHOOSERS else [backbone.name]
+    key = "backbone.choices" if backbone.name in CHOOSERS else "backbone.name"
+    if key not in named and any(name not in {*BACKBONE_SOURCES, *policy.backbones} for name in models):
+        _refuse(key, "a model", "backbones")
+    if backbone.revision and "backbone.revision" not in named:
+        _refuse("backbone.revision", "a version of a model", "settings")
+    for key, value, default in (
+        ("data.source", settings.data.source, defaults.data.source),
+        ("activations.public-text", settings.activations.public_text, ""),
+        ("privacy.mixing-key", settings.privacy.mixing_key, ""),
+    ):
+        if value != default and key not in named and value not in policy.files:
+            _refuse(key, "a file", "files")
+    if promises(context):
+        for name in _SPLITS:
+            value = getattr(settings.data, name.replace("-", "_"))
+            if value != getattr(defaults.data, name.replace("-", "_")) and f"data.{name}" not in named:
+                _refuse(f"data.{name}", "which of its rows are for training", "settings")
+        for name, value, default in (
+            ("task.labels", settings.task.labels, defaults.task.labels),
+            ("task.label-range", settings.task.label_range, defaults.task.label_range),
+        ):  # how many rows fit them would be told
+            if value != default and name not in named:
+                _refuse(name, "labels that its rows are compared with", "settings")
+        if "device-folder" not in context.node_config:
+            raise PolicyRefused("the node config promises something and names no device-folder, which would keep count")
+
+
+def promises(context: Context) -> bool:
+    """Whether the device itself, not the run alone, promises something of what leaves it."""
+    named = {setting_key(key) for key in _own(context)}
+    return device_policy(context).promises or any(f"privacy.{name.replace('_', '-')}" in named for name in _PROMISES)
+
+
+def is_own(context: Context) -> bool:
+    """Whether the node is a device of its own, and no part of a simulation."""
+    return any(key in ("device-folder", "policy") or key.startswith("privacy.") for key in context.node_config)
+
+
+def device_policy(context: Context) -> Policy:
+    """Return the policy: the file `policy` of the node config names, or policy.yaml in its `device-folder`, or none."""
+    named, folder = context.node_config.get("policy"), context.node_config.get("device-folder")
+    if named:
+        return read_policy(Path(str(named)).expanduser())
+    file = Path(str(folder)).expanduser() / "policy.yaml" if folder else None
+    return read_policy(file) if file is not None and file.exists() else Policy()
+
+
+def open_folder(settings: Settings, context: Context) -> DeviceFolder:
+    """Open the device's folder under the limits of its policy and settings, with its counter where it has one."""
+    counter = context.node_config.get("device-counter")
+    return DeviceFolder(
+        device_folder(settings, context),
+        **dataclasses.asdict(device_policy(context).limits(settings)),
+        counter=Path(str(counter)).expanduser() if counter else None,
+    )
+
+
+def device_data(settings: Settings, context: Context, load_data: LoadData | None) -> LocalData:
+    """Return a device's samples: what `load_data` gives, or its partition of `data.source`."""
+    if load_data is None:
+        return load_local_data(settings, *_partition(context))
+    return read_rows(*both_splits(load_data(context)), settings)
+
+
+def device_folder(settings: Settings, context: Context) -> Path:
+    """Return the device's folder: `device-folder` of its node config, or one per partition in the run's folder."""
+    named = context.node_config.get("device-folder")
+    if named:
+        return Path(str(named)).expanduser()
+    partition_id = context.node_config.get("partition-id", context.node_id)
+    return RunFolder(run_folder(settings, context.run_id)).device(partition_id)
+
+
+def told(error: MobiLLMError, context: Context) -> str:
+    """Return what a server is told of an error: of a device of its own nothing that depends on its rows or files."""
+    kind = type(error).__name__
+    if not is_own(context):
+        return f"{kind}: {error}"
+    if not isinstance(error, MismatchError | PolicyRefused | ReleaseRefused | SettingsError):
+        return f"{kind}: this device cannot take part; its own log says why"
+    text = f"{kind}: {error}"
+    for value in context.node_config.values():
+        if isinstance(value, str) and "/" in value:
+            text = text.replace(str(Path(value).expanduser()), "…").replace(value, "…")
+    return text
+
+
+def _own(context: Context) -> dict[str, Any]:
+    """Return the settings that the node config names, and those of the policy, which win."""
+    named = {key: value for key, value in context.node_config.items() if "." in key}
+    return {**named, **device_policy(context).settings}
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _refuse(key: str, what: str, policy_key: str) -> None:
+    raise PolicyRefused(
+        f"{key} of the run names {what}, and this device takes none from a run; give {key} in its node config, or "
+        f"name it in its policy's {policy_key}"
+    )
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    try:
+        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            "the node config lacks partition-id and num-partitions; start the SuperNode with "
+            "--node-config 'partition-id=0 num-partitions=2', or give SideTuningClient(load_data=…)"
+        ) from error
