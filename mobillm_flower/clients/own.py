@@ -99,12 +99,10 @@ def check_run(settings: Settings, context: Context) -> None:
             value = getattr(settings.data, name.replace("-", "_"))
             if value != getattr(defaults.data, name.replace("-", "_")) and f"data.{name}" not in named:
                 _refuse(f"data.{name}", "which of its rows are for training", "settings")
-        for name, value, default in (
-            ("task.labels", settings.task.labels, defaults.task.labels),
-            ("task.label-range", settings.task.label_range, defaults.task.label_range),
-        ):  # how many rows fit them would be told
-            if value != default and name not in named:
-                _refuse(name, "labels that its rows are compared with", "settings")
+        for name in ("labels", "label-range"):  # how many rows fit them would be told
+            field = name.replace("-", "_")
+            if getattr(settings.task, field) != getattr(defaults.task, field) and f"task.{name}" not in named:
+                _refuse(f"task.{name}", "labels that its rows are compared with", "settings")
         if "device-folder" not in context.node_config:
             raise PolicyRefused("the node config promises something and names no device-folder, which would keep count")
 

@@ -77,7 +77,7 @@ def natural_names(train: datasets.Dataset, settings: DataSettings) -> list[str]:
 def _column(rows: datasets.Dataset, settings: DataSettings) -> list[str | None]:
     name = settings.partition_column
     if name not in rows.column_names:
-        raise DataError(f"data.partition-column={name!r} is no column; the data has {', '.join(rows.column_names)}")
+        raise DataError(f"data.partition-column={name!r} is none of the data's {len(rows.column_names)} columns")
     return [value_text(value) for value in rows[name][:]]  # at once: a column by itself is read row by row
 
 

@@ -44,7 +44,7 @@ from tests.support.tiny_models import save_tiny
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/protect.md"
 POLICIES = re.findall(r"```yaml\n(# policy\.yaml.*?)```", PAGE.read_text("utf-8"), re.S)
-BASE = {
+BASE: dict[str, Any] = {
     "backbone.name": "tiny",
     "data.label-column": "intent",
     "task.max-length": 16,
@@ -99,7 +99,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        self.node = {"partition-id": 0, "num-partitions": 200, "device-folder": str(folder)}
+        self.node: dict[str, Any] = {"partition-id": 0, "num-partitions": 200, "device-folder": str(folder)}
         self.client = SideTuningClient()
         self.got: dict[bytes, float] = {}
         self.num_metrics, self.evaluated = 0, set[str]()

@@ -45,7 +45,6 @@ WRONG: dict[str, tuple[str, str | bytes, dict[str, Any]]] = {
     "number out of range": ("train.jsonl", jsonl(ROW), {"task.kind": "regression", "data.label-column": "number"}),
     "no label": ("train.jsonl", jsonl({**ROW, "label": None}), {}),
     "texts as labels": ("train.jsonl", jsonl(*({**ROW, "label": f"{CANARY} {i}"} for i in range(1001))), {}),
-    "too skewed": ("train.jsonl", jsonl(ROW), {"data.partition": "dirichlet"}),
     "no JSON": ("train.jsonl", f"{CANARY} text", {}),
     "JSON of two kinds": ("train.jsonl", jsonl(ROW, {**ROW, "text": {CANARY: CANARY}}), {}),
     "no parquet": ("train.parquet", f"{CANARY} text", {}),
@@ -57,9 +56,10 @@ WRONG: dict[str, tuple[str, str | bytes, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("bad_rows", ["refuse", "drop"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_no_word_of_a_row_leaves(
-    tmp_path: Path, wrong: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, wrong: str, bad_rows: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name, content, settings = WRONG[wrong]
     folder = tmp_path / f"{CANARY}-folder"
@@ -69,9 +69,14 @@ def test_no_word_of_a_row_leaves(
     if name == "train-1.jsonl":
         written(folder, "train-0.jsonl", jsonl(ROW))
     written(folder, name, content)
-    with caplog.at_level(logging.DEBUG), pytest.raises(MobiLLMError, match=r"\w") as caught:
-        load_local_data(load_settings({"data.source": str(folder), **settings}), 0, 3)
-    said = [str(caught.value), caplog.text, *capfd.readouterr()]
+    asked = load_settings({"data.source": str(folder), "data.bad-rows": bad_rows, **settings})
+    with caplog.at_level(logging.DEBUG):
+        try:
+            told = str(load_local_data(asked, 0, 1).left_out)
+        except MobiLLMError as error:
+            told = str(error)
+    assert told
+    said = [told, caplog.text, *capfd.readouterr()]
     assert CANARY not in "".join(said)
 
 
