@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Final
 
 from mobillm_flower.errors import PacketRejected
 
-NO_TEXT: Final = "no-text"
-NO_LABEL: Final = "no-label"
-UNKNOWN_LABEL: Final = "unknown-label"
-BAD_TARGET: Final = "bad-target"
-NO_TOKENS: Final = "no-tokens"
+NO_TEXT = "no-text"
+NO_LABEL = "no-label"
+UNKNOWN_LABEL = "unknown-label"
+BAD_TARGET = "bad-target"
+NO_TOKENS = "no-tokens"
 
-REASONS: Final[Mapping[str, str]] = {
+REASONS: Mapping[str, str] = {
     NO_TEXT: "without a text",
     NO_LABEL: "without a label",
     UNKNOWN_LABEL: "with a label that is none of the classes",
