@@ -35,8 +35,9 @@ def predict(
     file: Annotated[
         Path | None,
         typer.Option(
-            help="A file: .jsonl, .csv or .parquet with the texts in columns, any other one text a line (or two, with "
-            "a tab between them). Without --text and --file, lines are read from standard input."
+            help="A file of any form that training reads: .jsonl, .csv, .parquet, … with the texts in columns, or .txt "
+            "with one text a line (or two, with a tab between them). Without --text and --file, lines are read from "
+            "standard input."
         ),
     ] = None,
     text_column: Annotated[
@@ -44,6 +45,9 @@ def predict(
     ] = None,
     pair_column: Annotated[
         str | None, typer.Option(help="Column of the second text in --file; by default the run's data.pair-column.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of --file; by default the run's data.encoding.")
     ] = None,
     base: Annotated[
         bool, typer.Option("--base", help="Predict with the backbone alone, where it has a prediction of its own.")
@@ -65,6 +69,7 @@ def predict(
     reading = replace(
         reading,
         text_column=text_column or reading.text_column,
+        encoding=encoding or reading.encoding,
         pair_column=pair_column or reading.pair_column or ("text_pair" if pair and reading.run is None else ""),
     )
     texts = _not_empty(reading.texts(text or [], pair or [], file))
@@ -92,6 +97,8 @@ class _Reading:
     run: Path | None
     text_column: str
     pair_column: str
+    encoding: str
+    delimiter: str
     token_budget: int
     public_text: str
     mixing_key: str
@@ -107,6 +114,8 @@ class _Reading:
             run,
             settings.data.text_column,
             pair_column,
+            settings.data.encoding,
+            settings.data.delimiter,
             settings.backbone.token_budget,
             settings.activations.public_text,
             settings.privacy.mixing_key,
@@ -119,7 +128,13 @@ class _Reading:
         if file is not None and (texts or pairs):
             raise SettingsError("give --text or --file, not both")
         if file is not None:
-            return read_texts(file.expanduser(), text_column=self.text_column, pair_column=self.pair_column)
+            return read_texts(
+                file.expanduser(),
+                text_column=self.text_column,
+                pair_column=self.pair_column,
+                encoding=self.encoding,
+                delimiter="" if file.suffix.lower() == ".tsv" else self.delimiter,
+            )
         if texts or pairs:
             if pairs and not self.pair_column:
                 raise SettingsError("this run's task has one text; leave out --pair")

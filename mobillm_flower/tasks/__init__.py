@@ -1,12 +1,14 @@
 """Text to tensors to metrics: what is predicted, from which data, and how well."""
 
 from mobillm_flower.tasks.activations import read_activations
-from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, load_splits, read_rows
+from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, read_rows
 from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows, windows_of
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
+from mobillm_flower.tasks.readers import Text, text_lines
 from mobillm_flower.tasks.rows import LeftOut, both_splits
+from mobillm_flower.tasks.sources import load_splits
 from mobillm_flower.tasks.task import TASKS, Samples, Task, make_contract, measure, render
-from mobillm_flower.tasks.texts import Text, read_texts, text_lines
+from mobillm_flower.tasks.texts import read_texts
 from mobillm_flower.tasks.tokens import check_prompt, tokenize, with_tokens
 
 __all__ = [

@@ -1,38 +1,26 @@
-"""Data sets by name or folder, and what of them a device holds."""
+"""What a device holds: its share of a data set, or rows of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from mobillm_flower.config import BadRows, DataSettings, Partition, Settings
 from mobillm_flower.errors import DataError
 from mobillm_flower.privacy.device_folder import plain_text
 from mobillm_flower.tasks.labels import LabelRule, label_rule
-from mobillm_flower.tasks.partitions import no_progress, places
+from mobillm_flower.tasks.partitions import places
 from mobillm_flower.tasks.rows import LeftOut, both_splits
+from mobillm_flower.tasks.sources import load_splits
 from mobillm_flower.tasks.task import TASKS, LeavesOut, Samples, label_column, make_contract
 from mobillm_flower.wire.contract import TaskContract
 
-_READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".parquet": lambda file: pq.read_table(file),
-    ".jsonl": lambda file: pyarrow.json.read_json(file),
-    ".json": lambda file: pyarrow.json.read_json(file),
-    ".csv": lambda file: pyarrow.csv.read_csv(file),
-}
 _TEXT_TYPES = ("string", "large_string")
 
 
@@ -60,19 +48,6 @@ class LocalData:
     train_rows: tuple[bytes, ...] = ()
     test_rows: tuple[bytes, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
-
-
-def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Load the train and test splits of a source.
-
-    Raises
-    ------
-    DataError
-        The source or a split is not there, or cannot be read.
-    """
-    return _split(settings.source, settings.subset, settings.train_split), _split(
-        settings.source, settings.subset, settings.test_split
-    )
 
 
 def load_local_data(settings: Settings, partition_id: int, num_partitions: int) -> LocalData:
@@ -235,39 +210,3 @@ def check_left_out(left_out: LeftOut, settings: Settings, *, kept: int) -> None:
         raise DataError(f"{left_out}; mend these rows, or leave them out with data.bad-rows=drop")
     if not kept and (reasons := left_out.of("train")):
         raise DataError(f"no train row is left: {reasons}")
-
-
-@lru_cache(maxsize=8)
-def _split(source: str, subset: str, split: str) -> datasets.Dataset:
-    if source == "phone-messages":
-        return _phone_messages(split)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.suffix in _READERS and f.stem.split("-")[0] == split)
-        if not files:
-            raise DataError(
-                f"data.source has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv or {split}-*.parquet"
-            )
-        try:
-            return datasets.Dataset(pa.concat_tables([_READERS[f.suffix](f) for f in files]))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"a file of split {split!r} in data.source cannot be read ({type(error).__name__})"
-            ) from error
-    try:
-        with no_progress():
-            return datasets.load_dataset(source, subset or None, split=split)
-    except Exception as error:
-        raise DataError(
-            f"data.source={source!r}, split {split!r}: no local folder, and the hub did not give it "
-            f"({type(error).__name__}); check the spelling, or give a folder of parquet or JSONL files"
-        ) from error
-
-
-def _phone_messages(split: str) -> datasets.Dataset:
-    """Return the package's own messages to a phone assistant (docs/explanation/phone-messages.md)."""
-    file = resources.files("mobillm_flower.tasks").joinpath(f"data/phone_messages_{split}.jsonl")
-    if not file.is_file():
-        raise DataError(f"data.source=phone-messages has splits train and test, not {split!r}")
-    with resources.as_file(file) as path:
-        return datasets.Dataset(_READERS[".jsonl"](path))

@@ -30,13 +30,21 @@ class DataSettings:
     Parameters
     ----------
     source : str
-        `phone-messages` (comes with the package), a folder of parquet, JSONL or CSV files, or a hub data set.
+        `phone-messages` (comes with the package), a folder of parquet, JSONL or CSV files, one file, or a hub data set.
     subset : str
         Configuration of a hub data set.
     train_split : str
         Split that devices learn from.
     test_split : str
         Split that devices are evaluated on.
+    split_column : str
+        Where one file holds all rows: column that says of each which split it is of.
+    test_share : float
+        Where there is no test split: share of the train split's rows, drawn by `seed`, that devices are evaluated on.
+    encoding : str
+        Of CSV, JSON and text files; it is never guessed.
+    delimiter : str
+        Between the fields of CSV files, `tab` for a tab; empty: a comma, in `.tsv` files a tab.
     text_column : str
         Column of the first or only text; for language modelling of the prompt, or of plain text.
     pair_column : str
@@ -64,6 +72,15 @@ class DataSettings:
     subset: str = ""
     train_split: str = "train"
     test_split: str = "test"
+    split_column: str = ""
+    test_share: float = number(0.0, at_least=0, below=1)
+    encoding: str = "utf-8"
+    delimiter: str = field(
+        default="",
+        metadata={
+            "one character, or tab": lambda value: value in ("", "tab") or (len(value) == 1 and value not in '\r\n" ')
+        },
+    )
     text_column: str = "text"
     pair_column: str = ""
     label_column: str = "label"

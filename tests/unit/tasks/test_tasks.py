@@ -406,10 +406,16 @@ def test_a_split_that_is_missing(tmp_path: Path) -> None:
         load_splits(with_settings(f"data.source={tmp_path}", "data.test-split=dev").data)
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
-def test_a_damaged_file(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train.jsonl", "train.jsonl: line 1 is no JSON object \\(Unterminated string starting at, column 15\\)"),
+        ("train.parquet", "train.parquet in .* cannot be read \\(ArrowInvalid: Parquet magic bytes not found"),
+    ],
+)
+def test_a_damaged_file(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "a", "lab')
-    with pytest.raises(DataError, match=r"a file of split '\w+' in data.source cannot be read"):
+    with pytest.raises(DataError, match=message):
         load_splits(with_settings(f"data.source={tmp_path}").data)
 
 
@@ -418,7 +424,9 @@ def test_a_source_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"data.source='no/such', split 'train': no local folder, and the hub did not"):
+    with pytest.raises(
+        DataError, match=r"data.source='no/such', split 'train': no local file or folder, and the hub did not"
+    ):
         load_splits(with_settings("data.source=no/such").data)
 
 
