@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mobillm_flower.backbones.describe import is_causal
+from mobillm_flower.backbones.model_folder import reading
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.model_on_disk import OnDisk, load_from_disk
 from mobillm_flower.errors import SettingsError, UnsupportedError
@@ -94,12 +95,8 @@ def load_checkpoint(
             f"{folder.name} ({config.model_type}) predicts no next token: task.kind=language-modelling needs a causal "
             "model, such as OPT, GPT-2, Llama or Qwen"
         )
-    try:
+    with reading(folder, f"weights as {config.model_type}"):
         whole, checkpoint = _predicting(folder, config, tokenizer, options, device)
-    except SettingsError:
-        raise
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UnsupportedError(f"{folder.name} ({config.model_type}): transformers cannot load it: {error}") from error
     if options.precision not in PACKED and not options.streamed:
         whole.to(device)
     _require_packable(whole, options.precision)

@@ -18,6 +18,7 @@ from mobillm_flower.backbones.checkpoint import PACKED, Checkpoint, load_checkpo
 from mobillm_flower.backbones.describe import decoder_start, fingerprint, is_causal, layer_stack, truncate
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.model_folder import reading
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
@@ -119,15 +120,12 @@ def load_with(options: LoadOptions) -> Backbone:
 
 def _described(folder: Path, options: LoadOptions) -> tuple[Any, Any]:
     """Return transformers' configuration, cut to the layers that are kept, and tokenizer."""
-    try:
+    with reading(folder, "configuration"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        truncate(config, options.layers)
+    with reading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedError(
-            f"{options.name}: transformers cannot load its configuration or tokenizer: {error}"
-        ) from error
     require_tokenizer(folder, tokenizer)
-    truncate(config, options.layers)
     config.use_cache = False
     return config, tokenizer
 

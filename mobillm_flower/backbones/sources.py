@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from mobillm_flower.backbones.model_folder import model_folder
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import UnsupportedError
 
@@ -55,12 +56,12 @@ def resolve_folder(name: str, revision: str = "") -> Path:
     Raises
     ------
     UnsupportedError
-        There is no such model, or the hub cannot be reached.
+        There is no such model, the hub cannot be reached, or the model is not whole; see `model_folder`.
     """
     if name in BACKBONE_SOURCES:
         return BACKBONE_SOURCES[name]()
     if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve()
+        return model_folder(Path(name).expanduser().resolve())
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
@@ -75,4 +76,4 @@ def resolve_folder(name: str, revision: str = "") -> Path:
             f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder, and the "
             f"hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
         ) from error
-    return folder
+    return model_folder(folder)
