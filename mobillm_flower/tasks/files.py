@@ -110,7 +110,7 @@ def _with_strings(table: pa.Table, name: str, *, drop: bool) -> pa.Table:
         return table
     if drop:
         return table.drop_columns([name])
-    values = [None if value is None else value_text(value) for value in table[name].to_pylist()]
+    values = [value if isinstance(value, str) else value_text(value) for value in table[name].to_pylist()]
     return table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
 
 

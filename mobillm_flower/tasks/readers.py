@@ -218,7 +218,7 @@ def _array(values: list[Any]) -> pa.Array:
     except _NO_ARRAY:
         if any(isinstance(value, dict | list) for value in values):
             raise
-        return pa.array([None if value is None else value_text(value) for value in values], pa.string())
+        return pa.array([value if isinstance(value, str) else value_text(value) for value in values], pa.string())
 
 
 def _first_odd(values: list[Any]) -> int:

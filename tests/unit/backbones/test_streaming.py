@@ -189,7 +189,7 @@ def test_a_file_that_is_cut_between_the_look_at_it_and_the_read(tmp_path: Path) 
 def test_a_file_that_was_cut_before(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "opt")
     cut(weights_of(folder))
-    with pytest.raises(WeightsChanged, match=r"ends after [\d,]+ bytes where [\d,]+ were there or announced"):
+    with pytest.raises(UnsupportedError, match=r"has [\d,]+ bytes where its header names [\d,]+; fetch the model anew"):
         load_backbone(str(folder), device="cpu", plan=streaming())
 
 

@@ -25,7 +25,7 @@ from mobillm_flower.tasks import load_local_data, load_splits, read_texts
 
 PAGE = Path(__file__).parents[3] / "docs/how-to/your-data-and-backbone.md"
 TEXTS = ["Hi,\nit is late", 'say "hi"', "née à Zürich", "17", "a; b\tc", "plain"] * 5
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": i, "text": text, "label": ["bad", "good"][i % 2], "part": "test" if i % 3 == 0 else "train"}
     for i, text in enumerate(TEXTS)
 ]
@@ -321,16 +321,18 @@ def test_encodings_are_named_and_never_guessed(tmp_path: Path) -> None:
 def test_one_file_needs_a_word_on_its_splits(tmp_path: Path) -> None:
     file = tmp_path / "all.jsonl"
     file.write_text(lines(ROWS))
-    for words, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({}, "is one set of rows: set data.split-column .* or data.test-share"),
         ({"data.split-column": "part", "data.test-share": 0.5}, "give one of them"),
-    ):
+    ]
+    for words, message in refused:
         with pytest.raises(SettingsError, match=message):
             load_splits(load_settings({"data.source": str(file), **words}).data)
-    for words, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"data.split-column": "fold"}, "data.split-column='fold' is no column; the data has id, text, label, part"),
         ({"data.split-column": "part", "data.test-split": "dev"}, "no row has data.split-column=part = 'dev'"),
-    ):
+    ]
+    for words, message in wrong:
         with pytest.raises(DataError, match=message):
             load_splits(load_settings({"data.source": str(file), **words}).data)
 
