@@ -29,16 +29,16 @@ def split_files(folder: Path, split: str) -> list[Path]:
         files = [file for file in _data_files(place) if _stem(file).split("-")[0] == split]
         inside = _data_files(place / split) if (place / split).is_dir() else []
         if files and inside:
-            raise DataError(f"{place} has both {files[0].name} and a folder {split}: remove or rename one")
+            raise DataError(f"data.source has both {files[0].name} and a folder {split}: remove or rename one")
         files = files or inside
         stems = [_stem(file) for file in files]
         twice = [file.name for file in files if stems.count(_stem(file)) > 1]
         if twice:
-            raise DataError(f"{place} has {' and '.join(twice)}: the same rows twice? Remove or rename one")
+            raise DataError(f"data.source has {' and '.join(twice)}: the same rows twice? Remove or rename one")
         if files:
             return files
     raise DataError(
-        f"{folder} has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv, …, {split}-*.parquet, or a "
+        f"data.source has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv, …, {split}-*.parquet, or a "
         f"folder {split}. Read are {forms()}"
     )
 
@@ -84,7 +84,7 @@ def read_files(files: Sequence[Path], form: FileForm) -> pa.Table:
         for name in having:
             i = tables[name].column_names.index(column)
             tables[name] = tables[name].set_column(i, column, tables[name][column].cast(kind))
-    return _joined(list(tables.values()), str(files[0].parent), form) if tables else pa.table({})
+    return _joined(list(tables.values()), "data.source", form) if tables else pa.table({})
 
 
 def _joined(tables: list[pa.Table], where: str, form: FileForm) -> pa.Table:

@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,30 +115,25 @@ def read_pieces(file: Path, form: FileForm, columns: Sequence[str] = (), *, rows
         for piece in reader(_Request(file, form, columns, rows)):
             for name in columns:
                 if name not in piece.column_names:
-                    raise DataError(f"{file.name} has no column {name!r}; it has {names(piece.column_names)}")
+                    raise DataError(f"{file.name} has no column {name!r} among its {len(piece.column_names)}")
             yield piece.select(columns) if columns else piece
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{file} does not exist") from error
+        raise DataError(f"{file.name} does not exist") from error
     except UnicodeError as error:
         raise DataError(
             f"{file.name} is not text in {form.encoding.upper()}{_undecodable(file, codec)}; name its encoding with "
             "data.encoding"
         ) from error
     except (pa.ArrowException, OSError, EOFError, lzma.LZMAError, ValueError) as error:
-        raise DataError(f"{file.name} in {file.parent} cannot be read ({reason(error)})") from error
-
-
-def names(columns: Iterable[str]) -> str:
-    """Return columns' names for a message. A long one may be the first text of a file without a heading."""
-    return ", ".join(name if len(name) <= 40 else f"(a name of {len(name)} characters)" for name in columns) or "none"
+        raise DataError(f"{file.name} cannot be read ({reason(error)})") from error
 
 
 def reason(error: BaseException) -> str:
-    """Return an error's class and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+    """Return an error's class and the first line of what it says, unless it holds a path."""
+    said = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {said}" if said and not re.search(r"[/\\]", said) else type(error).__name__
 
 
 def _parquet(ask: _Request) -> Pieces:
@@ -255,7 +251,7 @@ def _separated(ask: _Request) -> Pieces:
 def _checked(file: Path, line: int, row: list[str], heading: list[str]) -> list[str]:
     if len(row) != len(heading):
         raise DataError(
-            f"{file.name}: line {line} has {len(row)} field(s), the heading {len(heading)} ({names(heading)}); a text "
+            f"{file.name}: line {line} has {len(row)} field(s), the heading {len(heading)}; a text "
             "that holds the delimiter or a line break stands in double quotes"
         )
     return row

@@ -16,7 +16,7 @@ from mobillm_flower.config import DataSettings
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.files import read_files, split_files
 from mobillm_flower.tasks.partitions import no_progress
-from mobillm_flower.tasks.readers import FileForm, form_of, names, reason
+from mobillm_flower.tasks.readers import FileForm, form_of, reason
 
 
 def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -38,7 +38,7 @@ def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Data
     if not column and not share:
         if _in_one_piece(settings.source):
             raise SettingsError(
-                f"data.source={settings.source} is one set of rows: set data.split-column to the column that says "
+                "data.source is one set of rows: set data.split-column to the column that says "
                 "which split a row is of, or data.test-share to the share of rows to evaluate on, such as 0.2"
             )
         return _rows(settings, settings.train_split), _rows(settings, settings.test_split)
@@ -48,7 +48,7 @@ def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Data
         count = round(share * len(rows))
         return rows.select(np.sort(drawn[count:])), rows.select(np.sort(drawn[:count]))
     if column not in rows.column_names:
-        raise DataError(f"data.split-column={column!r} is no column; the data has {names(rows.column_names)}")
+        raise DataError(f"data.split-column={column!r} is none of the data's {len(rows.column_names)} columns")
     values = np.array([str(value) for value in rows[column][:]])
     parts = []
     for split in (settings.train_split, settings.test_split):
@@ -97,7 +97,7 @@ def _as_dataset(files: list[Path], form: FileForm) -> datasets.Dataset:
     except (ValueError, TypeError, NotImplementedError, KeyError) as error:  # a type that `datasets` has not
         with contextlib.suppress(ValueError, TypeError, NotImplementedError, KeyError):
             return datasets.Dataset(table.drop_columns(unnamed).replace_schema_metadata(None))
-        raise DataError(f"{files[0].name} in {files[0].parent} cannot be read ({reason(error)})") from error
+        raise DataError(f"{files[0].name} cannot be read ({reason(error)})") from error
 
 
 def _saved(folder: Path, split: str) -> datasets.Dataset:
@@ -109,8 +109,8 @@ def _saved(folder: Path, split: str) -> datasets.Dataset:
             rows.data.table.validate(full=True)
             return rows
     except Exception as error:  # whatever a damaged file makes of it
-        raise DataError(f"{folder}, which save_to_disk wrote, cannot be read ({reason(error)})") from error
-    raise DataError(f"{folder} has no split {split!r}; it has {names(map(str, held))}")
+        raise DataError(f"data.source, which save_to_disk wrote, cannot be read ({reason(error)})") from error
+    raise DataError(f"data.source, which save_to_disk wrote, has no split {split!r}")
 
 
 def _has_card(folder: Path) -> bool:
@@ -126,12 +126,14 @@ def _clone(folder: Path, subset: str, split: str) -> datasets.Dataset:
     """Return a split of a hub data set that was cloned."""
     for file in folder.rglob("*"):
         if file.is_file() and form_of(file) and file.suffix and is_pointer(file):
-            raise DataError(f"{file} is a Git LFS pointer, not the data themselves; run `git lfs pull` in {folder}")
+            raise DataError(
+                f"{file.name} is a Git LFS pointer, not the data themselves; run `git lfs pull` in the clone"
+            )
     try:
         with no_progress():
             return datasets.load_dataset(str(folder), subset or None, split=split)
     except Exception as error:
-        raise DataError(f"{folder}, split {split!r}: `datasets` cannot read it ({reason(error)})") from error
+        raise DataError(f"data.source, split {split!r}: `datasets` cannot read it ({type(error).__name__})") from error
 
 
 def _from_hub(source: str, subset: str, split: str) -> datasets.Dataset:
@@ -141,7 +143,7 @@ def _from_hub(source: str, subset: str, split: str) -> datasets.Dataset:
     except Exception as error:
         raise DataError(
             f"data.source={source!r}, split {split!r}: no local file or folder, and the hub did not give it "
-            f"({reason(error)}); check the spelling, or give a folder of parquet or JSONL files"
+            f"({type(error).__name__}); check the spelling, or give a folder of parquet or JSONL files"
         ) from error
 
 

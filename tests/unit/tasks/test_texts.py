@@ -60,8 +60,8 @@ def test_a_value_that_is_no_text_is_named_by_its_row(tmp_path: Path, suffix: str
     [
         ("a.jsonl", b'{"text": "x"}\n["x"]\n', r"a\.jsonl: line 2 is no JSON object"),
         ("a.jsonl", b'{"text": "secret words"\n', r"a\.jsonl: line 1 is no JSON object"),
-        ("a.parquet", b"no parquet", r"a\.parquet in .* cannot be read \(ArrowInvalid: Parquet magic"),
-        ("a.csv", b"text,n\nsecret words\n", r"a\.csv: line 2 has 1 field\(s\), the heading 2 \(text, n\)"),
+        ("a.parquet", b"no parquet", r"a\.parquet cannot be read \(ArrowInvalid: Parquet magic"),
+        ("a.csv", b"text,n\nsecret words\n", r"a\.csv: line 2 has 1 field\(s\), the heading 2;"),
         ("a.txt", b"\xff\xfe\x00", r"a\.txt is not text in UTF-8 in line 1; name its encoding with data\.encoding"),
         ("a.jsonl", b"\xff\xfe\x00", r"a\.jsonl is not text in UTF-8 in line 1;"),
     ],
@@ -80,7 +80,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, suffix: str) ->
     with pytest.raises(DataError, match=rf"absent\{suffix} does not exist"):
         list(read_texts(tmp_path / f"absent{suffix}", text_column="text"))
     (tmp_path / f"folder{suffix}").mkdir()
-    with pytest.raises(DataError, match=rf"folder\{suffix} in .* cannot be read \(IsADirectoryError"):
+    with pytest.raises(DataError, match=rf"folder\{suffix} cannot be read \(IsADirectoryError"):
         list(read_texts(tmp_path / f"folder{suffix}", text_column="text"))
 
 
