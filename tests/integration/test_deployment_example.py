@@ -180,7 +180,7 @@ def test_who_has_the_authoritys_certificate_and_the_port_registers_no_key_and_su
     server = subprocess.Popen([sys.executable, str(UP), *map(str, words)])
     trusted = ssl.create_default_context(cafile=str(keys / "ca.crt"))
     try:
-        wait_for(lambda: healthy(f"https://{address}", trusted), "the door is open", seconds=120)
+        wait_for(lambda: healthy(f"https://{address}/health", trusted), "the door is open", seconds=120)
         connection = named_connection("x", home)
         for asked in (
             ["supernode", "register", str(keys / "device-0.pub"), "x"],
@@ -195,6 +195,7 @@ def test_who_has_the_authoritys_certificate_and_the_port_registers_no_key_and_su
         assert not json.loads(inner.flwr("list", "fleet", "--format", "json").stdout)["runs"]
     finally:
         kill_family(psutil.Process(server.pid))
+        server.wait()
 
 
 def connect_inside(control: str, keys: Path, home: Path) -> Connection:

@@ -19,7 +19,7 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.cli import app
 from mobillm_flower.clients.device import Device
-from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.errors import MismatchError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -35,6 +35,7 @@ from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
 from tests.support.pages import ROOT
 from tests.support.runs import run
+from tests.support.superlink import events
 from tests.support.tiny_models import WORDS, save_tiny
 
 NUM_ROWS = 24
@@ -245,11 +246,12 @@ def test_the_server_loads_no_head_that_only_a_device_names(tmp_path: Path, backb
         strategy.start(LocalGrid(SideTuningClient().app, nodes, config), ArrayRecord())
 
 
-def test_several_backbone_types_are_refused(tmp_path: Path, backbone: Any, data: Any) -> None:
-    choices = f"{backbone}@2,{backbone}@3"
-    config = make_config(tmp_path / "run", backbone, data, backbone__name="by-partition", backbone__choices=choices)
-    with pytest.raises(UnsupportedError, match="one backbone type"):
-        run(config)
+def test_of_several_backbone_types_that_of_most_devices_is_taken(tmp_path: Path, backbone: Any, data: Any) -> None:
+    choices = {"backbone__name": "by-partition", "backbone__choices": f"{backbone}@2,{backbone}@3"}
+    run(make_config(tmp_path / "run", backbone, data, data__num_devices=3, trainer__epochs=1, **choices))
+    (refused,) = events(tmp_path / "run", "refused")
+    assert "takes one backbone type" in refused["reason"]
+    assert [device["layers"] for device in events(tmp_path / "run", "device")] == [2, 2]
 
 
 OFFLINE = """
