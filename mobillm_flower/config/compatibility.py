@@ -300,12 +300,13 @@ def check_used(settings: Settings, taken: Collection[str]) -> None:
         A field that is not taken has another value than its default.
     """
     chosen, defaults = settings.side_network, SideNetworkSettings()
-    for name in ("width", "bottleneck", "activation"):
+    for name in ("width", "bottleneck", "activation", "random_features"):
         value = getattr(chosen, name)
         if name not in taken and value != getattr(defaults, name):
+            key = f"side-network.{name.replace('_', '-')}"
             raise SettingsError(
-                f"side-network.{name}={value} is not used by side-network.name={chosen.name}; leave it out, or choose "
-                "another side network, such as additive"
+                f"{key}={value} is not used by side-network.name={chosen.name}; leave it out, or choose another side "
+                "network, such as additive"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -122,6 +123,49 @@ def _token_loss(head: language.Head, *, objective: str, loss: str, scale: float)
 
 def _shifted(side: Tensor, shift: Tensor | None) -> Tensor:
     return side if shift is None else side + shift
+
+
+@dataclass(frozen=True)
+class FitTargets:
+    """What a fit in closed form is to come to; see `LabelledBatch`."""
+
+    targets: Tensor
+    labels: Tensor | None
+    base: Tensor | None
+    calibrate: bool
+
+
+def fit_targets(
+    contract: TaskContract,
+    targets: TargetBatch,
+    *,
+    objective: str,
+    loss: str,
+    scale: float,
+    label_rates: tuple[float, float] = (1.0, 0.0),
+) -> FitTargets:
+    """Return targets of least squares that belong to a loss of `make_loss`, whose arguments these are.
+
+    Under the square loss that is c·Δy itself. Under the others it is onehot(y) − p_b, to be scaled afterwards. Both are
+    unbiased where labels are randomized: (onehot(ỹ) − q)/(p − q) in the place of onehot(y).
+    """
+    kept, flipped = label_rates
+    truth = recovered_truth(contract, targets)
+    labels, base = truth or (None, None)
+    if contract.is_regression:
+        wanted = targets.differences
+        if wanted is None:
+            assert targets.labels is not None
+            wanted = targets.labels - (targets.base if targets.base is not None else 0)
+        return FitTargets(scale * wanted, None, None, calibrate=False)
+    if objective == "difference" and loss == "square":
+        assert targets.differences is not None
+        return FitTargets(scale * targets.differences / (kept - flipped), labels, base, calibrate=False)
+    assert labels is not None
+    assert base is not None
+    base = base / base.sum(1, keepdim=True)
+    hot = functional.one_hot(labels, contract.num_outputs).float()
+    return FitTargets((hot - flipped) / (kept - flipped) - base, labels, base, calibrate=True)
 
 
 def recovered_truth(contract: TaskContract, targets: TargetBatch) -> tuple[Tensor, Tensor] | None:

@@ -89,6 +89,8 @@ class Position:
         Whether training is over.
     newcomer_steps : dict of str to int
         Steps that a type which joined late has taken, by its fingerprint.
+    fitted_rows : int
+        Rows that the last fit in closed form was of.
     """
 
     round: int = 0
@@ -100,3 +102,4 @@ class Position:
     bad_epochs: int = 0
     finished: bool = False
     newcomer_steps: dict[str, int] = field(default_factory=dict)
+    fitted_rows: int = 0

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mobillm_flower.errors import CacheError, MobiLLMError
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
-from mobillm_flower.server.objective import make_loss
+from mobillm_flower.server.objective import fit_targets, make_loss
 from mobillm_flower.server.options import TrainerOptions
 from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -127,17 +128,17 @@ class TrainingPlan:
         torch.set_num_threads(self.num_threads)
         network = self.side_config.build()
         attach_layers(network, frozen.upper)
+        objective: dict[str, Any] = {
+            "objective": self.objective,
+            "loss": self.loss,
+            "scale": self.scale,
+            "label_rates": next(iter(self.specs.values())).protection(self.contract).label_rates,
+        }
         return Trainer(
             network=network,
             loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes, device=device),
-            loss=make_loss(
-                self.contract,
-                objective=self.objective,
-                loss=self.loss,
-                scale=self.scale,
-                label_rates=next(iter(self.specs.values())).protection(self.contract).label_rates,
-                head=frozen.head,
-            ),
+            loss=make_loss(self.contract, head=frozen.head, **objective),
+            fit_targets=partial(fit_targets, self.contract, **objective),
             scores=scores,
             options=self.options,
             checkpoint=checkpoint,

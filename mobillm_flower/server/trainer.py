@@ -7,7 +7,7 @@ one processor and thread count, whatever the order of arrival, the partition int
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.placement import CPU
-from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, LabelledBatch
+from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from mobillm_flower.server.fitting import StoppedError, fit
 from mobillm_flower.server.label_shift import LabelShift
-from mobillm_flower.server.objective import Loss, recovered_truth
+from mobillm_flower.server.objective import FitTargets, Loss, recovered_truth
 from mobillm_flower.server.options import Position, TrainerOptions
 from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
 from mobillm_flower.wire.contract import ExtractionSpec
+from mobillm_flower.wire.target_bytes import TargetBatch
 
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
-_FIT_ROWS = 1024
-
-
-class _StoppedError(Exception):
-    """Reading samples for a fit was ended by `stop`."""
+_GROWTH = 1.5  # a fit in closed form is made again when so many times its rows are held
 
 
 class Trainer:
@@ -56,6 +53,8 @@ class Trainer:
         From `make_loss`.
     scores : callable
         (s(A) [B, K], p_b [B, K]) -> scores [B, K], the prediction rule, for the accuracy on the validation share.
+    fit_targets : callable
+        What a side network that is fitted in closed form is to come to, of targets; see `objective.fit_targets`.
     options : TrainerOptions
         Optimisation.
     checkpoint : path, optional
@@ -78,6 +77,7 @@ class Trainer:
         loader: BatchLoader,
         loss: Loss,
         scores: Callable[[Tensor, Tensor], Tensor],
+        fit_targets: Callable[[TargetBatch], FitTargets],
         options: TrainerOptions,
         checkpoint: Path | None = None,
         on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
@@ -86,7 +86,7 @@ class Trainer:
         self.loader, self.options = loader, options
         self._newcomers = frozenset(newcomers)
         self._hold(network)
-        self._loss, self._scores = loss, scores
+        self._loss, self._scores, self._fit_targets = loss, scores, fit_targets
         self._shift = LabelShift(loader)
         self._adjusts = options.adjust_types and not loader.labels_protected and not loader.contract.per_token
         self._checkpoint, self._on_epoch = checkpoint, on_epoch
@@ -108,6 +108,7 @@ class Trainer:
         """
         position, options = self.position, self.options
         if isinstance(self.network, FitsInClosedForm):
+            self._fit_what_is_there(round_)
             return False
         if position.round > round_ or position.epoch or position.epoch_step or position.finished:
             return False
@@ -173,32 +174,46 @@ class Trainer:
         position = self.position
         if position.finished:
             return True
-        try:
-            network.fit(self._labelled(stop))
-        except _StoppedError:
+        rows = self.loader.cache.rows()
+        if not self._fit_to(network, rows, stop):
             return False
-        self._live.load_state_dict(self.network.state_dict())
-        position.epoch, position.finished = 1, True
-        self._on_epoch(Epoch(1, position.steps))
+        position.finished = True
         self.save()
         return True
 
-    def _labelled(self, stop: Callable[[], bool]) -> Iterator[LabelledBatch]:
-        """Yield all samples with the labels that came with them, in the order of their digests."""
-        rows, contract = self.loader.cache.rows(), self.loader.contract
-        for start in range(0, len(rows), _FIT_ROWS):
-            if stop():
-                raise _StoppedError
-            batches, targets = self.loader.load(rows[start : start + _FIT_ROWS])
-            truth = recovered_truth(contract, targets.to(CPU))
-            assert truth is not None  # classes are checked when the network is made
-            labels = torch.split(truth[0], [batch.num_samples for batch in batches])
-            for batch, of_batch in zip(batches, labels, strict=True):
-                protection = self.loader.specs[batch.backbone].protection(contract)
-                yield LabelledBatch(
-                    batch.to(CPU), of_batch, protection.label_rates, protection.mixture, protection.variance
-                )
-            self.position.steps += 1
+    def _fit_what_is_there(self, round_: int) -> None:
+        """Fit what was committed before a round, where that is much more than what was fitted last."""
+        position = self.position
+        assert isinstance(self.network, FitsInClosedForm)
+        if position.finished or position.round >= round_:
+            return
+        rows, position.round = self.loader.cache.rows(before_round=round_), round_
+        if len(rows) >= max(1, _GROWTH * position.fitted_rows):
+            self._fit_to(self.network, rows, lambda: False)
+
+    def _fit_to(self, network: FitsInClosedForm, rows: Rows, stop: Callable[[], bool]) -> bool:
+        """Fit rows; the loss and accuracy that are logged are those of samples that are left out of the solution."""
+        position = self.position
+        if self._adjusts:
+            self._shift.recount(rows)
+        try:
+            measured = fit(
+                network,
+                rows,
+                self.loader,
+                targets=self._fit_targets,
+                shift=self._shift,
+                scores=self._scores,
+                device_cap=self.options.device_cap,
+                stop=stop,
+            )
+        except StoppedError:
+            return False
+        self._live.load_state_dict(self.network.state_dict())
+        position.epoch, position.fitted_rows = position.epoch + 1, len(rows)
+        position.steps += measured.parts
+        self._on_epoch(Epoch(position.epoch, position.steps, measured.loss, measured.accuracy))
+        return True
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""

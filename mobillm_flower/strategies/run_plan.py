@@ -18,6 +18,7 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import check_training, check_used
+from mobillm_flower.config.parts.training import SideNetworkSettings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
@@ -29,6 +30,9 @@ from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+
+AUTO = "auto"
+_TAKEN_BY_EITHER = ("width", "bottleneck", "activation", "random_features")
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def make_plan(
     blocks = blocks or min(info.depth for info in backbones.values())
     specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
     pivot = next(iter(specs.values())).pivot
+    name = chosen_network(settings, contract, specs)
     check_training(
         settings,
         num_types=len(specs),
@@ -100,12 +105,12 @@ def make_plan(
         every_token=PIVOTS[pivot].per_token,
         predicts_tokens=contract.per_token,
         predicts_numbers=contract.is_regression,
-        needs=needs_of(settings.side_network.name),
+        needs=needs_of(name),
         num_vectors=next(iter(specs.values())).vectors_per_row,
     )
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
-        name=settings.side_network.name,
+        name=name,
         width=settings.side_network.width,
         num_blocks=next(iter(specs.values())).row_shape[0],
         bottleneck=settings.side_network.bottleneck,
@@ -113,6 +118,7 @@ def make_plan(
         activation=settings.side_network.activation,
         input_norm=not any(spec.standardise for spec in specs.values()),
         seed=settings.run.seed,
+        **{"random_features": settings.side_network.random_features} if "random_features" in fields_taken(name) else {},
     )
     return TrainingPlan(
         contract=contract,
@@ -161,9 +167,22 @@ def check_parts(settings: Settings) -> None:
     SettingsError
         A name is unknown, or `check_used` objects.
     """
-    check_used(settings, fields_taken(settings.side_network.name))
+    name = settings.side_network.name
+    check_used(settings, _TAKEN_BY_EITHER if name == AUTO else fields_taken(name))
     for codec in (settings.activations.codec, settings.side_network.codec):
         CODECS[codec]
+
+
+def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[str, ExtractionSpec]) -> str:
+    """Return the name of the side network that `side-network.name` means for what the fleet sends."""
+    chosen, defaults = settings.side_network, SideNetworkSettings()
+    if chosen.name != AUTO:
+        return chosen.name
+    adapters = any(getattr(chosen, name) != getattr(defaults, name) for name in ("width", "bottleneck", "activation"))
+    noised = any(spec.sigma or spec.clip_norm or spec.joint_epsilon for spec in specs.values())
+    if contract.per_token or computes_on_tokens(specs) or len(specs) > 1 or noised or adapters:
+        return "additive"
+    return "closed-form"
 
 
 def computes_on_tokens(specs: Mapping[str, ExtractionSpec]) -> bool:

@@ -45,9 +45,11 @@ class SideNetworkSettings:
     Parameters
     ----------
     name : str
-        additive, low-rank (small where a layer has several pivots), upper-layers (the backbone's own layers above
+        auto: closed-form where one backbone type sends a few vectors a sample, without noise, and neither width,
+        bottleneck nor activation is given; otherwise additive. closed-form (solved, not trained by steps), additive,
+        low-rank (small where a layer has several pivots), upper-layers (the backbone's own layers above
         `activations.layers`, with adapters between them, from every token's states), causal (also reads a text's
-        earlier tokens: language modelling, or `activations.pivot=all`), discriminant (in closed form), or a registered
+        earlier tokens: language modelling, or `activations.pivot=all`), discriminant (for much noise), or a registered
         one.
     width : int
         Width d of the side network; 0: the backbones' own.
@@ -55,14 +57,17 @@ class SideNetworkSettings:
         Width r inside an adapter.
     activation : str
         Activation function of an adapter: gelu, relu, silu, tanh or identity.
+    random_features : int
+        Random features that the closed form reads beside the sampled vectors; 0: it is linear.
     codec : str
         Codec of the weights on their way to the devices; what the server keeps has full precision.
     """
 
-    name: str = "additive"
+    name: str = "auto"
     width: int = number(0, at_least=0)
     bottleneck: int = number(64, at_least=1)
     activation: str = "gelu"
+    random_features: int = number(2048, at_least=0)
     codec: str = "int8"
 
 

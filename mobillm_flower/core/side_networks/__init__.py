@@ -2,6 +2,7 @@
 
 from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork, FixedGatesSideNetwork
 from mobillm_flower.core.side_networks.causal import CausalSideNetwork
+from mobillm_flower.core.side_networks.closed_form import ClosedFormSideNetwork
 from mobillm_flower.core.side_networks.config import (
     SIDE_NETWORKS,
     AlignmentSpec,
@@ -15,6 +16,7 @@ from mobillm_flower.core.side_networks.low_rank import LowRankSideNetwork
 from mobillm_flower.core.side_networks.protocol import (
     ActivationBatch,
     FitsInClosedForm,
+    FittedPart,
     LabelledBatch,
     Needs,
     RunsUpperLayers,
@@ -31,8 +33,10 @@ __all__ = [
     "AdditiveSideNetwork",
     "AlignmentSpec",
     "CausalSideNetwork",
+    "ClosedFormSideNetwork",
     "DiscriminantSideNetwork",
     "FitsInClosedForm",
+    "FittedPart",
     "FixedGatesSideNetwork",
     "LabelledBatch",
     "LowRankSideNetwork",

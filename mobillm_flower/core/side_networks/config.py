@@ -72,7 +72,9 @@ class SideNetworkConfig:
     joined : tuple of str
         Types that came later; each has an alignment of its own in any case.
     seed : int
-        What initial weights are drawn from.
+        What initial weights, or signs of random features, are drawn from.
+    random_features : int
+        F of the closed form.
     """
 
     name: str
@@ -86,6 +88,7 @@ class SideNetworkConfig:
     identity_alignment: bool = False
     joined: tuple[str, ...] = ()
     seed: int = 0
+    random_features: int = 0
 
     @classmethod
     def of(cls, types: Mapping[str, AlignmentSpec], *, width: int = 0, **others: Any) -> SideNetworkConfig:
@@ -127,8 +130,8 @@ class SideNetworkConfig:
         return replace(self, types={**self.types, backbone: spec}, joined=(*self.joined, backbone))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON; what came later and is not used is left out, as it was before."""
+        return {name: value for name, value in asdict(self).items() if name != "random_features" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SideNetworkConfig:

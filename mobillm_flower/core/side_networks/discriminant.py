@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
-from mobillm_flower.core.side_networks.protocol import ActivationBatch, LabelledBatch, Needs
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch, Needs
 from mobillm_flower.errors import MismatchError, SettingsError
 
 _RIDGE = 1.1  # the vectors' covariance is taken for I/d, raised by a tenth
@@ -108,17 +108,19 @@ class DiscriminantSideNetwork(nn.Module):
         classes = self.num_outputs
         return ClassSums(torch.zeros(classes, dtype=torch.long), torch.zeros(classes, width, dtype=torch.double))
 
-    def fit(self, samples: Iterable[LabelledBatch]) -> None:
+    def fit(self, samples: Iterable[LabelledBatch]) -> list[FittedPart]:
         """Set each type's head from its samples; a type without any keeps the head that it has."""
         sums: dict[str, ClassSums] = {}
         for part in samples:
             name = part.batch.backbone
             of_type = sums.setdefault(name, self.empty_sums(name))
+            assert part.labels is not None  # classes are checked when the network is made
             of_type.add(part.labels, part.batch.rows.flatten(1))
             of_type.label_rates, of_type.mixture, of_type.variance = part.label_rates, part.mixture, part.variance
         for name, of_type in sums.items():
             weight, bias = _discriminant(of_type)
             self.heads[name].load_state_dict({"weight": weight, "bias": bias})
+        return []
 
 
 def _discriminant(sums: ClassSums) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,8 @@ class LabelledBatch:
     ----------
     batch : ActivationBatch
         B samples, on the CPU.
-    labels : Tensor
-        [B] int64.
+    labels : Tensor or None
+        [B] int64; None where there are none, or the server cannot read them.
     label_rates : tuple of float
         P[ỹ = y] and P[ỹ = k] of each other label k; (1, 0) where labels are not randomized.
     mixture : tuple of float
@@ -65,13 +65,48 @@ class LabelledBatch:
         those of the others, see `mobillm_flower.privacy.protect.Protection`.
     variance : float
         Variance of the noise in each value of the rows.
+    targets : Tensor or None
+        [B, K] float32, unbiased for what s(A) is to be.
+    base : Tensor or None
+        p_b, [B, K] float32, where labels are known.
+    weights : Tensor or None
+        [B], what each sample counts; None: 1.
+    calibrate : bool
+        Whether s(A) is added to log p_b, so that its scale matters, and not to p_b.
     """
 
     batch: ActivationBatch
-    labels: Tensor
+    labels: Tensor | None
     label_rates: tuple[float, float] = (1.0, 0.0)
     mixture: tuple[float, float] = (1.0, 0.0)
     variance: float = 0.0
+    targets: Tensor | None = None
+    base: Tensor | None = None
+    weights: Tensor | None = None
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class FittedPart:
+    """How well a fit in closed form predicts samples that were left out of it.
+
+    Parameters
+    ----------
+    backbone : str
+        Their type's fingerprint.
+    scores : Tensor
+        s(A) of m samples, [m, K] float32, each by a fit without it.
+    labels, base : Tensor or None
+        Their labels [m] and p_b [m, K], as far as they are known.
+    penalty : float
+        λ of the fit.
+    """
+
+    backbone: str
+    scores: Tensor
+    labels: Tensor | None
+    base: Tensor | None
+    penalty: float
 
 
 class Upper(Protocol):
@@ -138,12 +173,12 @@ class SideNetwork(Protocol):
 
 @runtime_checkable
 class FitsInClosedForm(Protocol):
-    """A side network that is not trained by steps, for tasks with classes."""
+    """A side network that is not trained by steps."""
 
-    def fit(self, samples: Iterable[LabelledBatch]) -> None:
-        """Set the parameters from all samples, which are read once, in parts.
+    def fit(self, samples: Iterable[LabelledBatch]) -> list[FittedPart]:
+        """Set the parameters from all samples, which are read once, in parts; returns what is known of its quality.
 
-        An error that reading them raises must leave the parameters as they were.
+        An error that reading them raises must leave what it predicts as it was.
         """
 
 

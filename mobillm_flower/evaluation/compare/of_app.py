@@ -192,7 +192,7 @@ def _of_app(method: Method, settings: Settings, own: Mapping[str, str], *, quick
     side = {key: word for key, word in own.items() if _part(key) in _OF_SIDE_TUNING}
     if method.name == settings.preset or predicts_tokens(settings):
         method = replace(method, of_pairs={}, trials=[{}] if quick else method.trials)
-        if settings.side_network.name == "discriminant":  # in closed form: no learning rate
+        if settings.side_network.name in ("auto", "closed-form", "discriminant"):  # as a rule, no learning rate
             method = replace(method, trials=[{}])
         return _with(method, side, "trainer.learning-rate")
     if settings.task.kind == "regression":

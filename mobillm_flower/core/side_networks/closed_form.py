@@ -1,0 +1,256 @@
+"""The side network in closed form: a ridge solution over all sampled layers, and over random features of them.
+
+Nothing is learned by steps, so it is a function of the samples alone: better than the additive network trained from
+zero in most tasks, in a fraction of the time (`docs/decisions/0015-solved-not-searched.md`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch
+from mobillm_flower.core.side_networks.ridge import Ridge
+from mobillm_flower.core.targets import EPSILON
+from mobillm_flower.errors import MismatchError
+
+_CENTRED_BY = 2048  # the first rows, in the order of their digests, that give the centre
+
+
+@SIDE_NETWORKS.register("closed-form")
+class ClosedFormSideNetwork(nn.Module):
+    """s(A) = W·[z, φ(z)] + b, for each backbone type its own.
+
+    z [D]: the sampled vectors, layer-normalised (unless they came standardised), joined and centred; D = M·P·d_b. Each
+    value is not scaled by its own deviation: one that hardly varies is the codec's rounding more than anything else. φ(z) = relu(H S₂ H S₁ z)·√(D/F) [F]: random features, H the Walsh-Hadamard transform and S random signs
+    drawn from the seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). W, b: ridge regression, see
+    `Ridge`. With pivot `all` the vectors are the mean of the tokens'.
+
+    Parameters
+    ----------
+    types : mapping of str to AlignmentSpec
+        Backbone fingerprint to input shape.
+    num_blocks, num_outputs : int
+        M, K.
+    input_norm : bool
+        Whether vectors are layer-normalised; False where they came standardised with public constants.
+    random_features : int
+        F; 0: the solution is linear.
+    seed : int
+        What the signs are drawn from.
+    """
+
+    def __init__(
+        self,
+        *,
+        types: Mapping[str, AlignmentSpec],
+        num_blocks: int,
+        num_outputs: int,
+        input_norm: bool = True,
+        random_features: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_blocks, self.num_outputs, self.input_norm = num_blocks, num_outputs, input_norm
+        self.types = dict(types)
+        self.heads = nn.ModuleDict(
+            {
+                name: _Head(num_blocks * spec.num_features, num_outputs, random_features, seed)
+                for name, spec in sorted(self.types.items())
+            }
+        )
+
+    def learning_rate_factor(self, _parameter: str) -> float:
+        """Return 0: nothing is learned by steps."""
+        return 0.0
+
+    def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K] float32, samples in the order of the batches.
+
+        Raises
+        ------
+        MismatchError
+            A type has no head here, or rows have another shape.
+        """
+        return torch.cat([self._head(batch)(self._vectors(batch)) for batch in batches])
+
+    def fit(self, samples: Iterable[LabelledBatch]) -> list[FittedPart]:
+        """Solve each type's head from its samples; a type without any keeps the head that it has."""
+        fits: dict[str, _Fit] = {}
+        with torch.no_grad():
+            for part in samples:
+                name = part.batch.backbone
+                if name not in fits:
+                    fits[name] = _Fit(self._head(part.batch))
+                fits[name].add(self._vectors(part.batch), part)
+            return [fit.solve(name) for name, fit in sorted(fits.items())]
+
+    def _head(self, batch: ActivationBatch) -> _Head:
+        if batch.backbone not in self.types:
+            raise MismatchError(
+                f"backbone {batch.backbone[:12]} has no head in this side network; it knows "
+                f"{', '.join(name[:12] for name in self.types)}"
+            )
+        head = self.heads[batch.backbone]
+        assert isinstance(head, _Head)
+        return head
+
+    def _vectors(self, batch: ActivationBatch) -> Tensor:
+        """Return the joined vectors of samples, [B, D]."""
+        expected = (self.num_blocks, self.types[batch.backbone].num_features)
+        if batch.rows.shape[1:] != expected:
+            raise MismatchError(
+                f"activations have shape {tuple(batch.rows.shape[1:])} a row, the side network takes {expected}"
+            )
+        rows = batch.rows
+        if self.input_norm:
+            rows = functional.layer_norm(rows, rows.shape[-1:])
+        rows = rows.flatten(1)  # [N, M, P·d_b] -> [N, D]
+        if batch.lengths is not None:
+            rows = torch.segment_reduce(rows, "mean", lengths=batch.lengths, axis=0)  # [B, D]
+        return rows
+
+
+class _Head(nn.Module):
+    """W, b of one type, with the constant that is taken off its vectors."""
+
+    centre: Tensor
+
+    def __init__(self, width: int, num_outputs: int, random_features: int, seed: int) -> None:
+        super().__init__()
+        self.width, self.random_features, self.seed = width, random_features, seed
+        self.register_buffer("centre", torch.zeros(width))
+        self.weight = nn.Parameter(torch.zeros(num_outputs, width + random_features))
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        side: Tensor = functional.linear(self.features(vectors), self.weight, self.bias)
+        return side
+
+    def features(self, vectors: Tensor) -> Tensor:
+        """Return [z, φ(z)], [B, D + F], of vectors [B, D]."""
+        z = vectors - self.centre
+        if not self.random_features:
+            return z
+        mixed = torch.relu(_mixed(z, self.random_features, self.seed))
+        return torch.cat([z, mixed * (self.width / self.random_features) ** 0.5], 1)
+
+
+@dataclass
+class _Fit:
+    """One type's head while it is fitted: the first vectors wait until they give the centre."""
+
+    head: _Head
+    waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
+    ridge: Ridge | None = None
+    truths: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)  # of the rows that the ridge keeps
+    calibrate: bool = False
+
+    def add(self, vectors: Tensor, part: LabelledBatch) -> None:
+        if self.ridge is not None:
+            self._take(vectors, part)
+            return
+        self.waiting.append((vectors, part))
+        if sum(len(earlier) for earlier, _ in self.waiting) >= _CENTRED_BY:
+            self._begin()
+
+    def solve(self, name: str) -> FittedPart:
+        """Set the head and return the predictions of the last samples, each left out."""
+        if self.ridge is None:
+            self._begin()
+        assert self.ridge is not None
+        solution = self.ridge.solve()
+        weight, bias, left_out = solution.weight, solution.bias, solution.left_out
+        labels, base = (_last(values, len(left_out)) for values in zip(*self.truths, strict=True))
+        if self.calibrate:
+            assert labels is not None
+            assert base is not None
+            factor = _logit_factor(left_out, labels, base)
+            weight, bias, left_out = weight * factor, bias * factor, left_out * factor
+        self.head.weight.copy_(weight)
+        self.head.bias.copy_(bias)
+        return FittedPart(name, left_out.float(), labels, base, solution.penalty)
+
+    def _begin(self) -> None:
+        self.head.centre.copy_(torch.cat([vectors for vectors, _ in self.waiting]).mean(0))
+        self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias))
+        for vectors, part in self.waiting:
+            self._take(vectors, part)
+        self.waiting = []
+
+    def _take(self, vectors: Tensor, part: LabelledBatch) -> None:
+        assert self.ridge is not None
+        assert part.targets is not None
+        weights = part.weights if part.weights is not None else torch.ones(len(vectors))
+        self.ridge.add(self.head.features(vectors), part.targets, weights)
+        self.truths = [*self.truths, (part.labels, part.base)][-self.ridge.num_parts :]
+        self.calibrate = part.calibrate
+
+
+def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:
+    """Return the last `count` of the samples' values, or None where they are not known."""
+    known = [value for value in values if value is not None]
+    return torch.cat(known)[-count:] if len(known) == len(values) else None
+
+
+def _mixed(z: Tensor, count: int, seed: int) -> Tensor:
+    """Return `count` random mixtures of z [B, D], each of z's own mean square: H S₂ H S₁ z, as often as needed."""
+    width = z.shape[1]
+    size = 1 << (width - 1).bit_length()
+    padded = functional.pad(z, (0, size - width))
+    parts: list[Tensor] = []
+    for number in range(-(-count // size)):
+        mixed = padded
+        for turn in range(2):
+            key = hashlib.sha256(f"{seed}:random features:{number}:{turn}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            signs = torch.randint(0, 2, (size,), generator=generator).to(z.device, z.dtype) * 2 - 1
+            mixed = _walsh_hadamard(mixed * signs)
+        parts.append(mixed)
+    return torch.cat(parts, 1)[:, :count] * (size / width) ** 0.5
+
+
+def _walsh_hadamard(values: Tensor) -> Tensor:
+    """Return the orthonormal Walsh-Hadamard transform of [B, N], N a power of two."""
+    count, size = values.shape
+    half = 1
+    while half < size:
+        pairs = values.view(count, size // (2 * half), 2, half)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        values = torch.stack([first + second, first - second], 2).view(count, size)
+        half *= 2
+    return values / size**0.5
+
+
+def _logit_factor(scores: Tensor, labels: Tensor, base: Tensor) -> float:
+    """Return β/α of the softmax(α·log p_b + β·u) under which labels are likeliest; u [m, K] are left-out scores.
+
+    Where p_b is the same for all, α is 1: β is then a temperature. Otherwise a common factor α of both is left out,
+    which changes no prediction.
+    """
+    log_base = base.double().clamp_min(EPSILON).log()
+    informative = bool((log_base - log_base[:1]).abs().max() > EPSILON)
+    exponents = torch.zeros(2 if informative else 1, dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([exponents], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        factors = exponents.exp()
+        alpha = factors[1] if informative else 1.0
+        return functional.cross_entropy(alpha * log_base + factors[0] * scores, labels)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    bounded = exponents.detach().clamp(-6, 6)
+    return float((bounded[0] - (bounded[1] if informative else 0)).exp())

@@ -1,0 +1,181 @@
+"""Ridge regression from rows or from sums: the solution that training starts from, and often ends with.
+
+All is float64, and depends on the order of the parts and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EXPONENTS = (-3.0, 3.0)  # of λ over the rows' mean squared norm, base 10
+_STEP = 0.5
+_HELD_OUT = 2048  # rows whose left-out predictions are computed where there are more rows than columns
+_LEAST = 1e-9
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `Ridge.solve` gives.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        [K, D] and [K] float64.
+    penalty : float
+        λ that was chosen.
+    left_out : Tensor
+        [m, K] float64: the predictions of the last m rows, each by the solution of all rows but it (and its equals).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    left_out: Tensor
+
+
+class Ridge:
+    """W, b of least Σ w·‖t − Wᵀz − b‖² + λ·‖W‖²: rows are kept up to their width, and only sums beyond that.
+
+    λ is chosen by the error of leaving one row out, exactly where rows are kept (rows that are equal are left out
+    together), by generalized cross-validation from the sums otherwise. Memory: 8·D·(min(n, D) + D) bytes or less, and
+    as much again while solving.
+
+    Parameters
+    ----------
+    width, num_outputs : int
+        D and K.
+    """
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        self.width, self.num_outputs = width, num_outputs
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._count = 0
+        self._sums: _Sums | None = None
+
+    def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Take in rows [B, D], targets [B, K] and positive weights [B]."""
+        part = rows.double(), targets.double(), weights.double()
+        self._count += len(rows)
+        self._parts.append(part)
+        if self._sums is not None:
+            self._sums.add(*part)
+        elif self._count > self.width:
+            self._sums = _Sums(self.width, self.num_outputs)
+            for earlier in self._parts:
+                self._sums.add(*earlier)
+        if self._sums is not None:
+            while sum(len(kept) for kept, _, _ in self._parts[1:]) >= _HELD_OUT:
+                del self._parts[0]
+
+    @property
+    def num_parts(self) -> int:
+        """How many of the last parts are kept; `solve` predicts their last rows."""
+        return len(self._parts)
+
+    def solve(self) -> Solution:
+        """Choose λ and solve; there must be a row."""
+        rows, targets, weights = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        if self._sums is None:
+            return _from_rows(rows, targets, weights)
+        return self._sums.solve(rows[-_HELD_OUT:], targets[-_HELD_OUT:], weights[-_HELD_OUT:])
+
+
+class _Sums:
+    """Σw, Σwz, Σwt, Σwzzᵀ, Σwztᵀ and Σw‖t‖²."""
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        self.count, self.weight, self.square = 0, torch.zeros(()).double(), torch.zeros(()).double()
+        self.rows, self.targets = torch.zeros(width).double(), torch.zeros(num_outputs).double()
+        self.gram = torch.zeros(width, width, dtype=torch.double)
+        self.moment = torch.zeros(width, num_outputs, dtype=torch.double)
+
+    def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        weighted = rows * weights[:, None]
+        self.count += len(rows)
+        self.weight += weights.sum()
+        self.rows += weighted.sum(0)
+        self.targets += weights @ targets
+        self.square += weights @ targets.square().sum(1)
+        self.gram.addmm_(weighted.T, rows)
+        self.moment.addmm_(weighted.T, targets)
+
+    def solve(self, last: Tensor, targets: Tensor, weights: Tensor) -> Solution:
+        """Solve, and predict the last rows, each left out."""
+        centre, level = self.rows / self.weight, self.targets / self.weight
+        gram = self.gram.addr(self.rows, centre, alpha=-1)
+        moment = self.moment.addr(self.rows, level, alpha=-1)
+        square = self.square - self.weight * level.square().sum()
+        eye = torch.eye(len(gram), dtype=torch.double)
+        solved: dict[float, tuple[Tensor, Tensor]] = {}
+
+        def error(penalty: float) -> float:
+            """Generalized cross-validation."""
+            factor = torch.linalg.cholesky(gram + penalty * eye)
+            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+            weight = torch.cholesky_solve(moment, factor)
+            residual = square - (weight * moment).sum() - penalty * weight.square().sum()
+            freedom = 1 + len(gram) - penalty * inverse.square().sum()
+            solved.clear()
+            solved[penalty] = weight, inverse
+            return float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
+
+        penalty = _least(error, unit=float(gram.trace() / self.weight))
+        if penalty not in solved:
+            error(penalty)
+        weight, inverse = solved[penalty]
+        bias = level - centre @ weight
+        leverage = weights * ((last - centre) @ inverse.T).square().sum(1) + weights / self.weight
+        residual = targets - last @ weight - bias
+        left_out = targets - residual / (1 - leverage).clamp_min(_LEAST)[:, None]
+        return Solution(weight.T.contiguous(), bias, penalty, left_out)
+
+
+def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:
+    """Solve on the side of the rows, [n, n]."""
+    # equal rows lie one after another: they are one, of their weight together
+    fresh = torch.ones(len(rows), dtype=torch.bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(1) | (targets[1:] != targets[:-1]).any(1)
+    places = fresh.cumsum(0) - 1  # [all rows] -> which of the distinct ones
+    weights = torch.zeros(int(places[-1]) + 1).double().index_add_(0, places, weights)
+    rows, targets = rows[fresh], targets[fresh]
+    total = weights.sum()
+    centre, level, roots = weights @ rows / total, weights @ targets / total, weights.sqrt()[:, None]
+    scaled, wanted = roots * (rows - centre), roots * (targets - level)
+    gram, eye = scaled @ scaled.T, torch.eye(len(rows), dtype=torch.double)
+    solved: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def error(penalty: float) -> float:
+        """Weighted mean squared error of the rows, each left out."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + penalty * eye))
+        dual = inverse @ wanted
+        remaining = (penalty * inverse.diagonal() - weights / total).clamp_min(_LEAST)  # 1 − leverage
+        solved.clear()
+        solved[penalty] = dual, penalty * dual / remaining[:, None]
+        return float(solved[penalty][1].square().sum() / total)
+
+    penalty = _least(error, unit=max(float(gram.trace() / total), _LEAST))
+    if penalty not in solved:
+        error(penalty)
+    dual, residual = solved[penalty]
+    weight = scaled.T @ dual
+    return Solution(weight.T.contiguous(), level - centre @ weight, penalty, (targets - residual / roots)[places])
+
+
+def _least(error: Callable[[float], float], *, unit: float) -> float:
+    """Return the λ of least error, in steps of half a power of ten downhill from `unit`."""
+    known: dict[float, float] = {}
+
+    def at(exponent: float) -> float:
+        if exponent not in known:
+            known[exponent] = error(unit * 10**exponent)
+        return known[exponent]
+
+    best = 0.0
+    for step in (_STEP, -_STEP):
+        while _EXPONENTS[0] <= best + step <= _EXPONENTS[1] and at(best + step) < at(best):
+            best += step
+    return unit * 10**best

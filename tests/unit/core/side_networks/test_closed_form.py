@@ -1,0 +1,136 @@
+"""The closed form learns what can be read from vectors, and depends on the samples and the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.side_networks import (
+    ActivationBatch,
+    AlignmentSpec,
+    ClosedFormSideNetwork,
+    LabelledBatch,
+    SideNetworkConfig,
+    state_for,
+)
+from mobillm_flower.errors import MismatchError
+
+TYPE, OTHER, WIDTH, BLOCKS, CLASSES = "a" * 64, "b" * 64, 8, 2, 3
+
+
+def network(random_features: int = 64, input_norm: bool = True, **types: AlignmentSpec) -> ClosedFormSideNetwork:
+    config = SideNetworkConfig(
+        name="closed-form",
+        types=types or {TYPE: AlignmentSpec(WIDTH, 1)},
+        num_blocks=BLOCKS,
+        width=WIDTH,
+        bottleneck=4,
+        num_outputs=CLASSES,
+        input_norm=input_norm,
+        random_features=random_features,
+    )
+    made = config.build()
+    assert isinstance(made, ClosedFormSideNetwork)
+    return made
+
+
+def draw(count: int, seed: int, *, width: int = WIDTH) -> tuple[Tensor, Tensor]:
+    """Rows [N, M, d] whose class is read from one direction, and from the sign of a product where that is small."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, BLOCKS, width, generator=generator)
+    labels = torch.where(rows[:, 1, 0] > 0.7, 2, (rows[:, 0, 1] * rows[:, 0, 2] > 0).long())
+    return rows, labels
+
+
+def parts(
+    rows: Tensor, labels: Tensor, *, size: int, name: str = TYPE, calibrate: bool = False
+) -> Iterator[LabelledBatch]:
+    base = torch.full((len(rows), CLASSES), 1 / CLASSES)
+    targets = functional.one_hot(labels, CLASSES) - base
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        batch = ActivationBatch(name, rows[part])
+        yield LabelledBatch(batch, labels[part], targets=targets[part], base=base[part], calibrate=calibrate)
+
+
+def accuracy(made: ClosedFormSideNetwork, rows: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float((made([ActivationBatch(TYPE, rows)]).argmax(1) == labels).float().mean())
+
+
+def test_random_features_learn_what_no_linear_readout_can() -> None:
+    train, test = draw(1500, 1), draw(1000, 2)
+    scores = {}
+    for count in (0, 256):
+        made = network(count)
+        made.fit(parts(*train, size=100))
+        scores[count] = accuracy(made, *test)
+    assert scores[256] > scores[0] + 0.15
+    assert scores[256] > 0.85
+
+
+def test_an_untrained_one_leaves_the_base_model_as_it_is() -> None:
+    made = network()
+    assert made.fit([]) == []
+    assert made([ActivationBatch(TYPE, draw(5, 0)[0])]).abs().max() == 0
+
+
+@pytest.mark.parametrize("count", [30, 500])
+def test_what_it_says_of_left_out_samples_is_near_what_it_does_on_new_ones(count: int) -> None:
+    made = network()
+    (fitted,) = made.fit(parts(*draw(count, 1), size=50))
+    assert fitted.labels is not None
+    left_out = float((fitted.scores.argmax(1) == fitted.labels).float().mean())
+    assert left_out == pytest.approx(accuracy(made, *draw(2000, 2)), abs=3 / count**0.5 * 0.5)
+
+
+def test_scores_that_are_added_to_log_probabilities_are_calibrated_on_left_out_samples() -> None:
+    made = network()
+    made.fit(parts(*draw(400, 1), size=100, calibrate=True))
+    rows, labels = draw(2000, 2)
+    with torch.no_grad():
+        side = made([ActivationBatch(TYPE, rows)])
+    losses = [float(functional.cross_entropy(factor * side, labels)) for factor in (0.7, 1.0, 1.4)]
+    assert losses[1] == min(losses)
+
+
+def test_it_does_not_depend_on_what_the_codec_does_to_values_that_hardly_vary() -> None:
+    """A value that varies less than the codec's levels lie apart is one level in training, and another one after it."""
+    rows, labels = draw(400, 1, width=64)
+    rows[:, :, 5] = 0.03 + 0.001 * rows[:, :, 5]
+    rows[:, :, 6] = 8.0
+    codec = CODECS["nf4"]
+    coded = codec.decode([codec.encode(row.flatten()) for row in rows], [rows[0].numel()] * len(rows)).reshape(
+        rows.shape
+    )
+    made = network(0, **{TYPE: AlignmentSpec(64, 1)})
+    made.fit(parts(coded, labels, size=100))
+    assert accuracy(made, rows, labels) == pytest.approx(accuracy(made, coded, labels), abs=0.05)
+
+
+def test_pivot_all_reads_the_mean_of_the_tokens() -> None:
+    rows, _ = draw(6, 1)
+    made = network(input_norm=False)
+    made.fit(parts(*draw(50, 2), size=50))
+    lengths = torch.tensor([1, 3, 2])
+    with torch.no_grad():
+        several = made([ActivationBatch(TYPE, rows, lengths)])
+        means = torch.stack([part.mean(0) for part in rows.split(lengths.tolist())])
+        torch.testing.assert_close(several, made([ActivationBatch(TYPE, means)]))
+
+
+def test_each_type_has_its_own_head_and_a_download_carries_only_that() -> None:
+    made = network(**{TYPE: AlignmentSpec(WIDTH, 1), OTHER: AlignmentSpec(4, 1)})
+    rows, labels = draw(40, 1)
+    fitted = made.fit([*parts(rows, labels, size=40), *parts(rows[:, :, :4], labels, size=40, name=OTHER)])
+    assert [part.backbone for part in fitted] == [TYPE, OTHER]
+    assert {name.split(".")[1] for name in state_for(made.state_dict(), OTHER)} == {OTHER}
+    with pytest.raises(MismatchError, match="backbone cccc.* has no head"):
+        made([ActivationBatch("c" * 64, rows)])
+    with pytest.raises(MismatchError, match=r"shape \(2, 4\) a row, the side network takes \(2, 8\)"):
+        made([ActivationBatch(TYPE, rows[:, :, :4])])

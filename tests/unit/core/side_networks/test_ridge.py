@@ -1,0 +1,85 @@
+"""The ridge solution is the one of least squares, and what it says of left-out rows is what leaving them out gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobillm_flower.core.side_networks import ridge
+from mobillm_flower.core.side_networks.ridge import Ridge, Solution
+
+
+def draw(count: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, width, generator=generator).double() + 1
+    targets = rows @ torch.randn(width, 2, generator=generator).double() + torch.randn(count, 2, generator=generator)
+    return rows, targets, torch.rand(count, generator=generator).double() + 0.5
+
+
+def solved(rows: Tensor, targets: Tensor, weights: Tensor, part: int = 7) -> Solution:
+    regression = Ridge(rows.shape[1], targets.shape[1])
+    for start in range(0, len(rows), part):
+        regression.add(*(values[start : start + part] for values in (rows, targets, weights)))
+    return regression.solve()
+
+
+def by_hand(rows: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Least squares with a column of ones that is not penalized."""
+    extended = torch.cat([rows, torch.ones(len(rows), 1).double()], 1)
+    penalties = penalty * torch.eye(extended.shape[1]).double()
+    penalties[-1, -1] = 0
+    both = torch.linalg.solve(
+        extended.T @ (weights[:, None] * extended) + penalties, extended.T @ (weights[:, None] * targets)
+    )
+    return both[:-1].T, both[-1]
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 30), (200, 9)])
+def test_it_is_the_least_squares_solution_of_its_penalty(count: int, width: int) -> None:
+    data = draw(count, width)
+    solution = solved(*data)
+    weight, bias = by_hand(*data, solution.penalty)
+    torch.testing.assert_close(solution.weight, weight)
+    torch.testing.assert_close(solution.bias, bias)
+
+
+@pytest.mark.parametrize(("count", "width"), [(12, 30), (60, 9)])
+def test_a_left_out_prediction_is_that_of_a_solution_without_the_row(count: int, width: int) -> None:
+    rows, targets, weights = draw(count, width)
+    solution = solved(rows, targets, weights)
+    for left_out in (0, 5, count - 1):
+        others = torch.arange(count) != left_out
+        weight, bias = by_hand(rows[others], targets[others], weights[others], solution.penalty)
+        place = left_out - count  # the last rows are predicted
+        torch.testing.assert_close(solution.left_out[place], weight @ rows[left_out] + bias)
+
+
+def test_equal_rows_are_left_out_together() -> None:
+    rows, targets, weights = draw(12, 30)
+    twice = [values.repeat_interleave(torch.tensor([2] + [1] * 11), 0) for values in (rows, targets, weights)]
+    solution = solved(*twice)
+    weight, bias = by_hand(rows[1:], targets[1:], weights[1:], solution.penalty)
+    for copy in (0, 1):
+        torch.testing.assert_close(solution.left_out[copy], weight @ rows[0] + bias)
+
+
+def test_where_there_are_more_rows_than_columns_only_sums_and_the_last_rows_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ridge, "_HELD_OUT", 10)
+    rows, targets, weights = draw(100, 9)
+    regression = Ridge(9, 2)
+    for start in range(0, 100, 5):
+        regression.add(rows[start : start + 5], targets[start : start + 5], weights[start : start + 5])
+    assert regression.num_parts == 2
+    solution = regression.solve()
+    assert solution.left_out.shape == (10, 2)
+    torch.testing.assert_close(solution.weight, solved(rows, targets, weights, part=100).weight)
+
+
+def test_the_penalty_rises_with_the_noise_of_the_targets() -> None:
+    rows, _, weights = draw(300, 20)
+    signal = rows @ torch.linspace(-1, 1, 20).double()[:, None]
+    noise = torch.randn(300, 1, generator=torch.Generator().manual_seed(3)).double()
+    assert solved(rows, signal + 20 * noise, weights).penalty > 10 * solved(rows, signal + 0.1 * noise, weights).penalty
