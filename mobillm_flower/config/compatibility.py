@@ -284,6 +284,20 @@ class SideNetworkNeeds(Protocol):
         """One vector a sample."""
 
 
+AUTO = "auto"
+"""The name of no side network: the settings and the fleet decide."""
+
+
+def prefers_closed_form(settings: Settings) -> bool:
+    """Whether settings ask for the closed form, or leave the choice open and add no noise that it would fit."""
+    chosen, defaults, sent = settings.side_network, SideNetworkSettings(), settings.activations
+    if chosen.name != AUTO:
+        return chosen.name == "closed-form"
+    adapters = any(getattr(chosen, name) != getattr(defaults, name) for name in ("width", "bottleneck", "activation"))
+    noise = sent.clip_norm or sent.noise_sigma or settings.privacy.activation_epsilon or settings.privacy.joint_epsilon
+    return not adapters and not noise
+
+
 def check_used(settings: Settings, taken: Collection[str]) -> None:
     """Refuse a setting of the side network that the one that was chosen has no use for.
 

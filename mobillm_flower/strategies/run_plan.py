@@ -17,8 +17,7 @@ from mobillm_flower.backbones.memory import available_bytes
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
-from mobillm_flower.config.compatibility import check_training, check_used
-from mobillm_flower.config.parts.training import SideNetworkSettings
+from mobillm_flower.config.compatibility import AUTO, check_training, check_used, prefers_closed_form
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
@@ -31,7 +30,6 @@ from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
-AUTO = "auto"
 _TAKEN_BY_EITHER = ("width", "bottleneck", "activation", "random_features")
 
 
@@ -175,14 +173,11 @@ def check_parts(settings: Settings) -> None:
 
 def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[str, ExtractionSpec]) -> str:
     """Return the name of the side network that `side-network.name` means for what the fleet sends."""
-    chosen, defaults = settings.side_network, SideNetworkSettings()
-    if chosen.name != AUTO:
-        return chosen.name
-    adapters = any(getattr(chosen, name) != getattr(defaults, name) for name in ("width", "bottleneck", "activation"))
-    noised = any(spec.sigma or spec.clip_norm or spec.joint_epsilon for spec in specs.values())
-    if contract.per_token or computes_on_tokens(specs) or len(specs) > 1 or noised or adapters:
-        return "additive"
-    return "closed-form"
+    name = settings.side_network.name
+    if name != AUTO:
+        return name
+    solved = prefers_closed_form(settings) and len(specs) == 1
+    return "closed-form" if solved and not contract.per_token and not computes_on_tokens(specs) else "additive"
 
 
 def computes_on_tokens(specs: Mapping[str, ExtractionSpec]) -> bool:

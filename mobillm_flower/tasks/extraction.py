@@ -12,7 +12,7 @@ from torch import Tensor
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.public import public_transform, text_hash
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_pivot, settings_of
+from mobillm_flower.config.compatibility import check_pivot, prefers_closed_form, settings_of
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
@@ -45,6 +45,8 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
     wanted = settings.activations
     upper_layers = needs_of(settings.side_network.name).upper_layers
     name = wanted.pivot if wanted.pivot != "auto" else "all" if upper_layers else backbone.default_pivot
+    if wanted.pivot == "auto" and name == "first+mean" and prefers_closed_form(settings):
+        name = "mean"  # as good for a solution, in half the bytes
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)

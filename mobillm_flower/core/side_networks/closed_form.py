@@ -7,6 +7,7 @@ zero in most tasks, in a fraction of the time (`docs/decisions/0015-solved-not-s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,10 +28,11 @@ _CENTRED_BY = 2048  # the first rows, in the order of their digests, that give t
 class ClosedFormSideNetwork(nn.Module):
     """s(A) = W·[z, φ(z)] + b, for each backbone type its own.
 
-    z [D]: the sampled vectors, layer-normalised (unless they came standardised), joined and centred; D = M·P·d_b. Each
-    value is not scaled by its own deviation: one that hardly varies is the codec's rounding more than anything else. φ(z) = relu(H S₂ H S₁ z)·√(D/F) [F]: random features, H the Walsh-Hadamard transform and S random signs
-    drawn from the seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). W, b: ridge regression, see
-    `Ridge`. With pivot `all` the vectors are the mean of the tokens'.
+    z [D]: the sampled vectors, layer-normalised (unless they came standardised), joined and centred; D = M·P·d_b. No
+    value is scaled by its own deviation: of one that hardly varies, most is the codec's rounding.
+    φ(z) = relu(H S₂ H S₁ z)·√(D/F) [F]: random features, H the Walsh-Hadamard transform and S random signs drawn from
+    the seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). W, b: ridge regression, see `Ridge`. With
+    pivot `all` the vectors are the mean of the tokens'.
 
     Parameters
     ----------
@@ -110,8 +112,9 @@ class ClosedFormSideNetwork(nn.Module):
             )
         rows = batch.rows
         if self.input_norm:
-            rows = functional.layer_norm(rows, rows.shape[-1:])
-        rows = rows.flatten(1)  # [N, M, P·d_b] -> [N, D]
+            vectors = rows.reshape(*rows.shape[:-1], -1, self.types[batch.backbone].width)  # [N, M, P, d_b]
+            rows = functional.layer_norm(vectors, vectors.shape[-1:])
+        rows = rows.flatten(1)  # [N, D]
         if batch.lengths is not None:
             rows = torch.segment_reduce(rows, "mean", lengths=batch.lengths, axis=0)  # [B, D]
         return rows
@@ -213,7 +216,8 @@ def _mixed(z: Tensor, count: int, seed: int) -> Tensor:
             signs = torch.randint(0, 2, (size,), generator=generator).to(z.device, z.dtype) * 2 - 1
             mixed = _walsh_hadamard(mixed * signs)
         parts.append(mixed)
-    return torch.cat(parts, 1)[:, :count] * (size / width) ** 0.5
+    joined: Tensor = torch.cat(parts, 1)[:, :count] * math.sqrt(size / width)
+    return joined
 
 
 def _walsh_hadamard(values: Tensor) -> Tensor:
@@ -225,7 +229,7 @@ def _walsh_hadamard(values: Tensor) -> Tensor:
         first, second = pairs[:, :, 0], pairs[:, :, 1]
         values = torch.stack([first + second, first - second], 2).view(count, size)
         half *= 2
-    return values / size**0.5
+    return values / math.sqrt(size)
 
 
 def _logit_factor(scores: Tensor, labels: Tensor, base: Tensor) -> float:
