@@ -181,7 +181,9 @@ class _Fit:
         return FittedPart(name, left_out.float(), labels, base, solution.penalty)
 
     def _begin(self) -> None:
-        self.head.centre.copy_(torch.cat([vectors for vectors, _ in self.waiting]).mean(0))
+        weights = torch.cat([_weights(part) for _, part in self.waiting])
+        vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
+        self.head.centre.copy_(weights @ vectors / weights.sum())
         self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias))
         for vectors, part in self.waiting:
             self._take(vectors, part)
@@ -190,10 +192,14 @@ class _Fit:
     def _take(self, vectors: Tensor, part: LabelledBatch) -> None:
         assert self.ridge is not None
         assert part.targets is not None
-        weights = part.weights if part.weights is not None else torch.ones(len(vectors))
-        self.ridge.add(self.head.features(vectors), part.targets, weights)
+        self.ridge.add(self.head.features(vectors), part.targets, _weights(part))
         self.truths = [*self.truths, (part.labels, part.base)][-self.ridge.num_parts :]
         self.calibrate = part.calibrate
+
+
+def _weights(part: LabelledBatch) -> Tensor:
+    """Return what each sample counts, [B] float64."""
+    return torch.ones(part.batch.num_samples).double() if part.weights is None else part.weights.double()
 
 
 def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:
