@@ -181,7 +181,23 @@ class TypeJoined(Event, kind="type-joined"):
 
 @dataclass(frozen=True)
 class Window(Event, kind="window"):
-    """A device's window was committed: `new` of its samples were not in the cache before."""
+    """A device's window was committed.
+
+    Parameters
+    ----------
+    round, device : int, str
+        The round that it belongs to, and its device's pseudonym.
+    window : int
+        Samples that were asked for.
+    samples, new : int
+        Samples in it, and those of them that were not in the cache before.
+    remaining, refused : int
+        Samples that the device has left to send, and that it declines to release.
+    bytes, forward_seconds : int, float
+        Length of the records, and the device's time in the forward pass.
+    time, run : float, str
+        See `Event`.
+    """
 
     round: int
     device: str

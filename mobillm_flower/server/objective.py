@@ -127,7 +127,17 @@ def _shifted(side: Tensor, shift: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class FitTargets:
-    """What a fit in closed form is to come to; see `LabelledBatch`."""
+    """What a fit in closed form is to come to.
+
+    Parameters
+    ----------
+    targets : Tensor
+        [B, K] float32, unbiased for what s(A) is to be, up to its scale where `calibrate`.
+    labels, base : Tensor or None
+        Labels [B] and p_b [B, K], where the server can read them.
+    calibrate : bool
+        Whether s(A) is added to log p_b, so that its scale is chosen afterwards.
+    """
 
     targets: Tensor
     labels: Tensor | None

@@ -167,9 +167,9 @@ def fields_taken(name: str) -> tuple[str, ...]:
     """
     parameters = inspect.signature(SIDE_NETWORKS[name]).parameters.values()
     known = [item.name for item in fields(SideNetworkConfig) if item.name != "name"]
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return tuple(known)
     taken = {parameter.name for parameter in parameters}
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        taken |= set(known) - {"random_features"}  # of the closed form alone: who wants it names it
     return tuple(field for field in known if field in taken)
 
 

@@ -11,14 +11,17 @@ from mobillm_flower.core.side_networks import fields_taken
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.strategies.run_plan import check_parts
 
-CHANGED = {"width": 48, "bottleneck": 128, "activation": "relu"}
+CHANGED = {"width": 48, "bottleneck": 128, "activation": "relu", "random-features": 7}
+ADAPTERS = {"width", "bottleneck", "activation"}
 UNUSED = {
-    "additive": set(),
-    "causal": set(),
-    "discriminant": {"width", "bottleneck", "activation"},
-    "fixed-gates": set(),
-    "low-rank": set(),
-    "upper-layers": set(),
+    "additive": {"random-features"},
+    "auto": set(),
+    "causal": {"random-features"},
+    "closed-form": ADAPTERS,
+    "discriminant": {*ADAPTERS, "random-features"},
+    "fixed-gates": {"random-features"},
+    "low-rank": {"random-features"},
+    "upper-layers": {"random-features"},
 }
 
 
@@ -39,7 +42,7 @@ def test_each_network_says_what_it_does_not_use(name: str, field: str) -> None:
 
 def test_every_built_in_network_is_above() -> None:
     ours = [name for name in SIDE_NETWORKS if SIDE_NETWORKS[name].__module__.startswith("mobillm_flower.")]
-    assert sorted(UNUSED) == sorted(ours)
+    assert sorted(UNUSED) == sorted([*ours, "auto"])
 
 
 @pytest.mark.parametrize("name", UNUSED)

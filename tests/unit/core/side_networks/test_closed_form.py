@@ -23,7 +23,9 @@ from mobillm_flower.errors import MismatchError
 TYPE, OTHER, WIDTH, BLOCKS, CLASSES = "a" * 64, "b" * 64, 8, 2, 3
 
 
-def network(random_features: int = 64, input_norm: bool = True, **types: AlignmentSpec) -> ClosedFormSideNetwork:
+def network(
+    random_features: int = 64, *, input_norm: bool = True, types: dict[str, AlignmentSpec] | None = None
+) -> ClosedFormSideNetwork:
     config = SideNetworkConfig(
         name="closed-form",
         types=types or {TYPE: AlignmentSpec(WIDTH, 1)},
@@ -107,7 +109,7 @@ def test_it_does_not_depend_on_what_the_codec_does_to_values_that_hardly_vary() 
     coded = codec.decode([codec.encode(row.flatten()) for row in rows], [rows[0].numel()] * len(rows)).reshape(
         rows.shape
     )
-    made = network(0, **{TYPE: AlignmentSpec(64, 1)})
+    made = network(0, types={TYPE: AlignmentSpec(64, 1)})
     made.fit(parts(coded, labels, size=100))
     assert accuracy(made, rows, labels) == pytest.approx(accuracy(made, coded, labels), abs=0.05)
 
@@ -124,7 +126,7 @@ def test_pivot_all_reads_the_mean_of_the_tokens() -> None:
 
 
 def test_each_type_has_its_own_head_and_a_download_carries_only_that() -> None:
-    made = network(**{TYPE: AlignmentSpec(WIDTH, 1), OTHER: AlignmentSpec(4, 1)})
+    made = network(types={TYPE: AlignmentSpec(WIDTH, 1), OTHER: AlignmentSpec(4, 1)})
     rows, labels = draw(40, 1)
     fitted = made.fit([*parts(rows, labels, size=40), *parts(rows[:, :, :4], labels, size=40, name=OTHER)])
     assert [part.backbone for part in fitted] == [TYPE, OTHER]

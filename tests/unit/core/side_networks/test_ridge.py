@@ -57,8 +57,9 @@ def test_a_left_out_prediction_is_that_of_a_solution_without_the_row(count: int,
 
 def test_equal_rows_are_left_out_together() -> None:
     rows, targets, weights = draw(12, 30)
-    twice = [values.repeat_interleave(torch.tensor([2] + [1] * 11), 0) for values in (rows, targets, weights)]
-    solution = solved(*twice)
+    copies = torch.tensor([2] + [1] * 11)
+    twice, wanted = rows.repeat_interleave(copies, 0), targets.repeat_interleave(copies, 0)
+    solution = solved(twice, wanted, weights.repeat_interleave(copies))
     weight, bias = by_hand(rows[1:], targets[1:], weights[1:], solution.penalty)
     for copy in (0, 1):
         torch.testing.assert_close(solution.left_out[copy], weight @ rows[0] + bias)
