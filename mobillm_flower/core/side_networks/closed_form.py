@@ -1,7 +1,7 @@
 """The side network in closed form: a ridge solution over all sampled layers, and over random features of them.
 
 Nothing is learned by steps, so it is a function of the samples alone: better than the additive network trained from
-zero in most tasks, in a fraction of the time (`docs/decisions/0015-solved-not-searched.md`).
+zero in most tasks, in a fraction of the time (`docs/decisions/0017-solved-not-searched.md`).
 """
 
 from __future__ import annotations
