@@ -47,4 +47,4 @@ def test_what_would_end_the_run_is_an_error_here(tmp_path: Path) -> None:
     words = write(tmp_path)
     result = CliRunner().invoke(app, [*words, "-c", "data.label-column=labels"])
     assert result.exit_code != 0
-    assert "data.label-column='labels' is no column" in str(result.exception)
+    assert "data.label-column='labels' is none of the data's 3 columns" in str(result.exception)
