@@ -150,7 +150,9 @@ def test_the_door_passes_on_what_devices_ask_for_and_nothing_else(
 
     def superlink(request: Any) -> Any:
         seen.append((request.url.path, request.read(), request.headers["x-signature"]))
-        return httpx.Response(200, content=b"answer", headers={"content-type": "application/x-protobuf"})
+        return httpx.Response(
+            200, stream=httpx.ByteStream(b"answer"), headers={"content-type": "application/x-protobuf"}
+        )
 
     async def ask() -> Any:
         inner = httpx.AsyncClient(base_url="https://inner", transport=httpx.MockTransport(superlink))
@@ -247,8 +249,8 @@ def test_certificates_are_for_the_names_given_and_private_keys_for_their_owner(t
     server = x509.load_pem_x509_certificate((keys / "server.crt").read_bytes())
     server.verify_directly_issued_by(authority)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["server.example"]
-    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5"]
+    assert names.get_values_for_type(x509.DNSName) == ["server.example", "localhost"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5", "127.0.0.1"]
     assert isinstance(server.public_key(), ec.EllipticCurvePublicKey)
     private = [keys / name for name in ("ca.key", "server.key", "device-0.key", "device-1.key")]
     assert {stat.S_IMODE(file.stat().st_mode) for file in private} == {0o600}

@@ -127,7 +127,8 @@ def test_nobody_takes_anothers_pseudonym(tmp_path: Path, backbone: Path) -> None
     start(config)
     victim = events(tmp_path / "run", "device")[-1]["device"]
     config = {**config, "run.folder": str(tmp_path / "again"), "task.max-length": 12}
-    folders = [{"device-folder": str(tmp_path / "run" / "devices" / f"partition-{i}")} for i in range(HONEST + 1)]
+    devices, own = tmp_path / "run" / "devices", {"backbone.name": str(backbone)}
+    folders = [{"device-folder": str(devices / f"partition-{i}"), **own} for i in range(HONEST + 1)]
 
     def claim(_message: Message, reply: Message) -> Message:
         for record in (keys.DEVICE, keys.HEADER):

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mobillm_flower.privacy.ledger_file import make_ledger
 from tests.support.runs import NUM_DEVICES, run, tiny_config
 from tests.support.tiny_models import WORDS
 
@@ -81,6 +82,7 @@ def small_run(name: str, workplace: Path, **changes: Any) -> Path:
         for number in range(NUM_DEVICES):
             owned = Path(name) / "devices" / f"partition-{number}"
             owned.mkdir(parents=True)
+            make_ledger(owned / "ledger.sqlite")
             owned.joinpath("secret").write_bytes(bytes([number]) * 32)
         strategy = run(tiny_config(Path(name), Path("backbones/bert"), **values))
         assert (Path(name) / "side_network" / "config.json").is_file(), strategy.result

@@ -71,7 +71,10 @@ class FakeFlower:
             "[superlink.old]\noptions.num-supernodes = 10\n",
             "utf-8",
         )
-        patch.setattr(sys, "executable", str(self._folder / "python"))
+        python = self._folder / "python"  # the programs beside it are found, and it runs
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', "utf-8")
+        python.chmod(0o755)
+        patch.setattr(sys, "executable", str(python))
         self.answers()
 
     def answers(self, *statuses: str, superlink: str = "listens", log: str = "") -> None:

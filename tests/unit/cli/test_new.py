@@ -156,7 +156,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_rows_that_are_no_use_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = own_rows(tmp_path / "rows", [{"said": "a", "label": "x"}])
-    assert "data.text-column='text' is no column" in refused("new", "mine", "--data", folder)
+    assert "data.text-column='text' is none of the data's 2 columns" in refused("new", "mine", "--data", folder)
     assert "no file of split 'train'" in refused("new", "mine", "--data", tmp_path)
     assert "is no folder" in refused("new", "mine", "--data", tmp_path / "none")
     assert "name its folder, too" in refused("new", "mine", "--text-column", "said")

@@ -16,7 +16,7 @@ RUN = RunFolder("run")
 PATHS = [getattr(RUN, name) for name, value in vars(RunFolder).items() if isinstance(value, property)]
 NAMES = {part for path in [*PATHS, RUN.device(0), RUN.round_weights(1)] for part in path.parts[1:]}
 FILES = {name for name in NAMES if "." in name} - {"1.pt", "config.json"}  # any saved network has a config.json
-FOLDERS = NAMES - FILES
+FOLDERS = {name for name in NAMES if "." not in name}
 
 
 def strings(tree: ast.AST) -> Iterator[tuple[ast.Constant, bool]]:
