@@ -36,8 +36,8 @@ def predict(
         Path | None,
         typer.Option(
             help="A file of any form that training reads: .jsonl, .csv, .parquet and others, with the texts in "
-            "columns, or .txt with one text a line (or two, with a tab between them). Without --text and --file, lines are read from "
-            "standard input."
+            "columns, or .txt with one text a line (or two, with a tab between them). Without --text and --file, lines "
+            "are read from standard input."
         ),
     ] = None,
     text_column: Annotated[
