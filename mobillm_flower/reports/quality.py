@@ -58,7 +58,11 @@ def learning(source: ReportSource) -> Markup:
     epochs = {event.epoch: event for event in source.run.all(Epoch)}  # a resumed run may repeat one
     measured = [event for _, event in sorted(epochs.items()) if event.validation_loss is not None]
     parts: list[Markup] = []
-    if not measured:
+    trained = source.run.session.last(Trained)
+    solved = trained is not None and trained.solved
+    if not measured and solved:
+        parts.append(paragraph("The side network was solved in closed form, and its quality was not measured there."))
+    elif not measured:
         reason = "it has trained no epoch yet" if not epochs else "trainer.validation-share is 0"
         parts.append(paragraph(f"The run measured nothing on a validation share: {reason}."))
     else:
@@ -66,17 +70,22 @@ def learning(source: ReportSource) -> Markup:
         accuracies = [event.validation_accuracy for event in measured if event.validation_accuracy is not None]
         finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
         best = min(finite, key=losses.__getitem__) if finite else None
+        best = len(losses) - 1 if solved else best  # it is of all samples
         charts = [_curve(measured, losses, "validation loss", best)]
         if len(accuracies) == len(measured):
             charts.append(_curve(measured, accuracies, "validation accuracy", best))
         parts.append(element("div", charts, class_="charts"))
-        if best is not None:
+        if solved:
+            text = "The side network was solved in closed form each time that many more samples were held. The last "
+            text += "solution was kept. Each loss and accuracy is that of samples that were left out of the solution."
+            parts.append(paragraph(text))
+        elif best is not None:
             text = f"The weights of epoch {measured[best].epoch} have the lowest validation loss (the large dot)"
             stopped = source.run.session.last(Stopped)
             if stopped:
                 text += f". Training was stopped before its end, and the last weights were kept: {stopped.reason}."
             else:
-                text += " and were kept." if source.run.session.last(Trained) else " so far."
+                text += " and were kept." if trained else " so far."
             parts.append(paragraph(text))
         parts.append(_epochs(measured))
     parts += [*_types(source), *_evaluations(source)]

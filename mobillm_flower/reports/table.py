@@ -89,7 +89,9 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
             f"above the loaded model; plain inference {bytes_text(memory['plain_bytes'])}, ratio {memory['ratio']:.2f}",
         )
     trained, finished = run.last(events.Trained), run.session.last(events.Finished)
-    if trained:
+    if trained and trained.solved:
+        add("side network", "solved", f"in closed form, {trained.epochs} times as samples came")
+    elif trained:
         add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
     if finished:
         add("run", f"{finished.seconds:.0f} s", finished.outcome)

@@ -111,10 +111,11 @@ class Stopped(Event, kind="stopped"):
 
 @dataclass(frozen=True)
 class Trained(Event, kind="trained"):
-    """Training ended."""
+    """Training ended; of a side network that was solved in closed form, after so many solutions as `epochs`."""
 
     steps: int
     epochs: int
+    solved: bool = False
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ class SideTuningStrategy(Strategy):
         if not run.trainer.run_epochs(stop=run.stopping.ends_training):
             note_stop(run.cache, position.steps)
             run.folder.append(events.Stopped(run.stopping.reason))
-        run.folder.append(events.Trained(position.steps, position.epoch))
+        run.folder.append(events.Trained(position.steps, position.epoch, solved=position.fitted_rows > 0))
 
     # ---- Flower's four -------------------------------------------------------------------------------------------
 

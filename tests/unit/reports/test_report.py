@@ -270,6 +270,17 @@ def test_training_that_was_stopped_does_not_claim_the_best_weights(tmp_path: Pat
     assert "(the large dot) so far." in page_of(path).sections["learning"]
 
 
+def test_a_solution_is_not_shown_as_training_by_steps(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", losses=(0.5, 0.6), end="training")  # the second is of more samples
+    RunFolder(path).append(events.Trained(steps=3, epochs=2, solved=True))
+    page = page_of(path)
+    assert "The last solution was kept." in page.sections["learning"]
+    assert "lowest validation loss" not in page.sections["learning"]
+    shown = {what: (figure, remark) for what, figure, remark in results_rows(read_run(path), {})}
+    assert shown["side network"] == ("solved", "in closed form, 2 times as samples came")
+    assert "server steps" not in shown
+
+
 def test_training_that_diverges_is_shown_as_such(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     page = page_of(write_run(tmp_path / "run", losses=(nan, 0.5, inf)))
