@@ -124,7 +124,7 @@ def settings(name: str, *, data: Path | None, backbone: str, causal: bool) -> li
         found["data.label-column"] = "label" if "label" in columns else "score"
     if causal:
         found |= {"task.prompt": task.prompt, "task.label-words": ",".join(task.words)}
-    return [f"{key}={value}" for key, value in found.items() if value]
+    return [f"{key}={value}" for key, value in found.items() if value or key == "data.subset"]  # the app names one
 
 
 def run(words: list[str], config: list[str], path: Path) -> dict[str, Any]:

@@ -77,8 +77,13 @@ def _read(source: str, subset: str, split: str, form: FileForm) -> datasets.Data
         return _from_hub(source, subset, split)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _saved(path, split)
-    if _has_card(path) or subset:
+    if _has_card(path):
         return _clone(path, subset, split)
+    if subset:
+        raise SettingsError(
+            f"data.subset={subset!r} names a configuration of a data set of the hub, and data.source is a folder "
+            "without a card that lists any; leave data.subset empty"
+        )
     if (path / split / "state.json").is_file():
         return _saved(path / split, split)
     return _as_dataset(split_files(path, split), form)
