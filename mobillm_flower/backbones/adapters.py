@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 from mobillm_flower.backbones.describe import fingerprint
+from mobillm_flower.backbones.kept import kept_folder
 from mobillm_flower.backbones.model_folder import read_json, reading
 from mobillm_flower.errors import UnsupportedError
 
@@ -50,18 +49,8 @@ def merged_folder(folder: Path) -> Path:
     digest = hashlib.sha256(fingerprint(base, "base", 0).encode())
     for file in sorted([*folder.glob("adapter_*"), *folder.glob("*.json")]):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobillm-flower"
-    merged = cache / f"merged-{digest.hexdigest()[:32]}"
-    if not merged.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as held, reading(folder, "adapters"):
-            _merge(base, folder, Path(held) / "model")
-            try:
-                (Path(held) / "model").rename(merged)
-            except OSError:
-                if not merged.is_dir():  # another process was faster
-                    raise
-    return merged
+    with reading(folder, "adapters"):
+        return kept_folder(f"merged-{digest.hexdigest()[:32]}", lambda to: _merge(base, folder, to))
 
 
 def _merge(base: Path, adapters: Path, to: Path) -> None:

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from mobillm_flower.backbones.kept import cache_folder
 from mobillm_flower.errors import SettingsError, UnsupportedError
+
+GGUF_FOLDER = "gguf-"
+"""How a folder of the cache begins that was made of a GGUF file; the file's SHA-256 follows."""
 
 
 def is_causal(config: Any) -> bool:
@@ -102,6 +106,9 @@ def decoder_start(config: Any) -> int | None:
 def fingerprint(folder: Path, family: str, depth: int) -> str:
     """Hash the weight files of a model folder together with its family and the layers kept.
 
+    What was made of a GGUF file in the user's cache stands for that file: the same on devices whose versions of
+    transformers write other files.
+
     Raises
     ------
     UnsupportedError
@@ -111,10 +118,23 @@ def fingerprint(folder: Path, family: str, depth: int) -> str:
     if not files:
         raise UnsupportedError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin")
     digest = hashlib.sha256(f"{family}:{depth}".encode())
+    if is_of_gguf(folder):
+        digest.update(bytes.fromhex(folder.name.removeprefix(GGUF_FOLDER)))
+        return digest.hexdigest()
     for file in files:
-        stat = file.stat()
-        digest.update(_file_hash(file, stat.st_size, stat.st_mtime_ns))
+        digest.update(file_digest(file))
     return digest.hexdigest()
+
+
+def is_of_gguf(folder: Path) -> bool:
+    """Whether a model folder is what `gguf_folder` made and kept."""
+    return folder.parent == cache_folder() and folder.name.startswith(GGUF_FOLDER)
+
+
+def file_digest(file: Path) -> bytes:
+    """Return a file's SHA-256, computed once per process while its size and time are the same."""
+    stat = file.stat()
+    return _file_hash(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.backbone import Backbone
@@ -18,7 +16,7 @@ from mobillm_flower.backbones.checkpoint import PACKED, Checkpoint, load_checkpo
 from mobillm_flower.backbones.describe import decoder_start, fingerprint, is_causal, layer_stack, truncate
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
-from mobillm_flower.backbones.model_folder import reading
+from mobillm_flower.backbones.model_folder import quiet, reading
 from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
@@ -112,7 +110,7 @@ def load_with(options: LoadOptions) -> Backbone:
         raise UnsupportedError(
             f"{options.name}: layers cannot be streamed with {what}; set backbone.memory-budget-mib=0"
         )
-    with _quiet():
+    with quiet():
         config, tokenizer = _described(folder, options)
         checkpoint = load_checkpoint(folder, config, tokenizer, options, device)
     return _assembled(checkpoint, folder, config, tokenizer, options, device)
@@ -217,15 +215,3 @@ def load_head(name: str, *, revision: str = "", device: str = "cpu") -> Language
     backbone = load_backbone(name, revision=revision, layers=1, device=device, language_model=True)
     assert backbone.head is not None
     return backbone.head
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep transformers' progress bars and notes about unused heads off the terminal while a model loads."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -36,8 +36,10 @@ def model_folder(folder: Path) -> Path:
 
         return merged_folder(folder)
     if not (folder / "config.json").is_file():
+        packed = sorted(folder.glob("*.gguf"))
+        hint = f"; give one of its GGUF files, such as {packed[0]}" if packed else ""
         raise UnsupportedError(
-            f"{folder} holds no config.json; a model's folder is what save_pretrained of transformers writes"
+            f"{folder} holds no config.json; a model's folder is what save_pretrained of transformers writes{hint}"
         )
     check_weights(folder)
     return folder
@@ -97,6 +99,20 @@ def _first_module(folder: Path) -> Path:
     raise UnsupportedError(
         f"{folder} is a folder of sentence-transformers, but none of the modules in its modules.json is a transformer"
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notes about unused heads off the terminal while a model loads."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.engine import Engine, TorchEngine
+from mobillm_flower.backbones.kept import cache_folder
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.core.pivots import Pivot
@@ -114,7 +115,7 @@ class OnnxEngine:
         return self.prepare(layers, select).run(batches, layers, select)
 
     def _graph(self, layers: tuple[int, ...], select: Pivot) -> Engine:
-        folder = cache_folder() / self._key(layers, select)
+        folder = graphs_folder() / self._key(layers, select)
         if (folder / _WHY_NOT).exists():
             raise UnsupportedError(f"{(folder / _WHY_NOT).read_text('utf-8')} (remembered in {folder})")
         if (folder / _GRAPH).exists():
@@ -155,10 +156,9 @@ class OnnxEngine:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
-def cache_folder() -> Path:
-    """Return where graphs are kept: below XDG_CACHE_HOME, by default ~/.cache. It may be removed at any time."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "mobillm-flower" / "graphs"
+def graphs_folder() -> Path:
+    """Return where graphs are kept: in the user's cache. It may be removed at any time."""
+    return cache_folder() / "graphs"
 
 
 def _words(error: Exception) -> str:

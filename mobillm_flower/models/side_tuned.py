@@ -19,6 +19,7 @@ from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
@@ -113,7 +114,7 @@ class SideTunedModel:
             raise MismatchError(
                 f"the side network was trained for backbone {spec.backbone[:12]}, {backbone.info.name} (with "
                 f"{backbone.info.depth} layers) is {backbone.info.fingerprint[:12]}; load the backbone and number of "
-                "layers that it was trained for"
+                f"layers that it was trained for ({ONE_MODEL_TWO_TYPES})"
             )
         self.backbone = backbone
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
@@ -397,7 +398,8 @@ class SideTunedModel:
             trained_for = ", ".join(f"{known['name']} ({name[:12]})" for name, known in config["backbones"].items())
             raise MismatchError(
                 f"{folder}: trained for {trained_for}, "
-                f"not for {backbone.info.name} ({of_type[:12]}, {backbone.info.depth} layers); load one of those"
+                f"not for {backbone.info.name} ({of_type[:12]}, {backbone.info.depth} layers); load one of those "
+                f"({ONE_MODEL_TWO_TYPES})"
             )
         with reading(file, "side_network"):
             side_config = SideNetworkConfig.from_dict(config["side_network"]).only(of_type)

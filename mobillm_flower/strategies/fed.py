@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks import needs_of
 from mobillm_flower.errors import MismatchError
@@ -88,7 +89,8 @@ class FedMobiLLM(PaeMobiLLM):
         if self.plan.contract.per_token or needs_of(name).one_type:
             raise MismatchError(
                 f"backbone {backbone.name} is not the run's: language modelling and some side networks "
-                f"(side-network.name={name}) take one backbone type; give this device the others' backbone"
+                f"(side-network.name={name}) take one backbone type; give this device the others' backbone "
+                f"({ONE_MODEL_TWO_TYPES})"
             )
         blocks = self.plan.side_config.num_blocks
         if backbone.depth < blocks:

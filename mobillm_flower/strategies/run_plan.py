@@ -18,6 +18,7 @@ from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import AUTO, check_training, check_used, prefers_closed_form
+from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
@@ -250,7 +251,8 @@ def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping
             return Frozen(upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
     raise MismatchError(
         f"the devices' backbone ({info.fingerprint[:12]}, {info.depth} layers) is not the server's "
-        f"backbone.name={named.name!r}, of which training needs a part; give both sides the same model"
+        f"backbone.name={named.name!r}, of which training needs a part; give both sides the same model "
+        f"({ONE_MODEL_TWO_TYPES})"
     )
 
 

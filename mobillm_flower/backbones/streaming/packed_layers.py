@@ -18,6 +18,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
+from mobillm_flower.backbones.kept import cache_folder
 from mobillm_flower.backbones.streaming.layer_weights import StoredLayers
 from mobillm_flower.backbones.streaming.model_on_disk import OnDisk
 from mobillm_flower.backbones.streaming.stored_weights import StoredWeights
@@ -102,9 +103,8 @@ def pack(disk: OnDisk, num_layers: int, config: BitsAndBytesConfig, folder: Path
 
 
 def packed_folder(fingerprint: str, precision: str) -> Path:
-    """Return where packed layers of a backbone are kept: in the user's cache, `XDG_CACHE_HOME` or ~/.cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "mobillm-flower" / f"{fingerprint[:32]}-{precision}"
+    """Return where packed layers of a backbone are kept: in the user's cache."""
+    return cache_folder() / f"{fingerprint[:32]}-{precision}"
 
 
 def _layer(

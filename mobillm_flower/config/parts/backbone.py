@@ -10,6 +10,9 @@ from mobillm_flower.config.parts.ranges import number
 CHOOSERS = ("auto", "by-partition")
 """Values of `backbone.name` that name no model, but how the device chooses among `backbone.choices`."""
 
+ONE_MODEL_TWO_TYPES = "a GGUF file and the same model's safetensors are different weights, and two types"
+"""What messages say to those who gave devices one model in two forms."""
+
 
 class Precision(StrEnum):
     """Number format of the backbone's weights on the device."""
@@ -41,7 +44,8 @@ class BackboneSettings:
     Parameters
     ----------
     name : str
-        Hub id, local folder, or a registered name such as `minilm`; or how the device chooses among `choices`: `auto`
+        Hub id, local folder, a GGUF file (its path, or hub id and file name, such as user/repository/file.gguf), or a
+        registered name such as `minilm` and `smollm2`; or how the device chooses among `choices`: `auto`
         (the largest that its memory allows) or `by-partition` (by its partition-id, in turns).
     choices : list of str
         Backbones to choose among, in any order, each NAME or NAME@LAYERS.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mobillm_flower import SideTunedModel
 from mobillm_flower.backbones import Backbone, load_backbone
-from mobillm_flower.backbones.onnx_engine import TOLERANCE, cache_folder
+from mobillm_flower.backbones.onnx_engine import TOLERANCE, graphs_folder
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import load_settings
 from mobillm_flower.core.pivots import PIVOTS, pivot
@@ -31,7 +31,7 @@ LAYERS = (1, 3)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return cache_folder()
+    return graphs_folder()
 
 
 def pivots(backbone: Backbone, name: str, texts: list[str] = TEXTS) -> Tensor:
@@ -211,4 +211,4 @@ def test_a_whole_run_with_the_engine(tmp_path: Path) -> None:
         tmp_path / "run" / "side_network", backbone=load_backbone(str(tmp_path / "backbone"), engine="onnx")
     )
     assert len(model.predict(["wake me at six", "play some music"]).labels) == 2
-    assert list(cache_folder().rglob("graph.onnx"))
+    assert list(graphs_folder().rglob("graph.onnx"))
