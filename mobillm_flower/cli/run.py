@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from mobillm_flower.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from mobillm_flower.launch import RunOutcome
+    from mobillm_flower.runs.record import RunRecord
 
 _NOT_ALL = 3  # exit code of a run that completed without some devices
 
@@ -40,8 +42,12 @@ def run(
     ] = None,
     as_json: AsJson = False,
     references: Annotated[
-        bool, typer.Option(help="Measure references afterwards; they need all texts on this machine.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Measure references afterwards, which need all texts on this machine; by default only those that take "
+            "no longer than the run did."
+        ),
+    ] = None,
 ) -> None:
     """Run a Flower app in simulation or on a SuperLink, watch it, print its results; the exit code tells the truth."""
     from mobillm_flower.launch import read_app, run_app, run_on
@@ -95,7 +101,7 @@ def _report(path: Path | None) -> Path | None:
         return None
 
 
-def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[str, Any]:
+def _results(outcome: RunOutcome, watcher: Watcher, references: bool | None) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, it is written there, too."""
     from mobillm_flower.reports import not_used, results_rows
     from mobillm_flower.runs.record import read_run
@@ -110,8 +116,9 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
             ("metric, bytes, memory", "not known here", "the run folder is where the ServerApp ran: mobillm report"),
         ]
     else:
-        measured = _references(path, watcher) if references else {}
         run = read_run(path)
+        if references is not False:
+            measured = _references(run, watcher, at_most=math.inf if references else outcome.seconds)
         rows, unused = results_rows(run, measured), not_used(run)
     results = {
         "run": path and str(path),
@@ -127,16 +134,19 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool) -> dict[st
     return results
 
 
-def _references(path: Path, watcher: Watcher) -> dict[str, Any]:
-    """Return references beside which a run is shown; empty where they cannot be had."""
+def _references(run: RunRecord, watcher: Watcher, *, at_most: float) -> dict[str, Any]:
+    """Return references beside which a run is shown, each of at most so many seconds; empty where there are none."""
     from mobillm_flower.evaluation.device_cost import measure_memory
-    from mobillm_flower.evaluation.references import measure_references
+    from mobillm_flower.evaluation.references import measure_references, reference_seconds
     from mobillm_flower.evaluation.responses import measure_language
 
     measured: dict[str, Any] = {}
-    watcher.say("measuring references: logistic regression, centralized side-tuning, memory")
+    path, estimates = run.folder.path, reference_seconds(run)
+    left_out = {name: seconds for name, seconds in estimates.items() if seconds > at_most}
+    told = [f"{name.replace('_', ' ')} (about {s:.0f} s)" for name, s in estimates.items() if name not in left_out]
+    watcher.say(f"measuring references: {', '.join([*told, 'memory'])}")
     try:
-        measured = measure_references(path)
+        measured = measure_references(path, left_out=left_out)
         if measured:
             measured["memory"] = measure_memory(path)
             measured |= measure_language(path)

@@ -88,8 +88,9 @@ class Watcher:
             case events.Round() if event.num_held is not None:
                 self.say(f"round {event.round}: {event.num_held:,} samples held")
             case events.Epoch():
-                loss = event.validation_loss
-                self.say(f"epoch {event.epoch}" + (f": validation loss {loss:.4f}" if loss is not None else ""))
+                measured = {"loss": event.validation_loss, "accuracy": event.validation_accuracy}
+                told = [f"validation {name} {value:.4f}" for name, value in measured.items() if value is not None]
+                self.say(": ".join([f"epoch {event.epoch}", *([", ".join(told)] if told else [])]))
             case (
                 events.Rejected() | events.Failure() | events.Dropped() | events.NodeRefused() | events.CacheFull()
             ) if not self._quiet:

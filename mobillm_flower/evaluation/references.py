@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.saved import saved_backbones, saved_contract
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.runs.events import DeviceMet, Prepared, TypeEvaluation
+from mobillm_flower.runs.events import DeviceMet, Ingested, Prepared, Trained, TypeEvaluation, Window
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.record import read_run
+from mobillm_flower.runs.record import RunRecord, read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
@@ -29,8 +30,25 @@ from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, m
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import NO_TOKENS
 
+LOGISTIC, CENTRALIZED = "logistic_regression", "centralized"
 
-def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
+
+def reference_seconds(run: RunRecord) -> dict[str, float]:
+    """Estimate how long the references take that compute again what the run did, from the run's own times.
+
+    Logistic regression needs a forward pass of every training text, the centralized side network the server's training.
+    """
+    windows = run.all(Window)
+    seconds = {LOGISTIC: sum(window.forward_seconds for window in windows)}
+    ingested, trained = run.session.last(Ingested), run.session.last(Trained)
+    if ingested and trained:
+        seconds[CENTRALIZED] = trained.time - ingested.time
+    return seconds
+
+
+def measure_references(
+    run_path: Path, *, train: bool = True, left_out: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
     """Measure a finished run's side network and its references on the whole test split.
 
     Parameters
@@ -39,6 +57,8 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         A completed run of data that this machine can load.
     train : bool
         Whether to train the centralized side network too, from the run's cache by the run's schedule.
+    left_out : mapping of str to float
+        References that are not measured since they take so many seconds; they come back under `left_out`.
 
     Returns
     -------
@@ -72,7 +92,9 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         references["labels"] = list(contract.labels)
     if settings.trainer.device != "cpu":
         settings.trainer.device = "auto"  # what the run was trained on may not be here
-    network = _replayed(run.folder, settings) if train else None
+    if left_out:
+        references["left_out"] = dict(left_out)
+    network = _replayed(run.folder, settings) if train and CENTRALIZED not in left_out else None
     trained_on = {prepared.trained_on for prepared in run.all(Prepared)}
     on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
     untrained = {evaluation.type for evaluation in run.all(TypeEvaluation) if not evaluation.trained}
@@ -101,11 +123,12 @@ def measure_references(run_path: Path, *, train: bool = True) -> dict[str, Any]:
         else:
             scores = model.scores(data.test)
             measured["tuned"] = measure(scores, data.test.labels, contract)
-            measured["logistic_regression"] = logistic_regression(backbone, data, contract)
+            if LOGISTIC not in left_out:
+                measured[LOGISTIC] = logistic_regression(backbone, data, contract)
             if contract.labels:
                 measured["confusion"] = confusion(scores, data.test.labels, contract)
         if network is not None and model.side_network is not None:
-            measured["centralized"] = model.with_network(network).evaluate(data.test)
+            measured[CENTRALIZED] = model.with_network(network).evaluate(data.test)
             theirs, ours = network.state_dict(), model.side_network.state_dict()
             if on_the_cpu:  # no other device repeats its sums bit by bit
                 identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))

@@ -56,6 +56,9 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     ):
         if references.get(key) is not None:
             add(what, f"{references[key]:.4f}", remark)
+    for name, seconds in references.get("left_out", {}).items():
+        waiting = f"about {seconds:.0f} s, longer than the run; mobillm run --references measures it"
+        add(name.replace("_", " "), "left out", waiting)
     if "identical" in references:
         add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
     rows += _language_rows(references)

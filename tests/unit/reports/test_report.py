@@ -277,6 +277,10 @@ def test_a_solution_is_not_shown_as_training_by_steps(tmp_path: Path) -> None:
     assert "The last solution was kept." in page.sections["learning"]
     assert "lowest validation loss" not in page.sections["learning"]
     shown = {what: (figure, remark) for what, figure, remark in results_rows(read_run(path), {})}
+    shown |= {
+        row[0]: row[1:] for row in results_rows(read_run(path), {"metric": "x", "left_out": {"centralized": 9.0}})
+    }
+    assert shown["centralized"] == ("left out", "about 9 s, longer than the run; mobillm run --references measures it")
     assert shown["side network"] == ("solved", "in closed form, 2 times as samples came")
     assert "server steps" not in shown
 
