@@ -10,13 +10,17 @@ TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 # Another version of Flower that is supported, for `make test-flower`: the main environment with that Flower before it.
 VERSION ?= 1.41.0
 OTHER := .venv/flower-$(VERSION)
+# The newest of these that pyproject.toml allows, over the main environment, for `make test-latest`.
+LATEST := .venv/latest
+NEWEST := transformers flwr flwr-datasets datasets bitsandbytes peft
 
-.PHONY: demo test test-slow test-flower check docs pages bench examples clean help
+.PHONY: demo test test-slow test-flower test-latest test-latest-few check docs pages bench examples clean help
 
 help:
 	@echo "make demo   set up, run the quickstart (twenty devices, one a person), print the results table"
 	@echo "make test   set up, run the tests but the slow ones (whole runs on a SuperLink: make test-slow)"
 	@echo "make test-flower VERSION=1.41.0   one simulation and one SuperLink run with another version of Flower"
+	@echo "make test-latest   the tests but the slow ones, with the newest transformers, flwr, datasets, bitsandbytes and peft"
 	@echo "make check  ruff, mypy, import rules, wheel contents"
 	@echo "make docs   set up, build the documentation into site/"
 	@echo "make pages  write the generated pages of docs/ again, from the settings and from benchmarks/results/"
@@ -54,6 +58,25 @@ $(OTHER)/.installed: $(STAMP)
 test-flower: $(OTHER)/.installed
 	$(OTHER)/bin/python -c 'import flwr; print("flwr", flwr.__version__); assert flwr.__version__ == "$(VERSION)"'
 	$(OTHER)/bin/python -m pytest -m flower
+
+# `-e .` among them: its bounds hold. What is installed stays where it is new enough, torch's CPU build above all.
+$(LATEST)/.installed: $(STAMP)
+	rm -rf $(LATEST)
+	$(BIN)/python -m venv $(LATEST)
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
+		"$$($(LATEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(NEWEST) -e .
+	@touch $@
+
+test-latest: $(LATEST)/.installed
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+# What changes with transformers and Flower most: generation, and a simulation.
+test-latest-few: $(LATEST)/.installed
+	$(LATEST)/bin/python -c 'from importlib.metadata import version; [print(name, version(name)) for name in "$(NEWEST)".split()]'
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest --numprocesses auto tests/unit/backbones/test_key_values.py \
+		tests/unit/backbones/test_prefix.py tests/unit/core/test_language.py tests/unit/core/side_networks/test_causal.py
+	$(LATEST)/bin/python -m pytest -m flower tests/integration/test_run_command.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

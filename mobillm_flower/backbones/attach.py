@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.describe import layer_stack
+from mobillm_flower.backbones.key_values import cache_name, given_cache
 from mobillm_flower.errors import UnsupportedError
 
 
@@ -32,17 +33,20 @@ class Mixer:
     prompts : bool
         Whether the network was trained on responses to prompts: of the first call's tokens only the last one counts,
         which precedes the response's first. Otherwise all count but padding.
+    cache_name : str
+        What the model calls its key-value cache.
     """
 
     step: Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
     prompts: bool
+    cache_name: str = "past_key_values"
 
     def __call__(self, rows: Tensor, texts: int, cache: Any, mask: Tensor | None) -> Tensor:
         """Return states [B·T, d_b] of rows [B·T, M, d_b], with a key-value cache and an attention mask [B, ≥ T]."""
         if cache is None and self.prompts:
             raise UnsupportedError(
                 "this side network remembers earlier tokens in the key-value cache: leave use_cache on, and give "
-                "past_key_values=DynamicCache() to calls of your own"
+                f"{self.cache_name}=DynamicCache() to calls of your own"
             )
         count = len(rows) // texts
         memory = cache.layers[-1] if cache is not None and isinstance(cache.layers[-1], _Memory) else None
@@ -100,7 +104,7 @@ def with_side_output(
     given: list[Any] = []  # of the call that runs: its key-value cache, its attention mask
 
     def note(_module: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
-        given[:] = named.get("past_key_values"), named.get("attention_mask")
+        given[:] = given_cache(model, named), named.get("attention_mask")
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output  # [B, T, d_b]
@@ -114,6 +118,7 @@ def with_side_output(
         return (added, *output[1:]) if isinstance(output, tuple) else added
 
     if mixer is not None:
+        mixer = replace(mixer, cache_name=cache_name(model))
         model.register_forward_pre_hook(note, with_kwargs=True)
     for layer in layers:
         stack[layer - 1].register_forward_hook(keep)

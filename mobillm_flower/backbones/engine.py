@@ -76,7 +76,11 @@ class TorchEngine:
     ) -> None:
         self._model, self._stack, self._label_head = predictor or model, stack, label_head
         self._predicts = predictor is not None
-        self._prefixes = PrefixCache(self._hidden) if causal and can_share(model.config) else None
+        self._prefixes = None
+        if causal and can_share(model.config):
+            from mobillm_flower.backbones.key_values import cache_name  # loads transformers
+
+            self._prefixes = PrefixCache(self._hidden, cache_name(self._model))
 
     def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
         """Return itself: nothing is to be made ready."""

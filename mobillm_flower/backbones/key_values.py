@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
+
+_NAMES = ("past_key_values", "cache")  # transformers renamed it in 5.24
+
+
+def cache_name(model: nn.Module) -> str:
+    """Return what a model's `forward` calls its key-value cache: the parameter that is annotated as one."""
+    parameters = inspect.signature(model.forward).parameters
+    typed = [name for name, one in parameters.items() if str(one.annotation).endswith(("Cache", "Cache | None"))]
+    return next((name for name in [*typed, *_NAMES] if name in parameters), _NAMES[0])
+
+
+def given_cache(model: nn.Module, named: dict[str, Any]) -> Any:
+    """Return the key-value cache among a call's keyword arguments, under the old name too; None where there is none."""
+    return next((named[name] for name in (cache_name(model), *_NAMES) if named.get(name) is not None), None)
 
 
 def key_value_cache(keys: Sequence[Tensor], values: Sequence[Tensor]) -> Cache:

@@ -29,17 +29,20 @@ class Prefix:
         By layer, [1, H, n, d_h].
     hidden : sequence of Tensor
         What each layer leaves to the next, [1, n, d_b].
+    cache_name : str
+        What the model calls its key-value cache.
     """
 
     ids: Tensor
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
     hidden: Sequence[Tensor]
+    cache_name: str
 
     def first(self, n: int) -> Prefix:
         """Return that of the first n tokens alone: a causal model's earlier tokens do not see later ones."""
         keys, values = ([one[..., :n, :] for one in some] for some in (self.keys, self.values))
-        return Prefix(self.ids[:n], keys, values, [one[:, :n] for one in self.hidden])
+        return Prefix(self.ids[:n], keys, values, [one[:, :n] for one in self.hidden], self.cache_name)
 
     def rest(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return a model's inputs [B, T] without these tokens, which it reads from a key-value cache."""
@@ -47,7 +50,7 @@ class Prefix:
 
         n = len(self.ids)
         rest: dict[str, Any] = {name: one if name == "attention_mask" else one[:, n:] for name, one in inputs.items()}
-        return {**rest, "past_key_values": key_value_cache(self.keys, self.values), "use_cache": True}
+        return {**rest, self.cache_name: key_value_cache(self.keys, self.values), "use_cache": True}
 
     def before(self, hidden: Tensor, layer: int) -> Tensor:
         """Return a 1-based layer's hidden states [B, T, d_b] of all tokens, of those that were run [B, T - n, d_b]."""
@@ -61,10 +64,12 @@ class PrefixCache:
     ----------
     compute : callable
         Inputs [1, n] and an empty key-value cache that is filled -> hidden states of each layer [1, n, d_b].
+    cache_name : str
+        What the model calls its key-value cache.
     """
 
-    def __init__(self, compute: Callable[[dict[str, Any]], list[Tensor]]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[[dict[str, Any]], list[Tensor]], cache_name: str) -> None:
+        self._compute, self._cache_name = compute, cache_name
         self._known: Prefix | None = None
         self._works = True
 
@@ -98,9 +103,11 @@ class PrefixCache:
 
         cache, (ids,) = DynamicCache(), inputs["input_ids"]
         try:
-            hidden = self._compute({**inputs, "past_key_values": cache, "use_cache": True})
+            hidden = self._compute({**inputs, self._cache_name: cache, "use_cache": True})
             states = [(layer.keys, layer.values) for layer in cache.layers]
-            prefix = Prefix(ids, [keys for keys, _ in states], [values for _, values in states], hidden)
+            prefix = Prefix(
+                ids, [keys for keys, _ in states], [values for _, values in states], hidden, self._cache_name
+            )
             half = len(ids) // 2
             again = torch.cat(self._compute(prefix.first(half).rest(inputs))).float()
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

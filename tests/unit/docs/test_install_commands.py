@@ -18,7 +18,18 @@ def test_every_install_step_is_pinned_or_takes_no_dependencies() -> None:
     text = (ROOT / "Makefile").read_text("utf-8")
     assert re.search(r"^PIP := .* -c constraints\.txt$", text, re.MULTILINE)
     assert installs()
-    assert all("$(PIP)" in line or "--no-deps" in line for line in installs())
+    unpinned = [line for line in installs() if "$(PIP)" not in line and "--no-deps" not in line]
+    assert unpinned == [next(line for line in installs() if "--upgrade $(NEWEST)" in line)]
+
+
+def test_the_newest_versions_are_installed_over_the_pinned_build_of_torch() -> None:
+    text = (ROOT / "Makefile").read_text("utf-8")
+    recipe = text[text.index("$(LATEST)/.installed: $(STAMP)") :].split("\n\n")[0]
+    assert recipe.index("main.pth") < recipe.index("pip install")  # torch is there, and new enough for every bound
+    assert "--upgrade-strategy" not in recipe
+    assert "--no-deps" not in recipe
+    (newest,) = re.findall(r"^NEWEST := (.*)$", text, re.MULTILINE)
+    assert "torch" not in newest.split()
 
 
 def test_torch_comes_first_and_by_the_name_of_its_cpu_build() -> None:
