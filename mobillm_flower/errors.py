@@ -80,6 +80,10 @@ class InUseError(MobiLLMError):
     """A run's folder is in use by another process."""
 
 
+class SumRefused(MobiLLMError):  # noqa: N818 - an outcome
+    """A secure sum cannot be opened: too few devices are left, or some of them lie. Nothing of it is known."""
+
+
 class RunFailed(MobiLLMError):  # noqa: N818 - an outcome, as `finished:failed` in Flower
     """A run ended without a result."""
 
