@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -45,8 +46,27 @@ app.command()(mixing_key)
 _state = {"debug": False}
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        from mobillm_flower import __version__
+
+        parts = [f"mobillm {__version__}"]
+        for name in ("flwr", "transformers", "torch"):
+            with contextlib.suppress(PackageNotFoundError):
+                parts.append(f"{name} {version(name)}")
+        typer.echo(", ".join(parts))
+        raise typer.Exit
+
+
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001 - said as it is read
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version, and end.")
+    ] = False,
+) -> None:
     _state["debug"] = debug
 
 

@@ -82,9 +82,9 @@ def _say(standing: RunStatus, in_use: bool, *, as_json: bool) -> None:
     if as_json:
         say_json({**standing.to_dict(), "in_use": in_use})
         return
-    print_rows("Status", ("what", "figure", "remark"), _rows(standing, in_use))
+    print_rows("Status", ("what", "figure", "remark"), _rows(standing, in_use), headed=True)
     if standing.devices:
-        print_rows("Devices", _COLUMNS, _device_rows(standing))
+        print_rows("Devices", _COLUMNS, _device_rows(standing), headed=True)
 
 
 def _rows(standing: RunStatus, in_use: bool) -> list[tuple[str, str, str]]:
@@ -109,6 +109,7 @@ def _rows(standing: RunStatus, in_use: bool) -> list[tuple[str, str, str]]:
             "after the last round",
         ),
     ]
+    rows += [(name, f"{value:.4f}", "on the devices' test samples") for name, value in standing.metrics.items()]
     if not standing.over:
         rows.append(("time left", left, "estimate, for this phase"))
     return rows

@@ -75,7 +75,13 @@ class Watcher:
             case events.FolderSeen():
                 self.follow(event.folder)
             case events.FlowerStatus():
-                self.say(f"Flower: {event.status}")
+                self.say(f"Flower: {event.status}" if event.status != "running" else "the ServerApp is starting")
+            case events.Waiting():
+                self.say(event.reason)
+            case events.Said() if not self._quiet:
+                self._console.print(event.text, style="dim")
+            case events.Finished() if event.outcome == "completed":
+                self.say(f"the run completed after {event.seconds:.0f} s")
             case events.Prepared():
                 self._show(f"{event.devices} devices", 0, event.num_train)
                 self.say(

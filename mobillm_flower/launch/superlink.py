@@ -224,7 +224,11 @@ def wait_healthy(
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            said = last_error(log.read_text("utf-8", "replace"))
+            said = last_error(whole := log.read_text("utf-8", "replace"))
+            if any(str(port) in line and "in use" in line for line in whole.splitlines()):
+                raise RunFailed(
+                    f"port {port} is taken: another program listens at it; end that program, or choose another port"
+                )
             raise RunFailed(f"flower-superlink ended with code {process.returncode}: {said}. The log is {log}")
         if healthy():
             if _listens(process.pid, port):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.launch.superlink import Connection
-from mobillm_flower.runs.events import Event, Finished, FlowerStatus, FolderSeen, OnEvent
+from mobillm_flower.runs.events import Event, Finished, FlowerStatus, FolderSeen, OnEvent, Said
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.log import EventReader
+from mobillm_flower.runs.plain import plain
 
 _LOOK_S = 0.2
 _SILENCE_S = 60.0  # without events, ask Flower whether the run is still going; an answer costs seconds of a core
@@ -43,6 +45,7 @@ class RunFollower:
     def __init__(self, file: Path, run_id: str, on_event: OnEvent) -> None:
         self._folder, self._run_id, self._on_event = file.parent, run_id, on_event
         self._log = EventReader(file)
+        self._said = _LinesFrom(RunFolder(file.parent).log)
         self.begun = False
         self.outcome = ""
         self.reason = ""
@@ -56,6 +59,8 @@ class RunFollower:
         for event in events:
             if event.run == self._run_id:
                 self._take(event)
+        for line in self._said.read() if self.begun else []:
+            self._on_event(Said(line))
         return bool(events)
 
     def _take(self, event: Event) -> None:
@@ -65,6 +70,25 @@ class RunFollower:
         if isinstance(event, Finished):
             self.outcome, self.reason = event.outcome, event.reason
         self._on_event(event)
+
+
+class _LinesFrom:
+    """Reads what a text file gets after this is made, as lines that no terminal obeys."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._at = file.stat().st_size if file.is_file() else 0
+
+    def read(self) -> list[str]:
+        try:
+            with self._file.open("rb") as stream:
+                stream.seek(self._at)
+                data = stream.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        return [plain(line) for line in whole.decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def watch(

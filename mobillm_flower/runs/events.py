@@ -155,6 +155,22 @@ class DeviceMet(Event, kind="device"):
 
 
 @dataclass(frozen=True)
+class Waiting(Event, kind="waiting"):
+    """The run waits for devices: so many of `at_least` can be used; `nodes` are connected, `refused` take no part."""
+
+    devices: int
+    at_least: int
+    nodes: int
+    refused: int
+
+    @property
+    def reason(self) -> str:
+        """One sentence."""
+        refused = f", {self.refused} refused" if self.refused else ""
+        return f"{self.devices} of {self.at_least} devices connected{refused}, waiting"
+
+
+@dataclass(frozen=True)
 class NodeMet(Event, kind="met"):
     """A baseline's device described itself."""
 
@@ -460,6 +476,13 @@ class FolderSeen(Event, kind="folder-seen"):
     """The run's folder is on this machine."""
 
     folder: Path
+
+
+@dataclass(frozen=True)
+class Said(Event, kind="said"):
+    """A line that the strategy printed or logged."""
+
+    text: str
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,11 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def log(self) -> Path:
+        """run.log: what the strategy printed and logged."""
+        return self.path / "run.log"
+
+    @property
     def audit(self) -> Path:
         """audit.json: what `mobillm audit` found."""
         return self.path / "audit.json"
@@ -167,12 +172,13 @@ class RunFolder:
             nonlocal kept
             kept = True
 
-        before = self.events.stat().st_size if self.events.exists() else 0
+        files = (self.events, self.log)
+        before = {file: file.stat().st_size for file in files if file.exists()}
         try:
             yield keep
         except BaseException:
-            if before and not kept:
-                os.truncate(self.events, before)
+            for file in files if before.get(self.events) and not kept else ():
+                os.truncate(file, before[file]) if file in before else file.unlink(missing_ok=True)
             raise
 
     def append(self, event: Event) -> None:

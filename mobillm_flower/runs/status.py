@@ -43,6 +43,8 @@ class RunStatus:
         Packets that were rejected; answers that failed.
     cache_bytes : int or None
         Payload in the cache after the last round; None: no round is over.
+    metrics : mapping of str to float
+        Of the last evaluation on the devices' test samples; empty before there is one.
     seconds : float
         Since this session began, up to now or to its end.
     seconds_left : float or None
@@ -64,6 +66,7 @@ class RunStatus:
     strikes: int = 0
     failures: int = 0
     cache_bytes: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     seconds_left: float | None = None
 
@@ -156,6 +159,8 @@ class _Reader:
                 self._ends[event.epoch] = event.time, event.step
             case events.Trained():
                 status.phase = "evaluating"
+            case events.Evaluation():
+                status.metrics = dict(event.metrics)
             case events.Finished():
                 status.phase, status.reason = event.outcome, event.reason
             case events.NodeRefused():

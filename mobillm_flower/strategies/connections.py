@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from logging import getLogger
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.runs.events import OnEvent
+from mobillm_flower.runs.events import OnEvent, Waiting
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Clock, Exchange
@@ -17,6 +18,8 @@ from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.proof import make_greeting
 from mobillm_flower.wire.window import record_bytes
+
+logger = getLogger("flwr")
 
 
 class Connections:
@@ -77,6 +80,7 @@ class Connections:
             on_unreachable=self.fleet.note_unreachable,
             on_late=self._on_late,
         )
+        self._on_event = on_event
         self.present: set[int] = set()
         self._greetings: dict[int, Message] = {}  # that are out, by node
 
@@ -89,6 +93,7 @@ class Connections:
             There are fewer when the time is over, or all that will ever come have refused.
         """
         deadline = self.clock.now() + self.timeout_s
+        said = None
         while True:
             for reply in self.exchange.exchange(self.greetings(), keys.DESCRIBE):
                 self.welcome(reply)
@@ -100,6 +105,11 @@ class Connections:
             all_refused = not len(self.fleet) and self.fleet.num_refused >= self._settings.data.num_devices
             if all_refused or self.clock.now() > deadline:
                 break
+            waiting = Waiting(len(self.fleet), at_least, len(self.present), self.fleet.num_refused)
+            if waiting != said:
+                said = waiting
+                self._on_event(waiting)
+                logger.info("%s", waiting.reason)
             self.clock.sleep(self._poll_s)
         reasons = self.fleet.reasons
         when = f"all {self.fleet.num_refused} refused" if all_refused else f"after {self.timeout_s:g} s"

@@ -15,6 +15,7 @@ from mobillm_flower.runs.events import Finished, Started
 from mobillm_flower.runs.folder import RunFolder, private_files
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.strategies.said import copied_log, log_result
 
 
 class StartedRun:
@@ -92,7 +93,7 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
     """
     run_id = str(getattr(grid.run, "run_id", "local"))
     folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id).make()
-    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log:
+    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log, copied_log(folder):
         begin = time.monotonic()
         folder.append(Started(strategy))
         started = StartedRun(folder, settings, keep_log)
@@ -104,3 +105,4 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
                 started.finish("failed", time.monotonic() - begin, reason)
             raise
         started.finish("completed", time.monotonic() - begin)
+        log_result(folder)

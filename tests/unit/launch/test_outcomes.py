@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -60,7 +61,9 @@ def test_a_failed_run_is_an_error_although_every_command_returns_0(flower: FakeF
 
 def test_a_simulation_that_fails_before_its_log_begins_says_why(flower: FakeFlower, tmp_path: Path) -> None:
     said = "SettingsError: unknown strategy 'peas'; did you mean 'pae'?"
-    flower.answers("finished:failed", log=f"{said}\nINFO [uvicorn.error] Finished server process [1]")
+    flower.answers(
+        "finished:failed", log=f"{said}address already in use\nINFO [uvicorn.error] Finished server process [1]"
+    )
     with pytest.raises(RunFailed, match=f"ended as finished:failed: {re.escape(said)}"):
         simulated(tmp_path / "run")
 
@@ -158,7 +161,7 @@ def foreign() -> Iterator[int]:
     ("ours", "message"),
     [
         ("is deaf", "a program that was not started here listens at http"),
-        ("listens", "a program that was not started here listens at http|flower-superlink ended with code 1"),
+        ("listens", "a program that was not started here listens at http|flower-superlink ended with code 1|is taken"),
     ],
 )
 def test_a_superlink_of_somebody_else_on_our_port_is_noticed_and_gets_nothing(
@@ -169,6 +172,20 @@ def test_a_superlink_of_somebody_else_on_our_port_is_noticed_and_gets_nothing(
     with pytest.raises(RunFailed, match=message):
         simulated(tmp_path / "run")
     assert not flower.calls("flwr")
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    said = "ERROR [uvicorn.error] [Errno 98] error while attempting to bind on address ('127.0.0.1', 9093): "
+    log.write_text(f"{said}address already in use\nINFO: Application shutdown complete.\n", "utf-8")
+    ended: Any = SimpleNamespace(poll=lambda: 1, returncode=1, pid=0)
+    with pytest.raises(
+        RunFailed, match=r"^port 9093 is taken: another program listens at it; end that program, or"
+    ) as said_:
+        superlink_module.wait_healthy(ended, "http://127.0.0.1:9093", log)
+    assert str(said_.value).count(".") == 0
+    with pytest.raises(RunFailed, match="flower-superlink ended with code 1"):
+        superlink_module.wait_healthy(ended, "http://127.0.0.1:9094", log)
 
 
 @pytest.mark.parametrize(("name", "address"), [("local", ":local:"), ("old", ":local")])

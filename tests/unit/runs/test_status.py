@@ -131,10 +131,21 @@ def test_the_command_prints_a_line_a_figure_and_a_line_a_device(tmp_path: Path) 
     run = write_run(tmp_path / "run", end="uploading")
     with RunFolder(run).hold():
         printed = lines("status", run)
-    assert printed[0].split() == ["phase", "ingesting"]
+    printed = [line for line in printed if line]
+    assert [printed[0], printed[1].split()] == ["Status", ["what", "figure", "remark"]]
+    assert printed[2].split() == ["phase", "ingesting"]
+    assert [printed[-5], printed[-4].split()[:3]] == ["Devices", ["device", "held", "of"]]
     (held,) = [line for line in printed if line.startswith("samples held")]
     assert held.split()[2:] == ["30", "50.0%", "of", "60,", "in", "3", "windows"]
     assert [line.split()[:4] for line in printed[-3:]] == [[f"{i:08x}", "10", "20", "1"] for i in (1, 2, 3)]
+
+
+def test_a_completed_run_has_its_metric(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", end="completed")
+    RunFolder(run).append(events.Evaluation(3, 12, 3, {"accuracy": 0.75}))
+    (line,) = [line for line in lines("status", run) if line.startswith("accuracy")]
+    assert line.split()[:2] == ["accuracy", "0.7500"]
+    assert parsed("status", run)["metrics"] == {"accuracy": 0.75}
 
 
 def test_json_has_everything_and_says_whether_the_folder_is_in_use(tmp_path: Path) -> None:
