@@ -25,8 +25,8 @@ def observe(model: SideTunedModel, given: Mapping[str, torch.Tensor], texts: Seq
         return {**found, "scores": model.predict(texts).scores}
     for number, text in enumerate(texts):
         ids = model.tokenizer(text, return_tensors="pt").input_ids
-        given: dict[str, Any] = {cache_name(model.language_model): DynamicCache(), "use_cache": True}
-        found[f"logits.{number}"] = model.language_model(ids, **given).logits[0]
+        cached: dict[str, Any] = {cache_name(model.language_model): DynamicCache(), "use_cache": True}
+        found[f"logits.{number}"] = model.language_model(ids, **cached).logits[0]
         written = model.generate(text, max_new_tokens=6, do_sample=False)
         found[f"written.{number}"] = torch.tensor(list(written.encode()), dtype=torch.uint8)
     return {name: value.clone() for name, value in found.items()}
