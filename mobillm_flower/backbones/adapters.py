@@ -43,8 +43,7 @@ def merged_folder(folder: Path) -> Path:
         ) from error
     if importlib.util.find_spec("peft") is None:
         raise UnsupportedError(
-            f"{folder} holds PEFT adapters of {name!r}, which need the extra `bench`: pip install "
-            f"'mobillm-flower[bench]'; or {instead}"
+            f"{folder} holds PEFT adapters of {name!r}, which need `peft`: pip install mobillm-flower; or {instead}"
         )
     digest = hashlib.sha256(fingerprint(base, "base", 0).encode())
     for file in sorted([*folder.glob("adapter_*"), *folder.glob("*.json")]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,13 +36,15 @@ def audit(
     from mobillm_flower.audit.audit import run_audit
     from mobillm_flower.reports.audit import frontier_file
 
-    audited = _subject(subject.expanduser(), config or [])
+    stack = ExitStack()
+    audited = _subject(subject.expanduser(), config or [], stack)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         result = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
     finally:
         torch.set_num_threads(before)
+        stack.close()
     _print(result)
     target = json_file or (audited.run.audit if audited.run else None)
     if target is not None:
@@ -58,11 +61,11 @@ def audit(
         typer.echo(f"report: {relative(write_report(audited.run.path).resolve())}")
 
 
-def _subject(path: Path, config: Sequence[str]) -> Subject:
+def _subject(path: Path, config: Sequence[str], stack: ExitStack) -> Subject:
     from mobillm_flower.audit.audit import Subject
     from mobillm_flower.config import load_settings
     from mobillm_flower.errors import SettingsError
-    from mobillm_flower.launch import read_app
+    from mobillm_flower.launch import gathered, read_app
     from mobillm_flower.runs.folder import RunFolder
 
     run = RunFolder(path)
@@ -72,7 +75,8 @@ def _subject(path: Path, config: Sequence[str]) -> Subject:
         return Subject(lambda words: load_settings(file=run.settings, overrides=words), run=run)
     if (path / "pyproject.toml").is_file():
         app = read_app(path)
-        return Subject(lambda words: app.settings([*config, *words]))
+        own = stack.enter_context(gathered(app, config))  # rows that its devices load by themselves
+        return Subject(lambda words: app.settings([*config, *own, *words]))
     if path.is_file():
         return Subject(lambda words: load_settings(file=path, overrides=[*config, *words]))
     raise SettingsError(f"{path} is no run's folder, settings file or app's folder; name one of these")

@@ -21,18 +21,20 @@ def data(
 ) -> None:
     """Show what a run would understand of an app's data: splits, columns, classes, devices, lengths in tokens."""
     from mobillm_flower.evaluation.first_look import first_look
-    from mobillm_flower.launch import read_app
+    from mobillm_flower.launch import gathered, read_app
 
     app = read_app(folder)
-    settings = app.settings(list(config or []))
-    found = first_look(settings, backbone=backbone, texts=show_texts)
-    own = any("load_data=" in file.read_text("utf-8", "replace") for file in app.folder.glob("*/*.py"))
+    words = list(config or [])
+    with gathered(app, words) as own:
+        settings = app.settings([*words, *own])
+        found = first_look(settings, backbone=backbone, texts=show_texts)
+    source = "load_data" if own else settings.data.source
     if as_json:
-        say_json({"source": settings.data.source, "loads_its_own": own, **found})
+        say_json({"source": source, "loads_its_own": bool(own), **found})
         return
     if own:
-        typer.echo("The app gives load_data, so its devices read their own rows; below is what data.source has.")
-    print_rows("Data", ("what", "figure", "remark"), _rows(settings.data.source, found))
+        typer.echo("The devices load their own rows; below is what load_data gives to devices of a simulation.")
+    print_rows("Data", ("what", "figure", "remark"), _rows(source, found))
 
 
 def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:

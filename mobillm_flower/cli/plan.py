@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,13 +37,15 @@ def plan(
     from mobillm_flower.config import load_settings
     from mobillm_flower.evaluation.compare.cost_to_target import Link
     from mobillm_flower.evaluation.plan import Workload, forecast, measured_gflops, sample_lengths
-    from mobillm_flower.launch import read_app
+    from mobillm_flower.launch import gathered, read_app
     from mobillm_flower.tasks import load_central_data, make_contract
     from mobillm_flower.tasks.task import predicts_tokens
 
-    settings = read_app(app).settings(config or []) if app is not None else load_settings(overrides=config or [])
-    per_token = predicts_tokens(settings)
-    data = None if samples and tokens and (loss_tokens if per_token else labels) else load_central_data(settings)
+    words = list(config or [])
+    with gathered(read_app(app), words) if app is not None else nullcontext([]) as own:
+        settings = read_app(app).settings([*words, *own]) if app is not None else load_settings(overrides=words)
+        per_token = predicts_tokens(settings)
+        data = None if samples and tokens and (loss_tokens if per_token else labels) else load_central_data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])
     work = Workload(
         num_samples=samples or (0 if data is None else len(data.train)),

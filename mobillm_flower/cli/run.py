@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from mobillm_flower.launch import RunOutcome
     from mobillm_flower.runs.record import RunRecord
 
@@ -50,7 +53,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a Flower app in simulation or on a SuperLink, watch it, print its results; the exit code tells the truth."""
-    from mobillm_flower.launch import read_app, run_app, run_on
+    from mobillm_flower.launch import gathered, read_app, run_app, run_on
 
     flower_app = read_app(folder)
     words = list(config or [])
@@ -67,7 +70,8 @@ def run(
             else:
                 words += [f"run.folder={out.expanduser().resolve()}"] if out else []
                 outcome = run_on(flower_app, words, superlink=superlink, on_event=watcher.event, home=flwr_home)
-            results = _results(outcome, watcher, references)
+            own = gathered(flower_app, words) if superlink is None else nullcontext([])
+            results = _results(outcome, watcher, references, own)
         except BaseException as error:  # stopped by the keyboard, too
             watcher.stop()
             page = _report(watcher.run_path)
@@ -101,7 +105,9 @@ def _report(path: Path | None) -> Path | None:
         return None
 
 
-def _results(outcome: RunOutcome, watcher: Watcher, references: bool | None) -> dict[str, Any]:
+def _results(
+    outcome: RunOutcome, watcher: Watcher, references: bool | None, rows: AbstractContextManager[list[str]]
+) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, it is written there, too."""
     from mobillm_flower.reports import not_used, results_rows
     from mobillm_flower.runs.record import read_run
@@ -110,7 +116,7 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool | None) -> 
     measured: dict[str, Any] = {}
     unused: dict[str, str] = {}
     if path is None:
-        rows = [
+        table = [
             ("run", outcome.run_id, "Flower's id"),
             ("status", outcome.status, f"after {outcome.seconds:.0f} s"),
             ("metric, bytes, memory", "not known here", "the run folder is where the ServerApp ran: mobillm report"),
@@ -118,13 +124,13 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool | None) -> 
     else:
         run = read_run(path)
         if references is not False:
-            measured = _references(run, watcher, at_most=math.inf if references else outcome.seconds)
-        rows, unused = results_rows(run, measured), not_used(run)
+            measured = _references(run, watcher, rows, at_most=math.inf if references else outcome.seconds)
+        table, unused = results_rows(run, measured), not_used(run)
     results = {
         "run": path and str(path),
         "run_id": outcome.run_id,
         "references": measured,
-        "table": [list(row) for row in rows],
+        "table": [list(row) for row in table],
         "status": outcome.status,
         "seconds": round(outcome.seconds, 1),
         "exit_code": _NOT_ALL if unused else 0,
@@ -134,7 +140,9 @@ def _results(outcome: RunOutcome, watcher: Watcher, references: bool | None) -> 
     return results
 
 
-def _references(run: RunRecord, watcher: Watcher, *, at_most: float) -> dict[str, Any]:
+def _references(
+    run: RunRecord, watcher: Watcher, rows: AbstractContextManager[list[str]], *, at_most: float
+) -> dict[str, Any]:
     """Return references beside which a run is shown, each of at most so many seconds; empty where there are none."""
     from mobillm_flower.evaluation.device_cost import measure_memory
     from mobillm_flower.evaluation.references import measure_references, reference_seconds
@@ -146,11 +154,12 @@ def _references(run: RunRecord, watcher: Watcher, *, at_most: float) -> dict[str
     told = [f"{name.replace('_', ' ')} (about {s:.0f} s)" for name, s in estimates.items() if name not in left_out]
     watcher.say(f"measuring references: {', '.join([*told, 'memory'])}")
     try:
-        measured = measure_references(path, left_out=left_out)
-        if measured:
-            measured["memory"] = measure_memory(path)
-            measured |= measure_language(path)
-        else:
+        with rows as overrides:
+            measured = measure_references(path, left_out=left_out, overrides=overrides)
+            if measured:
+                measured["memory"] = measure_memory(path)
+                measured |= measure_language(path, overrides)
+        if not measured:
             watcher.say("no references: the devices' samples are not those of data.source")
     except Exception as error:  # the run itself went well, whatever its references do
         watcher.say(f"references were not measured: {error}")

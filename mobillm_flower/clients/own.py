@@ -8,11 +8,13 @@ of it from there.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 
 from mobillm_flower.backbones.sources import BACKBONE_SOURCES
 from mobillm_flower.config import CHOOSERS, Settings, load_settings, run_folder, setting_key
@@ -24,6 +26,8 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
 
 LoadData = Callable[[Context], tuple[Any, Any]]
+
+_LOADERS: weakref.WeakKeyDictionary[ClientApp, LoadData] = weakref.WeakKeyDictionary()
 
 _EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon")
 _PROMISES = (*_EPSILONS, "budget", "delta", "max_releases")
@@ -142,6 +146,17 @@ def device_data(settings: Settings, context: Context, load_data: LoadData | None
     if load_data is None:
         return load_local_data(settings, *_partition(context))
     return read_rows(*both_splits(load_data(context)), settings)
+
+
+def note_loader(app: ClientApp, load_data: LoadData | None) -> None:
+    """Keep which function a ClientApp's devices load their rows with."""
+    if load_data is not None:
+        _LOADERS[app] = load_data
+
+
+def loader_of(app: object) -> LoadData | None:
+    """Return that function; None where the devices read `data.source`, or the object is no ClientApp of ours."""
+    return _LOADERS.get(app) if isinstance(app, ClientApp) else None
 
 
 def device_folder(settings: Settings, context: Context) -> Path:

@@ -21,6 +21,7 @@ from mobillm_flower.clients.own import (
     device_policy,
     device_settings,
     is_own,
+    note_loader,
     open_folder,
     told,
 )
@@ -69,6 +70,7 @@ class SideTuningClient:
         self._load_data = load_data
         self._devices: OrderedDict[tuple[str, str], Device] = OrderedDict()
         self.app = ClientApp()
+        note_loader(self.app, load_data)
         self.app.train("extract")(self._answer(self._extract))
         self.app.evaluate()(self._answer(self._evaluate))
         self.app.query("describe")(self._answer(self._describe))

@@ -47,7 +47,11 @@ def reference_seconds(run: RunRecord) -> dict[str, float]:
 
 
 def measure_references(
-    run_path: Path, *, train: bool = True, left_out: Mapping[str, float] = MappingProxyType({})
+    run_path: Path,
+    *,
+    train: bool = True,
+    left_out: Mapping[str, float] = MappingProxyType({}),
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a finished run's side network and its references on the whole test split.
 
@@ -59,6 +63,8 @@ def measure_references(
         Whether to train the centralized side network too, from the run's cache by the run's schedule.
     left_out : mapping of str to float
         References that are not measured since they take so many seconds; they come back under `left_out`.
+    overrides : sequence of str
+        ``key=value`` over the run's settings: where the rows are that its devices loaded by themselves.
 
     Returns
     -------
@@ -71,7 +77,7 @@ def measure_references(
         first 12 digits of its fingerprint; above stand their means, and the sum of their counts.
     """
     run = read_run(run_path)
-    settings = load_settings(file=run.folder.settings)
+    settings = load_settings(file=run.folder.settings, overrides=overrides)
     held = {event.device: event.num_train for event in run.all(DeviceMet)}
     settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
     data = load_central_data(settings)

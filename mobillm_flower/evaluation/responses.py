@@ -22,13 +22,15 @@ SPEAKERS = 30
 """Most values of `data.partition-column` that are measured: those with the most test texts."""
 
 
-def measure_language(run_path: Path) -> dict[str, Any]:
+def measure_language(run_path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Let a finished run's model respond to test prompts, and measure it on each speaker's test texts.
 
     Parameters
     ----------
     run_path : Path
         A completed run of language modelling.
+    overrides : sequence of str
+        ``key=value`` over the run's settings.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def measure_language(run_path: Path) -> dict[str, Any]:
         Responses are to be measured without the extra `text`.
     """
     run = RunFolder(run_path)
-    settings = load_settings(file=run.settings)
+    settings = load_settings(file=run.settings, overrides=overrides)
     if not getattr(TASKS[settings.task.kind], "per_token", False):
         return {}
     private = settings.activations.public_text, settings.privacy.mixing_key

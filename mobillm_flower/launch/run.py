@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillm_flower.config import run_folder
-from mobillm_flower.errors import RunFailed
+from mobillm_flower.errors import RunFailed, UnsupportedError
 from mobillm_flower.launch.app import App
 from mobillm_flower.launch.superlink import named_connection, simulation_superlink
 from mobillm_flower.launch.watch import RunFollower, watch
@@ -69,11 +70,13 @@ def run_app(
 
     Raises
     ------
-    SettingsError
-        Settings are wrong; nothing was started.
+    SettingsError, UnsupportedError
+        Settings are wrong, or the extra `simulation` is missing; nothing was started.
     RunFailed
         The run did not complete; the message holds the reason and where the log is.
     """
+    if importlib.util.find_spec("ray") is None:
+        raise UnsupportedError("a simulation needs the extra `simulation`: pip install 'mobillm-flower[simulation]'")
     overrides = [_REPEATABLE, *overrides]
     settings = app.settings(overrides)
     run = RunFolder(run_path).make()

@@ -308,7 +308,7 @@ def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UnsupportedError("LoRA needs the extra `bench`: pip install 'mobillm-flower[bench]'") from error
+        raise UnsupportedError("LoRA needs `peft`: pip install mobillm-flower") from error
 
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     targets: Sequence[str] | None = next(

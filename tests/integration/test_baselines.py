@@ -19,8 +19,6 @@ from mobillm_flower.tasks import load_local_data
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 
-pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
-
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -169,7 +169,7 @@ def test_device_memory(tmp_path: Path) -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        assert "mobillm-flower[bench]" in found["skipped"]["lora"]
+        assert "needs `peft`: pip install mobillm-flower" in found["skipped"]["lora"]
     else:
         assert found["comparisons"]["memory_beside_lora"]["other"][0] > 0
 

@@ -23,8 +23,6 @@ from mobillm_flower.evaluation.compare.methods import methods
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 
-pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
-
 
 def events_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, answers: dict[str, int], **changes: Any

@@ -22,7 +22,6 @@ from mobillm_flower.wire import keys
 from tests.support.local_grid import LocalGrid
 from tests.support.tiny_models import save_tiny
 
-pytest.importorskip("peft", reason="the extra `bench` with peft is not installed")
 WITHOUT_DROPOUT: dict[str, dict[str, Any]] = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0},

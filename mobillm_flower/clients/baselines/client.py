@@ -18,6 +18,7 @@ from mobillm_flower.clients.own import (
     device_folder,
     device_settings,
     is_own,
+    note_loader,
     promises,
     told,
 )
@@ -50,6 +51,7 @@ class BaselineClient:
         self._load_data = load_data
         self._devices: OrderedDict[tuple[int, str], BaselineDevice] = OrderedDict()
         self.app = ClientApp()
+        note_loader(self.app, load_data)
         self.app.train()(self._answer(lambda device, content: device.train(content)))
         self.app.evaluate()(self._answer(_evaluate))
         self.app.query("describe")(self._answer(_describe))

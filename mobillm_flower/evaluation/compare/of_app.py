@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -75,12 +74,12 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
     SettingsError
         A method's name is unknown, or settings are wrong.
     UnsupportedError
-        A method, or the app's way to its rows, cannot be compared.
+        A method cannot be compared.
     """
     config = {**app.config, **app.run_config(words)}
     settings, own = load_settings(config), _own_words(config)
     names = list(names) or _usual(settings, quick=extent.quick)
-    _check(app, settings, names, {word.partition("=")[0].strip() for word in words})
+    _check(settings, names)
     train, _ = load_splits(settings.data)
     validation = 0 if extent.quick else min(_MOST_VALIDATION, len(train) // 5)
     rows = len(train) - validation
@@ -105,22 +104,6 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
     )
 
 
-def loads_its_own_rows(app: App) -> bool:
-    """Whether an app's ClientApp is given a `load_data`, as far as its module shows."""
-    module = app.components.get("clientapp", "").partition(":")[0]
-    file = app.folder / f"{module.replace('.', '/')}.py"
-    try:
-        tree = ast.parse(file.read_text("utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return False
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return any(
-        any(word.arg == "load_data" for word in call.keywords)
-        or (bool(call.args) and getattr(call.func, "id", "") == "SideTuningClient")
-        for call in calls
-    )
-
-
 def _usual(settings: Settings, *, quick: bool) -> list[str]:
     if predicts_tokens(settings):
         return [settings.preset]
@@ -128,7 +111,7 @@ def _usual(settings: Settings, *, quick: bool) -> list[str]:
     return [settings.preset, *more, "fed-lora", CENTRAL_LORA]
 
 
-def _check(app: App, settings: Settings, names: Sequence[str], given: set[str]) -> None:
+def _check(settings: Settings, names: Sequence[str]) -> None:
     for name in names:
         if name not in COMPARED:
             raise SettingsError(f"--methods {name} is not known; give some of {', '.join(COMPARED)}")
@@ -142,13 +125,8 @@ def _check(app: App, settings: Settings, names: Sequence[str], given: set[str]) 
             f"backbone.name={settings.backbone.name} gives devices several backbones, which baselines cannot have; "
             "name one for all with -c backbone.name=NAME"
         )
-    if loads_its_own_rows(app) and "data.source" not in given:
-        raise UnsupportedError(
-            f"{app.folder.name}'s devices load their own rows (load_data), and a comparison needs them in one place; "
-            "give a folder of rows with -c data.source=FOLDER"
-        )
     if find_spec("peft") is None and set(names) - set(SIDE_TUNING):
-        raise UnsupportedError("LoRA and its kin need the extra `bench`: pip install 'mobillm-flower[bench]'")
+        raise UnsupportedError("LoRA and its kin need `peft`: pip install mobillm-flower")
     _ = TASKS[settings.task.kind]  # an app's own task is known to the app alone
 
 

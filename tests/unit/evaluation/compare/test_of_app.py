@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from mobillm_flower.cli.new import TaskKind
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from mobillm_flower.evaluation.compare.cells import Cell
 from mobillm_flower.evaluation.compare.curves import Plan
-from mobillm_flower.evaluation.compare.of_app import Extent, loads_its_own_rows, plan_of_app
+from mobillm_flower.evaluation.compare.of_app import Extent, plan_of_app
 from mobillm_flower.launch import App, read_app
 from tests.support.cli import lines, refused
 from tests.support.pages import ROOT
@@ -95,22 +94,11 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path, monkeypatch:
         planned(new_app("language-modelling", tmp_path, monkeypatch), tmp_path, methods="mobillm,fed-lora")
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("mobillm_flower.evaluation.compare.of_app.find_spec", lambda _name: None)
-    with pytest.raises(UnsupportedError, match="need the extra `bench`"):
+    with pytest.raises(UnsupportedError, match="need `peft`: pip install mobillm-flower"):
         planned(quickstart, tmp_path)
-
-
-def test_an_app_that_loads_its_own_rows_is_asked_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = new_app("classification", tmp_path, monkeypatch)
-    assert not loads_its_own_rows(app)  # its docstring speaks of load_data
-    file = app.folder / "my_app" / "client_app.py"
-    file.write_text("from mobillm_flower import SideTuningClient\n\napp = SideTuningClient(load_data=print).app\n")
-    with pytest.raises(UnsupportedError, match="my_app's devices load their own rows"):
-        planned(app, tmp_path)
-    assert planned(app, tmp_path, f"data.source={app.folder / 'data'}").tasks[0].num_train == 36
-    assert not loads_its_own_rows(replace(app, components={}))
 
 
 def test_a_plan_without_peft_says_which_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     words = ["--samples", "10", "--tokens", "8", "--labels", "2", "--gflops", "20"]
-    assert "needs the extra `bench`: pip install" in refused("plan", *words)
+    assert "needs `peft`: pip install mobillm-flower" in refused("plan", *words)
