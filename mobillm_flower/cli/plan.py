@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,8 +42,12 @@ def plan(
     from mobillm_flower.tasks.task import predicts_tokens
 
     words = list(config or [])
-    with gathered(read_app(app), words) if app is not None else nullcontext([]) as own:
-        settings = read_app(app).settings([*words, *own]) if app is not None else load_settings(overrides=words)
+    with ExitStack() as rows:
+        if app is None:
+            settings = load_settings(overrides=words)
+        else:
+            flower_app = read_app(app)
+            settings = flower_app.settings([*words, *rows.enter_context(gathered(flower_app, words))])
         per_token = predicts_tokens(settings)
         data = None if samples and tokens and (loss_tokens if per_token else labels) else load_central_data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])

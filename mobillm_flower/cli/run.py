@@ -70,7 +70,8 @@ def run(
             else:
                 words += [f"run.folder={out.expanduser().resolve()}"] if out else []
                 outcome = run_on(flower_app, words, superlink=superlink, on_event=watcher.event, home=flwr_home)
-            own = gathered(flower_app, words) if superlink is None else nullcontext([])
+            none: list[str] = []
+            own = nullcontext(none) if superlink else gathered(flower_app, words)
             results = _results(outcome, watcher, references, own)
         except BaseException as error:  # stopped by the keyboard, too
             watcher.stop()

@@ -70,7 +70,7 @@ def rows_of(app: App, load: LoadData, count: int, run_config: dict[str, Any]) ->
     """Return the train and test rows of so many devices, with a column that says whose they are."""
     parts: dict[str, list[datasets.Dataset]] = {"train": [], "test": []}
     for number in range(count):
-        node = {"partition-id": number, "num-partitions": count}
+        node: dict[str, bool | float | int | str] = {"partition-id": number, "num-partitions": count}
         context = Context(run_id=0, node_id=number + 1, node_config=node, state=RecordDict(), run_config=run_config)
         try:
             pair = both_splits(load(context))
