@@ -14,7 +14,7 @@ OTHER := .venv/flower-$(VERSION)
 LATEST := .venv/latest
 NEWEST := transformers flwr flwr-datasets datasets bitsandbytes peft
 
-.PHONY: demo test test-slow test-flower test-latest test-latest-few check docs pages bench examples clean help
+.PHONY: demo test test-slow test-flower test-latest test-latest-few check docs pages bench bench-gpu examples clean help
 
 help:
 	@echo "make demo   set up, run the quickstart (twenty devices, one a person), print the results table"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs   set up, build the documentation into site/"
 	@echo "make pages  write the generated pages of docs/ again, from the settings and from benchmarks/results/"
 	@echo "make bench  set up, measure device, codecs, cache, trainer, neighbours and fleet-scale into benchmarks/results/"
+	@echo "make bench-gpu   the same where there is a GPU, in under eight minutes"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -103,6 +104,11 @@ pages: $(STAMP)
 bench: $(STAMP)
 	@set -e; for name in device codecs cache trainer neighbours fleet-scale; do echo "== $$name"; \
 		$(BIN)/python -m benchmarks $$name --json benchmarks/results/bench_$$(echo $$name | tr - _).json; done
+
+# On a machine with a GPU, with the Python that has its build of torch: make bench-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+bench-gpu:
+	$(GPU_PYTHON) -m benchmarks gpu --json benchmarks/results/bench_gpu.json
 
 examples: $(STAMP)
 	@set -e; for app in $(dir $(wildcard examples/*/pyproject.toml)); do echo "== $$app"; $(BIN)/mobillm run $$app; done

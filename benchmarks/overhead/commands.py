@@ -133,6 +133,21 @@ def limit(
     finish(bench_limit(parts=names, pairs=pairs, num_threads=threads, folder=folder, say=say), json_file)
 
 
+@app.command()
+def gpu(
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small shapes, to try the script on a CPU.")] = False,
+    parts: Annotated[str, typer.Option(help="What to measure, with commas between; empty: all.")] = "",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a GPU with the CPU and with what it could do; the file is written after each part."""
+    from benchmarks.overhead.gpu import PARTS, bench_gpu
+
+    names = tuple(name for name in parts.split(",") if name)
+    if not set(names) <= PARTS.keys():
+        raise typer.BadParameter(f"give names out of {', '.join(PARTS)}", param_hint="--parts")
+    finish(bench_gpu(tiny=tiny, parts=names, json_file=json_file, say=say), json_file)
+
+
 def say(text: str) -> None:
     """Tell how far a benchmark is, on standard error."""
     typer.echo(text, err=True)

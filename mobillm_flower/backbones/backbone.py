@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.core.backbone_info import BackboneInfo
-from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.core.pivots import PIVOTS, Pivot
+from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+
+logger = logging.getLogger(__name__)
 
 _PADDED, _WORTH_A_CALL = 1.25, 512  # longest over shortest of a batch; tokens from which a batch is worth its call
 
@@ -160,8 +164,43 @@ class Backbone:
             From `public_transform`: applied to each sample's activations.
         kept : sequence of slice, optional
             With a pivot that keeps every token: which of each sample's tokens.
+
+        Raises
+        ------
+        UnsupportedError
+            The accelerator's memory does not suffice, not even with half the token budget, which is tried once and
+            then kept.
         """
-        select = PIVOTS[pivot]
+        work = partial(self._extract, samples, layers=layers, select=PIVOTS[pivot], transform=transform, kept=kept)
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            whole = self.token_budget
+        self._halve_token_budget()
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            raise UnsupportedError(
+                f"{self.info.name} ran out of memory on {self.device} with batches of {whole} tokens, and of "
+                f"{self.token_budget}; lower backbone.token-budget, choose a smaller backbone or precision, or give "
+                "backbone.device=cpu"
+            ) from None
+
+    def _halve_token_budget(self) -> None:
+        self.token_budget = max(1, self.token_budget // 2)
+        logger.warning("out of memory on %s: batches of %d tokens from now on", self.device, self.token_budget)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _extract(
+        self,
+        samples: Sequence[dict[str, list[int]]],
+        *,
+        layers: Sequence[int],
+        select: Pivot,
+        transform: Callable[[Tensor], Tensor] | None,
+        kept: Sequence[slice] | None,
+    ) -> Extraction:
         activations: list[Tensor | None] = [None] * len(samples)
         logits: list[Tensor | None] = [None] * len(samples)
         batches = list(self.batches(samples))

@@ -64,8 +64,8 @@ class MemoryPlan:
 
 
 def peak_memory_bytes() -> float:
-    """Return the peak memory of this process: on CUDA what torch allocated, otherwise the resident set's peak."""
-    if torch.cuda.is_available():
+    """Return the peak memory of this process: what torch allocated where it uses CUDA, else the resident set's."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return float(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
     if status.exists():  # Linux: ru_maxrss would count what the parent held when it started this process

@@ -254,7 +254,7 @@ def _settle(backbone: Backbone) -> None:
 
 
 def _reset_peak() -> int:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
     Path("/proc/self/clear_refs").write_text("5")
@@ -262,7 +262,9 @@ def _reset_peak() -> int:
 
 
 def _peak() -> int:
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else status_bytes("VmHWM")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.max_memory_allocated())
+    return status_bytes("VmHWM")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.config import run_folder
+from mobillm_flower.config import Settings, run_folder
 from mobillm_flower.errors import RunFailed, UnsupportedError
 from mobillm_flower.launch.app import App
 from mobillm_flower.launch.superlink import named_connection, simulation_superlink
@@ -83,10 +83,7 @@ def run_app(
     run.flower.mkdir(exist_ok=True)
     toml = run.flower / "run_config.toml"
     _write_toml(toml, app.run_config([*overrides, f"run.folder={run_path}"]))
-    cores = os.cpu_count() or 1
-    federation = (
-        f"num-supernodes={settings.data.num_devices} client-resources-num-cpus={cores} init-args-num-cpus={cores}"
-    )
+    federation = _federation(settings)
     began = time.monotonic()
     with simulation_superlink(run.flower, run.flower_log) as (connection, superlink):
         run_id = connection.submit(app, toml, federation)
@@ -107,6 +104,18 @@ def run_app(
             reason = seen.reason or connection.last_error(run_id)
             raise RunFailed(f"{app.folder.name} ended as {status}: {reason}. The log is {run.flower_log}")
     return RunOutcome(run_path, status, time.monotonic() - began, run_id)
+
+
+def _federation(settings: Settings) -> str:
+    """Return Flower's configuration of the simulation: one device at a time, or as many as share a GPU."""
+    cores, share = os.cpu_count() or 1, settings.backbone.gpu_share
+    at_once = max(1, min(cores, int(1 / share))) if share else 1
+    words = [
+        f"num-supernodes={settings.data.num_devices}",
+        f"client-resources-num-cpus={cores // at_once}",
+        f"init-args-num-cpus={cores}",
+    ]
+    return " ".join(words + [f"client-resources-num-gpus={share}"] * bool(share))
 
 
 def run_on(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mobillm_flower.core.placement import CPU
+from mobillm_flower.core.placement import moved
 from mobillm_flower.core.side_networks import FitsInClosedForm, FittedPart, LabelledBatch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.label_shift import LabelShift
@@ -93,14 +93,15 @@ def _read(
 ) -> Iterator[LabelledBatch]:
     """Yield the samples of some rows, one batch a backbone type."""
     batches, of_all = loader.load(rows)
-    wanted = make_targets(of_all.to(CPU))
+    wanted = make_targets(of_all)
     types = rows.column("backbone")
     of_rows = torch.cat(
         [torch.from_numpy(weights[types == rows.names("backbone").index(batch.backbone)]) for batch in batches]
     )
+    of_rows = moved(of_rows, loader.device)
     shifted = shift(batches)
     if shifted is not None and wanted.labels is not None:
-        rare = (-shifted.to(CPU).gather(1, wanted.labels[:, None])).exp().clamp_max(MAX_WEIGHT)
+        rare = (-shifted.gather(1, wanted.labels[:, None])).exp().clamp_max(MAX_WEIGHT)
         of_rows = of_rows * rare[:, 0]
     start = 0
     for batch in batches:
@@ -108,7 +109,7 @@ def _read(
         start = part.stop
         protection = loader.specs[batch.backbone].protection(loader.contract)
         yield LabelledBatch(
-            batch.to(CPU),
+            batch,
             None if wanted.labels is None else wanted.labels[part],
             protection.label_rates,
             protection.mixture,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from benchmarks.overhead.codecs import bench_codecs
 from benchmarks.overhead.commands import _rows, finish
 from benchmarks.overhead.device import bench_device
 from benchmarks.overhead.fleet_scale import _measure, bench_fleet_scale
+from benchmarks.overhead.gpu import bench_gpu
 from benchmarks.overhead.trainer import bench_trainer
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
@@ -46,6 +48,19 @@ def check(found: dict[str, Any], *, pairs: int) -> dict[str, Any]:
         met = bar["value"] <= bar["bar"] if bar["rule"] == "at most" else bar["value"] >= bar["bar"]
         assert bar["holds"] is met
     return found
+
+
+def test_gpu_parts_run_on_a_cpu_too_and_the_file_is_written_after_each(tmp_path: Path) -> None:
+    file, seen = tmp_path / "gpu.json", list[set[str]]()
+
+    def look(_text: str) -> None:
+        seen.append(set(json.loads(file.read_text("utf-8"))["figures"]) if file.exists() else set())
+
+    found = bench_gpu(tiny=True, parts=("closed-form", "server", "copies"), json_file=file, say=look).to_dict()
+    assert seen == [set(), {"closed_form"}, {"closed_form", "server"}]
+    assert found["figures"]["closed_form"]["largest_difference"] < 1e-9
+    assert len(found["figures"]["server"]["upper_layers_step_s"]) == len(found["figures"]["server"]["head_step_s"]) == 2
+    assert torch.cuda.is_available() or found["skipped"] == {"copies": "there is no GPU to copy to"}
 
 
 def test_codecs() -> None:

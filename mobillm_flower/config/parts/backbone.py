@@ -64,8 +64,11 @@ class BackboneSettings:
         What computes the forward pass: torch (transformers' own code), or onnx (ONNX Runtime on the CPU, extra `onnx`).
     device : str
         auto, cpu, cuda, cuda:N or mps.
+    gpu_share : float
+        In a simulation: the share of a GPU that each device's process takes, e.g. 0.25 for four at a time; 0: devices
+        see no GPU. It is Ray's `client-resources-num-gpus`.
     token_budget : int
-        Most tokens in a forward batch, padding included.
+        Most tokens in a forward batch, padding included. Where an accelerator runs out of memory it is halved once.
     """
 
     name: str = field(default="minilm", metadata={"the name of a model": bool})
@@ -80,4 +83,5 @@ class BackboneSettings:
     precision: Precision = Precision.fp32
     engine: EngineName = EngineName.torch
     device: str = "auto"
+    gpu_share: float = number(0.0, at_least=0)
     token_budget: int = number(4096, at_least=1)

@@ -199,7 +199,9 @@ class _Fit:
 
 def _weights(part: LabelledBatch) -> Tensor:
     """Return what each sample counts, [B] float64."""
-    return torch.ones(part.batch.num_samples).double() if part.weights is None else part.weights.double()
+    if part.weights is None:
+        return torch.ones(part.batch.num_samples, dtype=torch.double, device=part.batch.rows.device)
+    return part.weights.double()
 
 
 def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:

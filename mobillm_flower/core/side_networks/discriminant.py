@@ -115,7 +115,7 @@ class DiscriminantSideNetwork(nn.Module):
             name = part.batch.backbone
             of_type = sums.setdefault(name, self.empty_sums(name))
             assert part.labels is not None  # classes are checked when the network is made
-            of_type.add(part.labels, part.batch.rows.flatten(1))
+            of_type.add(part.labels.cpu(), part.batch.rows.flatten(1).cpu())
             of_type.label_rates, of_type.mixture, of_type.variance = part.label_rates, part.mixture, part.variance
         for name, of_type in sums.items():
             weight, bias = _discriminant(of_type)

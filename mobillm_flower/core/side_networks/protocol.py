@@ -55,7 +55,7 @@ class LabelledBatch:
     Parameters
     ----------
     batch : ActivationBatch
-        B samples, on the CPU.
+        B samples; all is on one device.
     labels : Tensor or None
         [B] int64; None where there are none, or the server cannot read them.
     label_rates : tuple of float

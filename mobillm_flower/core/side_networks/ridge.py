@@ -1,12 +1,13 @@
 """Ridge regression from rows or from sums: the solution that training starts from, and often ends with.
 
-All is float64, and depends on the order of the parts and on nothing else.
+All is float64, and depends on the order of the parts and on nothing else. It is computed where the rows are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Ridge:
         if self._sums is not None:
             self._sums.add(*part)
         elif self._count > self.width:
-            self._sums = _Sums(self.width, self.num_outputs)
+            self._sums = _Sums(self.width, self.num_outputs, rows.device)
             for earlier in self._parts:
                 self._sums.add(*earlier)
         if self._sums is not None:
@@ -87,11 +88,11 @@ class Ridge:
 class _Sums:
     """Σw, Σwz, Σwt, Σwzzᵀ, Σwztᵀ and Σw‖t‖²."""
 
-    def __init__(self, width: int, num_outputs: int) -> None:
-        self.count, self.weight, self.square = 0, torch.zeros(()).double(), torch.zeros(()).double()
-        self.rows, self.targets = torch.zeros(width).double(), torch.zeros(num_outputs).double()
-        self.gram = torch.zeros(width, width, dtype=torch.double)
-        self.moment = torch.zeros(width, num_outputs, dtype=torch.double)
+    def __init__(self, width: int, num_outputs: int, device: torch.device) -> None:
+        zeros = partial(torch.zeros, dtype=torch.double, device=device)
+        self.count, self.weight, self.square = 0, zeros(()), zeros(())
+        self.rows, self.targets = zeros(width), zeros(num_outputs)
+        self.gram, self.moment = zeros(width, width), zeros(width, num_outputs)
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
         weighted = rows * weights[:, None]
@@ -109,7 +110,7 @@ class _Sums:
         gram = self.gram.addr(self.rows, centre, alpha=-1)
         moment = self.moment.addr(self.rows, level, alpha=-1)
         square = self.square - self.weight * level.square().sum()
-        eye = torch.eye(len(gram), dtype=torch.double)
+        eye = torch.eye(len(gram), dtype=torch.double, device=gram.device)
         solved: dict[float, tuple[Tensor, Tensor]] = {}
 
         def error(penalty: float) -> float:
@@ -137,15 +138,15 @@ class _Sums:
 def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:
     """Solve on the side of the rows, [n, n]."""
     # equal rows lie one after another: they are one, of their weight together
-    fresh = torch.ones(len(rows), dtype=torch.bool)
+    fresh = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     fresh[1:] = (rows[1:] != rows[:-1]).any(1) | (targets[1:] != targets[:-1]).any(1)
     places = fresh.cumsum(0) - 1  # [all rows] -> which of the distinct ones
-    weights = torch.zeros(int(places[-1]) + 1).double().index_add_(0, places, weights)
+    weights = weights.new_zeros(int(places[-1]) + 1).index_add_(0, places, weights)
     rows, targets = rows[fresh], targets[fresh]
     total = weights.sum()
     centre, level, roots = weights @ rows / total, weights @ targets / total, weights.sqrt()[:, None]
     scaled, wanted = roots * (rows - centre), roots * (targets - level)
-    gram, eye = scaled @ scaled.T, torch.eye(len(rows), dtype=torch.double)
+    gram, eye = scaled @ scaled.T, torch.eye(len(rows), dtype=torch.double, device=rows.device)
     solved: dict[float, tuple[Tensor, Tensor]] = {}
 
     def error(penalty: float) -> float:

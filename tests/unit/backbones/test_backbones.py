@@ -81,6 +81,36 @@ def test_order_is_restored_under_any_token_budget(folders: dict[str, Path], budg
         torch.testing.assert_close(found[i], alone, atol=1e-5, rtol=0)
 
 
+class TooSmall:
+    """An engine for whose memory batches of more than so many tokens are too large."""
+
+    def __init__(self, engine: Any, tokens: int) -> None:
+        self.engine, self.tokens, self.name = engine, tokens, engine.name
+
+    def prepare(self, layers: Any, select: Any) -> Any:
+        return self.engine.prepare(layers, select)
+
+    def run(self, batches: Any, layers: Any, select: Any) -> Any:
+        for inputs in batches:
+            if inputs["input_ids"].numel() > self.tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield from self.engine.run([inputs], layers, select)
+
+
+def test_out_of_memory_halves_the_token_budget_once_and_is_then_refused_by_name(folders: dict[str, Path]) -> None:
+    backbone = load_backbone(str(folders["bert"]), device="cpu", token_budget=80)
+    samples = backbone.tokenize(TEXTS * 4, None, 32)
+    whole = backbone.extract(samples, layers=(1, 3), pivot="mean").activations
+    engine: Any = backbone.engine
+    backbone.engine = TooSmall(engine, 40)
+    for found, expected in zip(backbone.extract(samples, layers=(1, 3), pivot="mean").activations, whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert backbone.token_budget == 40
+    backbone.engine = TooSmall(engine, 19)
+    with pytest.raises(UnsupportedError, match=r"batches of 40 tokens, and of 20; lower backbone\.token-budget"):
+        backbone.extract(samples, layers=(1, 3), pivot="mean")
+
+
 def test_no_samples(backbones: dict[str, Backbone]) -> None:
     found = backbones["bert"].extract([], layers=(1,), pivot="mean")
     assert found.activations == []
