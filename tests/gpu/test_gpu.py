@@ -6,20 +6,25 @@ Without a GPU they run on the CPU on both sides, which shows that the tests them
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mobillm_flower import SideTunedModel
+from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import Backbone, load_backbone
+from mobillm_flower.clients.device import Device
 from mobillm_flower.core import language
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.launch.app import read_app
 from mobillm_flower.launch.run import run_app
+from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.tasks import load_local_data
+from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.caches import fill, make_plan, make_samples, make_spec, train
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config
@@ -60,17 +65,19 @@ def test_encoding_is_the_cpus_wherever_values_come_from(codec: str, keep: float)
 
 def test_the_noise_of_a_release_is_the_same(folder: Path, tmp_path: Path) -> None:
     """Noise comes from keys, not from a device's generator: two runs differ by the forward pass alone."""
-    private = {"activations__clip_norm": 1.0, "activations__noise_sigma": 0.5, "activations__codec": "fp16"}
+    DeviceFolder(tmp_path / "cpu").close()
+    shutil.copytree(tmp_path / "cpu", tmp_path / "gpu")  # the same secret, and so the same keys
     vectors = []
-    for name in ("cpu", str(GPU)):
-        strategy = run(tiny_config(tmp_path / name, folder, backbone__device=name, **private) | {"run.seed": 3})
-        (spec,) = strategy.state.plan.specs.values()
-        cache = strategy.state.cache
-        decoded = [
-            CODECS["fp16"].decode([blob], [spec.width * len(spec.layers) * spec.num_vectors])
-            for blob, _ in cache.read(row.id for row in cache.rows())
-        ]
-        vectors.append(torch.stack(decoded))
+    for name, place in (("cpu", "cpu"), ("gpu", str(GPU))):
+        config = tiny_config(tmp_path / "run", folder, backbone__device=place, data__max_samples=4)
+        private = {"activations.clip-norm": 1.0, "activations.noise-sigma": 0.5, "activations.codec": "fp16"}
+        settings, owned = load_settings(config | private), DeviceFolder(tmp_path / name)
+        device = Device(settings, load_local_data(settings, 0, 3), owned)
+        spec = extraction_spec(device.backbone.info, settings, num_blocks=3)
+        window = device.window(spec, held=frozenset(), size=4, max_bytes=1 << 20)
+        blobs = [sample.activations for sample in sorted(window.samples, key=lambda sample: sample.release)]
+        vectors.append(CODECS["fp16"].decode(blobs, [len(blob) // 2 for blob in blobs]))
+        owned.close()
     assert vectors[0].std() > 0.3  # the noise is there
     torch.testing.assert_close(vectors[0], vectors[1], atol=4e-3, rtol=0)
 
