@@ -96,7 +96,8 @@ def _table(devices: Sequence[DeviceRecord]) -> Markup:
     if "loss" in columns:
         note += (
             " Loss and agreement: of the trained side network on the device's cached samples; a loss far above the "
-            "others' may mean wrong labels, or data unlike the others'."
+            "others' may mean wrong labels, or data unlike the others'. Samples that are not trained on: those of the "
+            "other devices contradict them, or do not confirm them and there are many (trainer.judge-devices)."
         )
     listing = table(
         caption,
@@ -113,9 +114,11 @@ def _row(device: DeviceRecord) -> dict[str, str]:
     """Return a device's cells by column; a column that is empty for all devices is left out."""
     strikes = ", ".join(f"{rule} × {count}" for rule, count in sorted(device.strikes.items()))
     far = " (far above)" if device.outlier else ""
+    unused = device.held - device.used if device.used is not None else 0
+    not_used = f", {unused:,} not trained on" if unused > 0 else ""
     return {
         "device": device.name,
-        "samples": f"{device.samples:,} of {device.num_train:,}",
+        "samples": f"{device.samples:,} of {device.num_train:,}{not_used}",
         "windows": f"{device.windows:,}",
         "bytes up": bytes_text(device.bytes_up),
         "bytes down": _known(device.bytes_down),

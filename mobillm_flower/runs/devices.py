@@ -42,6 +42,8 @@ class DeviceRecord:
     loss, agreement, outlier : float or None, float or None, bool
         Under the trained side network: mean loss on its cached samples, share of its labels that are predicted, and
         whether the loss is far above the other devices'. None: not measured.
+    used : int or None
+        Samples of it that were trained on.
     """
 
     device: str
@@ -65,6 +67,7 @@ class DeviceRecord:
     loss: float | None = None
     agreement: float | None = None
     outlier: bool = False
+    used: int | None = None
 
     @property
     def name(self) -> str:
@@ -134,6 +137,7 @@ class DeviceRecord:
                 self.forgotten += min(event.samples, self.held)
             case events.Diagnosis():
                 self.loss, self.agreement, self.outlier = event.loss, event.agreement, event.outlier
+                self.used = event.used
             case events.DeviceSummary():
                 self.bytes_down = (self.bytes_down or 0) + event.bytes_down
                 self.peak_memory_bytes = max(self.peak_memory_bytes or 0.0, event.peak_memory_bytes)

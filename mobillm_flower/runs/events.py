@@ -290,6 +290,8 @@ class Diagnosis(Event, kind="diagnosis"):
         Modified z-score of the loss among the devices: 0.6745 (loss - median) / MAD.
     outlier : bool
         Whether the loss is far above the others'.
+    used : int or None
+        Samples of it that were trained on; 0 where the others' contradict them. None in logs of before.
     """
 
     device: str
@@ -298,6 +300,7 @@ class Diagnosis(Event, kind="diagnosis"):
     agreement: float | None
     distance: float
     outlier: bool
+    used: int | None = None
 
 
 @dataclass(frozen=True)

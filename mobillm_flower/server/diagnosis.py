@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from mobillm_flower.runs.events import Diagnosis
@@ -18,6 +20,8 @@ def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
     numbers = everything.column("device")
     rows = {name: everything.take(numbers == number) for number, name in enumerate(everything.names("device"))}
     measured = {device: trainer.validation(of_device) for device, of_device in rows.items()}
+    used = Counter(trainer.heard(everything).column("device").tolist())
+    used_of = {name: used[number] for number, name in enumerate(everything.names("device"))}
     losses = np.array([values["loss"] for values in measured.values()])
     middle = float(np.median(losses)) if len(losses) else 0.0
     spread = float(np.median(np.abs(losses - middle))) if len(losses) else 0.0
@@ -31,6 +35,7 @@ def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
                 loss=round(values["loss"], 6),
                 agreement=values.get("accuracy"),
                 distance=round(distance, 3),
+                used=used_of[device],
                 outlier=distance > _FAR and len(rows) >= _FEWEST,
             )
         )

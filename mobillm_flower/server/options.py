@@ -35,6 +35,8 @@ class TrainerOptions:
         As in the settings `trainer`.
     adjust_types : bool
         See `LabelShift`.
+    judge_devices : bool
+        See `influence.heard`.
     validation_key : str
         What the validation share is chosen with, in hex; empty: the seed.
     """
@@ -58,6 +60,7 @@ class TrainerOptions:
     device_cap: int = 0
     balance_types: bool = False
     adjust_types: bool = False
+    judge_devices: bool = False
     validation_key: str = ""
 
     @classmethod

@@ -40,7 +40,7 @@ def split_validation(
     train, validation = rows.take(~held_back), rows.take(held_back)
     if device_cap:
         most = math.ceil(device_cap * share / (1 - share))
-        validation = validation.take(_occurrence(validation.column("device")) < most)
+        validation = validation.take(occurrence(validation.column("device")) < most)
     return train, validation
 
 
@@ -73,7 +73,7 @@ def epoch_order(rows: Rows, *, seed: int, epoch: int, device_cap: int = 0, balan
     """
     order = draw_order(len(rows), seed=seed, phase=0, number=epoch)
     if device_cap:
-        order = order[_occurrence(rows.column("device")[order]) < device_cap]
+        order = order[occurrence(rows.column("device")[order]) < device_cap]
     if balance_types and len(order):
         types = rows.column("backbone")[order]
         # by name, since the numbers depend on who came first
@@ -84,7 +84,7 @@ def epoch_order(rows: Rows, *, seed: int, epoch: int, device_cap: int = 0, balan
     return order
 
 
-def _occurrence(values: np.ndarray) -> np.ndarray:
+def occurrence(values: np.ndarray) -> np.ndarray:
     """Return, for each place, how often its value occurred before."""
     by_value = np.argsort(values, kind="stable")
     _, starts, counts = np.unique(values[by_value], return_index=True, return_counts=True)

@@ -21,6 +21,7 @@ from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from mobillm_flower.server.fitting import StoppedError, fit
+from mobillm_flower.server.influence import heard
 from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import FitTargets, Loss, recovered_truth
 from mobillm_flower.server.options import Position, TrainerOptions
@@ -138,7 +139,7 @@ class Trainer:
         position, options = self.position, self.options
         if isinstance(self.network, FitsInClosedForm):
             return self._fit(self.network, stop)
-        train, validation = self._split(self.loader.cache.rows())
+        train, validation = self._split(self.heard(self.loader.cache.rows()))
         if self._adjusts:
             self._shift.recount(train)
         while not position.finished and position.epoch < options.epochs and train:
@@ -194,12 +195,13 @@ class Trainer:
     def _fit_to(self, network: FitsInClosedForm, rows: Rows, stop: Callable[[], bool]) -> bool:
         """Fit rows; the loss and accuracy that are logged are those of samples that are left out of the solution."""
         position = self.position
+        used = self.heard(rows)
         if self._adjusts:
-            self._shift.recount(rows)
+            self._shift.recount(used)
         try:
             measured = fit(
                 network,
-                rows,
+                used,
                 self.loader,
                 targets=self._fit_targets,
                 shift=self._shift,
@@ -214,6 +216,13 @@ class Trainer:
         position.steps += measured.parts
         self._on_epoch(Epoch(position.epoch, position.steps, measured.loss, measured.accuracy))
         return True
+
+    def heard(self, rows: Rows) -> Rows:
+        """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all."""
+        options = self.options
+        if not options.judge_devices:
+            return rows
+        return heard(rows, self.loader, self._fit_targets, key=options.validation_key, seed=options.seed)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""

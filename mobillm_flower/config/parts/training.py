@@ -108,6 +108,9 @@ class TrainerSettings:
         Steps between two checkpoints.
     device_cap : int
         Most samples of one device in an epoch, drawn anew each epoch; 0: all.
+    judge_devices : bool
+        Leave out devices whose samples those of the others contradict, and use no more than three times the median of
+        a device whose samples they do not confirm; from five devices on, not in language modelling.
     balance_types : bool
         Give each backbone type the same number of places in an epoch.
     adjust_types : bool
@@ -133,6 +136,7 @@ class TrainerSettings:
     overlap_steps: int = number(8, at_least=0)
     checkpoint_every: int = number(100, at_least=1)
     device_cap: int = number(0, at_least=0)
+    judge_devices: bool = True
     balance_types: bool = False
     adjust_types: bool = True
     num_threads: int = number(0, at_least=0)
