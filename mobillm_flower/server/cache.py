@@ -23,6 +23,7 @@ from mobillm_flower.wire.window import SampleBytes
 
 _VERSION = 1
 _MAPPED_BYTES = 1 << 40  # SQLite cuts it to its own limit, as a rule 2 GiB; what lies beyond is read by system calls
+_CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
 _LOCK_WAIT_S = 60.0  # SQLite waits and tries again so long for another process that is writing
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS samples (
@@ -328,11 +329,26 @@ class ActivationCache:
         """Delete rows older than a retention time (0: none) and return how many there were.
 
         While another process has the file open, their bytes stay on disk until the last one closes it.
+
+        Raises
+        ------
+        CacheError
+            Every row would be deleted, or the last one is to come: the clock may be wrong, and devices that were told
+            that their samples are held do not send them again.
         """
         if not retention_s:
             return 0
-        oldest = (time.time() if now is None else now) - retention_s
+        now = time.time() if now is None else now
+        oldest = now - retention_s
         with self._access():
+            (newest,) = self._db.execute("SELECT MAX(received) FROM samples").fetchone()
+            if newest is not None and not oldest <= newest <= now + _CLOCK_SLACK_S:
+                clock, last = (time.strftime("%Y-%m-%d", time.gmtime(value)) for value in (now, newest))
+                raise CacheError(
+                    f"{self.file}: the last sample came on {last}, and the clock says {clock}: every row is beyond "
+                    "cache.retention-days, or the clock is wrong; set the clock, delete the rows with `mobillm cache "
+                    "forget`, or start in another folder"
+                )
             count = self._db.execute("DELETE FROM samples WHERE received < ?", (oldest,)).rowcount
             self._shrink(count)
             return int(count)

@@ -154,7 +154,8 @@ class CacheSettings:
     quota_mib : int
         Most activations and targets on disk, in MiB; 0: no limit.
     retention_days : float
-        Rows older than this are deleted when a run starts in the folder; 0: kept for ever.
+        Rows older than this are deleted when a run starts in the folder; 0: kept for ever. Where that is every row the
+        start is refused, since the clock may be wrong.
     """
 
     memory_mib: int = number(512, at_least=0)

@@ -1,6 +1,7 @@
 import sqlite3
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,32 @@ def test_rows_past_the_retention_time_are_deleted(tmp_path: Path, samples: Any) 
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
     assert cache.expire(0) == 0
     assert cache.expire(100, now=time.time() + 50) == 0
-    assert cache.expire(100, now=time.time() + 101) == 20
-    assert list(cache.rows()) == []
+    later = [replace(sample, release=b"later" + sample.release[5:]) for sample in samples[:1]]
+    cache._db.execute("UPDATE samples SET received = received - 60")
+    cache.add(ALICE, later, backbone=BACKBONE, round_=2)
+    assert cache.expire(100, now=time.time() + 50) == 20
+    assert len(cache.rows()) == 1
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_a_clock_that_is_wrong_deletes_nothing(tmp_path: Path, samples: Any, years: int) -> None:
+    """Rows were committed by a right clock; when it is right again, nothing is lost."""
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
+    with pytest.raises(CacheError, match="clock"):
+        cache.expire(30 * 86400, now=time.time() + years * 365 * 86400)
+    assert cache.expire(30 * 86400) == 0
+    assert len(cache.rows()) == len(samples)
+
+
+def test_a_clock_that_was_ahead_when_rows_came_is_noticed(tmp_path: Path, samples: Any) -> None:
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    cache.add(ALICE, samples[:5], backbone=BACKBONE, round_=1)
+    cache.add(ALICE, samples[5:], backbone=BACKBONE, round_=2)
+    cache._db.execute("UPDATE samples SET received = received + 1e8 WHERE round = 2")
+    with pytest.raises(CacheError, match="clock"):
+        cache.expire(86400)
+    assert len(cache.rows()) == len(samples)
 
 
 def test_verify_finds_a_changed_byte(tmp_path: Path, samples: Any) -> None:
