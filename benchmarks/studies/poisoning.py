@@ -317,13 +317,12 @@ def main() -> None:
         return extracted[name]
 
     for seed in map(int, arguments.seeds.split(",")):
-        makers: dict[str, Callable[[], Any]] = {
-            "examples/fleet": partial(example_fleet, arguments.data, arguments.work, seed)
-        }
+        makers: dict[str, Callable[[], Any]] = {}
         for name, (_, each) in SETS.items():
             for text, alpha in (("IID", 0.0), ("α = 0.1", 0.1)):
                 makers[f"{name}, {text}"] = partial(cells_of, texts, name, each, seed, alpha)
             makers[f"{name}, chosen for validation"] = partial(validation_cells, texts, name, each, seed)
+        makers["examples/fleet"] = partial(example_fleet, arguments.data, arguments.work, seed)
         for cell, make in makers.items():
             if str(seed) not in out["cells"].setdefault(cell, {}):
                 out["cells"][cell][str(seed)] = make()
