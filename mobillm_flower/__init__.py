@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mobillm_flower.models.side_tuned import SideTunedModel
     from mobillm_flower.strategies import (
         STRATEGIES,
+        AnalyticMobiLLM,
         FedBitFit,
         FedKSeed,
         FedLoRA,
@@ -46,6 +47,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")  # GNU's OpenMP, which torch's Linu
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 _HOME = {
+    "AnalyticMobiLLM": "strategies",
     "BACKBONE_SOURCES": "backbones",
     "CODECS": "core.codecs",
     "METRICS": "tasks",
@@ -82,6 +84,7 @@ __all__ = [
     "STRATEGIES",
     "TASKS",
     "TOKEN_METRICS",
+    "AnalyticMobiLLM",
     "BaselineClient",
     "FedBitFit",
     "FedKSeed",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.core.perturb import Standardisation, fit_standardisation
-from mobillm_flower.core.projection import Projection, fit_projection
+from mobillm_flower.core.projection import Projection, fit_principal, fit_projection
 from mobillm_flower.errors import DataError
 
 _fitted: dict[str, Standardisation | Projection] = {}  # a few per process
@@ -60,6 +60,7 @@ def public_transform(
     pivot: str,
     max_length: int,
     dimensions: int = 0,
+    whitened: bool = True,
     file: str = "",
     remembered_in: Path | None = None,
 ) -> Standardisation | Projection:
@@ -77,6 +78,8 @@ def public_transform(
         Tokens a text is cut to.
     dimensions : int
         d of a projection; 0: shift and scale of each layer.
+    whitened : bool
+        Whether a projection is `fit_projection`'s or `fit_principal`'s.
     file : str
         See `public_text`.
     remembered_in : path, optional
@@ -93,17 +96,22 @@ def public_transform(
             max_length,
             dimensions,
             texts,
+            *([] if whitened else ["principal"]),
         ]
     )
     key = hashlib.sha256(described.encode()).hexdigest()[:32]
     if key not in _fitted:
+        fitted: Standardisation | Projection
         kept = None if remembered_in is None else remembered_in / f"public-{key}.safetensors"
         if kept is not None and kept.exists():
             _fitted[key] = (Projection if dimensions else Standardisation)(**load_file(kept))
         else:
             samples = backbone.tokenize(texts, None, max_length)
             activations = torch.cat(backbone.extract(samples, layers=layers, pivot=pivot).activations)
-            fitted = fit_projection(activations, dimensions) if dimensions else fit_standardisation(activations)
+            if dimensions:
+                fitted = (fit_projection if whitened else fit_principal)(activations, dimensions)
+            else:
+                fitted = fit_standardisation(activations)
             if kept is not None:
                 draft = kept.with_suffix(f".{os.getpid()}")
                 save_file({item.name: getattr(fitted, item.name).contiguous() for item in fields(fitted)}, draft)

@@ -121,7 +121,7 @@ class Device:
     def promises(self) -> bool:
         """Whether anything is promised of what leaves the device."""
         private, limits = self.settings.privacy, self.folder.ledger.limits
-        named = private.joint_epsilon, private.activation_epsilon, private.label_epsilon
+        named = private.joint_epsilon, private.activation_epsilon, private.label_epsilon, private.central_epsilon
         return any(named) or limits != Limits()
 
     @cached_property
@@ -203,7 +203,8 @@ class Device:
         """
         self.data.contract.require_same(contract, mine="on this device", theirs="at the server")
         num_blocks = self.settings.activations.num_blocks or len(spec.layers)
-        mine = extraction_spec(self.backbone.info, self.settings, num_blocks=num_blocks)
+        outputs = self.data.contract.num_outputs
+        mine = extraction_spec(self.backbone.info, self.settings, num_blocks=num_blocks, num_outputs=outputs)
         mine.require_same(spec, mine="on this device", theirs="at the server")
 
     @cached_property

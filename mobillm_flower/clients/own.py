@@ -29,7 +29,7 @@ LoadData = Callable[[Context], tuple[Any, Any]]
 
 _LOADERS: weakref.WeakKeyDictionary[ClientApp, LoadData] = weakref.WeakKeyDictionary()
 
-_EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon")
+_EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon", "central_epsilon")
 _PROMISES = (*_EPSILONS, "budget", "delta", "max_releases")
 _SPLITS = ("train-split", "test-split", "partition", "partition-column")
 

@@ -25,6 +25,7 @@ from mobillm_flower.clients.own import (
     open_folder,
     told,
 )
+from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config import to_yaml
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.errors import MobiLLMError
@@ -38,6 +39,7 @@ from mobillm_flower.wire.messages import (
     pack_refusal,
 )
 from mobillm_flower.wire.proof import prove
+from mobillm_flower.wire.sums import open_sums_request, pack_sums
 from mobillm_flower.wire.window import pack_window
 
 logger = logging.getLogger(__name__)
@@ -48,10 +50,10 @@ _OPEN_DEVICES = 64  # a simulation's actor serves several devices in turn
 class SideTuningClient:
     """Makes the ClientApp of a forward-only device.
 
-    It answers three messages: `query.describe` (what the device is), `train.extract` (the next window of samples)
-    and `evaluate` (the metric of a side network on the device's test data). What goes wrong on purpose (other
-    settings, refused releases, unusable data) comes back as a reason, not as an exception; an unexpected exception
-    is passed on without its message, which could hold sample text.
+    It answers four messages: `query.describe` (what the device is), `train.extract` (the next window of samples),
+    `train.sum` (sums of its samples, in the place of windows) and `evaluate` (the metric of a side network on the
+    device's test data). What goes wrong on purpose (other settings, refused releases, unusable data) comes back as a
+    reason, not as an exception; an unexpected exception is passed on without its message, which could hold sample text.
 
     Parameters
     ----------
@@ -72,6 +74,7 @@ class SideTuningClient:
         self.app = ClientApp()
         note_loader(self.app, load_data)
         self.app.train("extract")(self._answer(self._extract))
+        self.app.train("sum")(self._answer(self._sum))
         self.app.evaluate()(self._answer(self._evaluate))
         self.app.query("describe")(self._answer(self._describe))
 
@@ -91,6 +94,19 @@ class SideTuningClient:
             total=made.total,
             remaining=made.remaining,
             refused=made.refused,
+            forward_seconds=made.forward_seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+    def _sum(self, device: Device, asked: Message) -> RecordDict:
+        request = open_sums_request(asked.content)
+        device.agree(request.contract, request.spec)
+        made = make_sums(device, request.spec, request.sums, held=request.held)
+        return pack_sums(
+            made.words,
+            request=request,
+            pseudonym=device.folder.pseudonym,
+            release=made.release,
             forward_seconds=made.forward_seconds,
             peak_memory_bytes=peak_memory_bytes(),
         )

@@ -25,6 +25,8 @@ from mobillm_flower.config.parts.ranges import check_ranges
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 
 UPPER_LAYERS = "upper-layers"
+ANALYTIC = "analytic"
+"""The strategy whose devices send sums, and no sample."""
 
 
 def check_settings(settings: Settings) -> None:
@@ -42,6 +44,7 @@ def check_settings(settings: Settings) -> None:
     _check_engine(settings)
     _check_side_network(settings)
     _check_bi_encoder(settings)
+    _check_sums(settings)
     if settings.backbone.name in CHOOSERS and not settings.backbone.choices:
         raise SettingsError(
             f"backbone.choices=[] must be given when backbone.name={settings.backbone.name}, such as minilm@2,minilm@4"
@@ -202,6 +205,36 @@ def _check_bi_encoder(settings: Settings) -> None:
             raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
 
 
+def _check_sums(settings: Settings) -> None:
+    """Refuse what sums cannot be combined with, and settings that only sums have a use for."""
+    acts, private, loss, side = settings.activations, settings.privacy, settings.loss, settings.side_network
+    if settings.strategy != ANALYTIC:
+        if private.central_epsilon:
+            raise SettingsError(
+                f"privacy.central-epsilon={private.central_epsilon!r} is for sums; choose preset=analytic, or "
+                "privacy.joint-epsilon for samples"
+            )
+        return
+    refused = {
+        f"loss.objective={loss.objective.value} and loss.name={loss.name}: choose difference and square": (
+            loss.objective != Objective.difference or loss.name != "square"
+        ),
+        f"side-network.name={side.name}: choose closed-form": side.name not in (AUTO, "closed-form"),
+        f"side-network.random-features={side.random_features}: choose 0": bool(side.random_features),
+        "privacy.joint-epsilon, activation-epsilon and label-epsilon, which are for samples: choose "
+        "privacy.central-epsilon": bool(private.joint_epsilon or private.activation_epsilon or private.label_epsilon),
+        f"privacy.mixing={private.mixing}": bool(private.mixing),
+        "activations.clip-norm, noise-sigma, standardise and keep": bool(
+            acts.clip_norm or acts.noise_sigma or acts.standardise or acts.keep < 1
+        ),
+        "trainer.device-cap": bool(settings.trainer.device_cap),
+        "stop.accuracy, since nothing of a sample is known": bool(settings.stop.accuracy),
+    }
+    for what, holds in refused.items():
+        if holds:
+            raise SettingsError(f"strategy={ANALYTIC} adds samples up on the device and does not go with {what}")
+
+
 def check_pivot(settings: Settings, pivot: str, *, every_token: bool, predicts_tokens: bool) -> None:
     """Refuse a pivot that does not go with the other settings, and what language modelling cannot be combined with.
 
@@ -217,6 +250,11 @@ def check_pivot(settings: Settings, pivot: str, *, every_token: bool, predicts_t
         Whether the task is language modelling.
     """
     acts = settings.activations
+    if settings.strategy == ANALYTIC and every_token:
+        raise SettingsError(
+            f"strategy={ANALYTIC} adds up one vector a sample, activations.pivot={pivot} gives one a token; choose "
+            "another pivot, such as mean"
+        )
     if acts.projection and every_token:
         raise SettingsError(
             f"activations.projection={acts.projection} makes one vector of a sample, activations.pivot={pivot} gives "

@@ -44,6 +44,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "trainer.weight-decay": 0.1,
         "trainer.validation-share": 0.0,
     },
+    # AFL's sums (2405.16240) of a language model's activations; docs/decisions/0019.
+    "analytic": {
+        "strategy": "analytic",
+        "loss.objective": "difference",
+        "side-network.name": "closed-form",
+        "side-network.random-features": 0,
+        "trainer.validation-share": 0.0,
+    },
 }
 """What each preset sets beyond the defaults, by dotted key."""
 

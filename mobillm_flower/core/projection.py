@@ -38,6 +38,34 @@ class Projection:
         return unit[:, None, None, :]
 
 
+def fit_principal(activations: Tensor, dimensions: int) -> Projection:
+    """Fit principal directions of standardised public activations, turned so that no value stands out.
+
+    Not whitened: at some hundred dimensions that only raises what public text hardly varies in. The turn is a fixed
+    rotation, which changes no solution and spreads a vector's length evenly over its values, so that all can be rounded
+    on one scale.
+
+    Parameters
+    ----------
+    activations, dimensions
+        As of `fit_projection`.
+
+    Raises
+    ------
+    ArgumentError
+        As `fit_projection`.
+    """
+    rows = activations.flatten(1).double()
+    _require_room(rows, dimensions)
+    centre, scale = rows.mean(0), rows.std(0, correction=0).clamp_min(1e-6)
+    _, _, directions = torch.linalg.svd((rows - centre) / scale, full_matrices=False)
+    directions = _signed(directions[:dimensions])
+    generator = torch.Generator().manual_seed(dimensions)
+    turn, triangle = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=generator, dtype=torch.double))
+    turn = turn * triangle.diagonal().sign()
+    return Projection(centre, ((directions / scale).T @ turn).contiguous())
+
+
 def fit_projection(activations: Tensor, dimensions: int) -> Projection:
     """Fit whitened principal directions on public activations.
 
@@ -60,14 +88,7 @@ def fit_projection(activations: Tensor, dimensions: int) -> Projection:
         There are too few texts, or they vary in fewer directions.
     """
     rows = activations.flatten(1).double()
-    most = min(len(rows) - 1, rows.shape[1])
-    if dimensions > most:
-        raise ArgumentError(
-            "dimensions",
-            dimensions,
-            f"needs more than {len(rows)} public texts, and at most {rows.shape[1]} values a sample; choose at most "
-            f"{most}, or give more public texts",
-        )
+    _require_room(rows, dimensions)
     centre = rows.mean(0)
     _, singular, directions = torch.linalg.svd(rows - centre, full_matrices=False)
     singular, directions = singular[:dimensions], directions[:dimensions]
@@ -77,7 +98,28 @@ def fit_projection(activations: Tensor, dimensions: int) -> Projection:
             dimensions,
             "is too many: the public texts vary in fewer directions; choose fewer, or give more varied public texts",
         )
-    largest = directions.abs().argmax(1, keepdim=True)
-    directions = directions * directions.gather(1, largest).sign()
+    directions = _signed(directions)
     deviations = singular / len(rows) ** 0.5
     return Projection(centre, (directions / deviations[:, None]).T.contiguous())
+
+
+def most_dimensions(num_texts: int, num_values: int) -> int:
+    """Return the most dimensions of a projection that is fitted on so many texts of so many values."""
+    return min(num_texts - 1, num_values)
+
+
+def _require_room(rows: Tensor, dimensions: int) -> None:
+    most = most_dimensions(*rows.shape)
+    if dimensions > most:
+        raise ArgumentError(
+            "dimensions",
+            dimensions,
+            f"needs more than {len(rows)} public texts, and at most {rows.shape[1]} values a sample; choose at most "
+            f"{most}, or give more public texts",
+        )
+
+
+def _signed(directions: Tensor) -> Tensor:
+    """Return directions [d, D] whose largest value is positive: devices that fit them by themselves agree."""
+    largest = directions.abs().argmax(1, keepdim=True)
+    return directions * directions.gather(1, largest).sign()

@@ -14,6 +14,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from mobillm_flower.errors import SettingsError
+from mobillm_flower.privacy.discrete_gaussian import central_rho
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 
@@ -109,6 +110,29 @@ def gaussian_epsilon(sigma: float, delta: float, sensitivity: float) -> float:
     if _log_delta(0.0, mu) <= target:
         return 0.0
     return _crossing(lambda epsilon: target - _log_delta(epsilon, mu)) * _ROUND_UP
+
+
+def sums_sigma(epsilon: float, delta: float, *, device_rows: int = 0) -> float:
+    """Return σ of the discrete Gaussian noise on sums of samples whose z and target have norms of at most 1.
+
+    Replacing one sample (z, t) by (z', t') moves (Σzzᵀ, Σztᵀ) in the Frobenius norm, with a = zᵀz' and b = tᵀt', by at
+    most √(2 − 2a² + 2 − 2ab) ≤ √(4 − 2a² + 2|a|) ≤ √4.5, reached at |a| = ½ and b = −sign(a). n stays as it is. Adding
+    or removing one moves it by at most √2. A device whose statistic has a norm of at most √2·m moves it by at most
+    2·√2·m when it is replaced. Sums of whole numbers under a discrete Gaussian of standard deviation σ·unit are
+    (Δ²/2σ²)-zCDP (Canonne, Kamath and Steinke 2020, 2004.00010, theorem 14), and so are shares of the noise that add up
+    to it, up to a term that is below 10^-20 from σ = 10 units on (Kairouz, Liu and Steinke 2021, 2102.06387).
+
+    Parameters
+    ----------
+    epsilon, delta : float
+        What is promised.
+    device_rows : int
+        m where a device is protected; 0: a sample is.
+    """
+    _check_epsilon(epsilon)
+    _check_delta(delta)
+    sensitivity = 2 * math.sqrt(2) * device_rows if device_rows else math.sqrt(4.5)
+    return sensitivity / math.sqrt(2 * central_rho(epsilon, delta)) * _ROUND_UP
 
 
 def guarantee(

@@ -13,7 +13,7 @@ from mobillm_flower.config import Settings
 from mobillm_flower.errors import PolicyRefused
 from mobillm_flower.privacy.ledger import Limits
 
-MECHANISMS = ("joint", "activations", "labels", "activations and labels", "none")
+MECHANISMS = ("joint", "activations", "labels", "activations and labels", "central", "none")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Policy:
         Files, folders and hub data sets that a run may name: `data.source`, `activations.public-text`, `settings-file`.
         No other is opened.
     mechanisms : tuple of str
-        Among `joint`, `activations`, `labels`, `activations and labels`, `none`.
+        Among `joint`, `activations`, `labels`, `activations and labels`, `central` (noise that the server adds to sums,
+        with which it is then trusted; its ε counts only where it is named here), `none`.
     epsilon : float
         Most ε of one release.
     budget : float
@@ -93,6 +94,8 @@ class Policy:
         epsilon = private.joint_epsilon or (
             private.activation_epsilon and private.label_epsilon and private.activation_epsilon + private.label_epsilon
         )
+        if "central" in self.mechanisms:
+            epsilon = epsilon or private.central_epsilon
         if (self.epsilon or self.budget) and not epsilon:
             raise PolicyRefused(
                 "this device's policy asks for an epsilon of text and label together; give privacy.joint-epsilon"
@@ -141,6 +144,8 @@ def mechanism(settings: Settings) -> str:
     private = settings.privacy
     if private.joint_epsilon:
         return "joint"
+    if private.central_epsilon:
+        return "central"
     chosen = {"activations": private.activation_epsilon, "labels": private.label_epsilon}
     return " and ".join(name for name, epsilon in chosen.items() if epsilon) or "none"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.objective import fit_targets, make_loss
 from mobillm_flower.server.options import TrainerOptions
+from mobillm_flower.server.sums import solve_sums
 from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.sums import SumsSpec
 
 _KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"
 _BACKBONES = "backbones"
@@ -75,6 +77,8 @@ class TrainingPlan:
         Optimisation.
     num_threads : int
         torch's threads; bits are equal only for equal counts.
+    sums : dict of str to SumsSpec
+        How each backbone type's samples are added up, where devices send sums; empty: they send samples.
     """
 
     contract: TaskContract
@@ -85,12 +89,14 @@ class TrainingPlan:
     scale: float
     options: TrainerOptions
     num_threads: int
+    sums: dict[str, SumsSpec] = field(default_factory=dict)
 
     def store(self, cache: ActivationCache) -> None:
         """Keep the plan in a cache."""
         values = dataclasses.asdict(self)
         values["contract"] = self.contract.to_json()
         values["specs"] = {name: spec.to_json() for name, spec in self.specs.items()}
+        values["sums"] = {name: sums.to_json() for name, sums in self.sums.items()}
         values["side_config"] = self.side_config.to_dict()
         cache.set_meta(_KEY, json.dumps(values, sort_keys=True))
 
@@ -100,16 +106,17 @@ class TrainingPlan:
         text = cache.meta(_KEY)
         if text is None:
             return None
-        field = "plan"
+        part = "plan"
         try:
             values: dict[str, Any] = json.loads(text)
-            for field, read in _READ.items():
-                values[field] = read(values[field])
-            field = "plan"
+            for part, read in _READ.items():
+                values[part] = read(values[part])
+            values["sums"] = {name: SumsSpec.from_json(sums) for name, sums in values.get("sums", {}).items()}
+            part = "plan"
             return cls(**values)
         except (LookupError, TypeError, ValueError, AttributeError, MobiLLMError) as error:
             raise CacheError(
-                f"{cache.file}: {field} of the run's plan is damaged ({type(error).__name__}); move the file away to "
+                f"{cache.file}: {part} of the run's plan is damaged ({type(error).__name__}); move the file away to "
                 "start anew"
             ) from error
 
@@ -144,6 +151,7 @@ class TrainingPlan:
             checkpoint=checkpoint,
             on_epoch=on_epoch,
             newcomers=self.side_config.joined,
+            solve=partial(solve_sums, sums=self.sums, scale=self.scale) if self.sums else None,
         )
 
     def joined_by(self, spec: ExtractionSpec) -> TrainingPlan:
@@ -186,6 +194,7 @@ class TrainingPlan:
         return dataclasses.replace(
             self,
             specs={name: spec for name, spec in self.specs.items() if name in types},
+            sums={name: sums for name, sums in self.sums.items() if name in types},
             side_config=dataclasses.replace(side, types=types, joined=joined),
             options=dataclasses.replace(options, planned_steps=steps),
         )

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
+from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from mobillm_flower.server.fitting import StoppedError, fit
+from mobillm_flower.server.fitting import Measured, StoppedError, fit
 from mobillm_flower.server.influence import heard
 from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import FitTargets, Loss, recovered_truth
@@ -64,6 +65,8 @@ class Trainer:
         Called at the end of each epoch, for the run's log.
     newcomers : sequence of str
         Backbone types that joined late; see `TrainerOptions.newcomer_steps`.
+    solve : callable, optional
+        Sets a side network from a cache of sums, see `server.sums.solve_sums`; without it the cache holds samples.
 
     Raises
     ------
@@ -83,12 +86,14 @@ class Trainer:
         checkpoint: Path | None = None,
         on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
         newcomers: Sequence[str] = (),
+        solve: Callable[[FitsInClosedForm, ActivationCache], Measured] | None = None,
     ) -> None:
         self.loader, self.options = loader, options
         self._newcomers = frozenset(newcomers)
         self._hold(network)
         self._loss, self._scores, self._fit_targets = loss, scores, fit_targets
         self._shift = LabelShift(loader)
+        self._solve = solve
         self._adjusts = options.adjust_types and not loader.labels_protected and not loader.contract.per_token
         self._checkpoint, self._on_epoch = checkpoint, on_epoch
         self.position = Position()
@@ -102,12 +107,19 @@ class Trainer:
         """State of `network`, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
 
+    @property
+    def has_sums(self) -> bool:
+        """Whether the cache holds sums, and no sample that anything could be measured on."""
+        return self._solve is not None
+
     def overlap_step(self, round_: int) -> bool:
         """Take one of the round's `overlap_steps` on what was committed before it; False when they are done.
 
         Rounds must come in order; one that is over is passed by.
         """
         position, options = self.position, self.options
+        if self.has_sums:
+            return False
         if isinstance(self.network, FitsInClosedForm):
             self._fit_what_is_there(round_)
             return False
@@ -195,19 +207,23 @@ class Trainer:
     def _fit_to(self, network: FitsInClosedForm, rows: Rows, stop: Callable[[], bool]) -> bool:
         """Fit rows; the loss and accuracy that are logged are those of samples that are left out of the solution."""
         position = self.position
-        used = self.heard(rows)
-        if self._adjusts:
+        used = rows if self.has_sums else self.heard(rows)
+        if self._adjusts and not self.has_sums:
             self._shift.recount(used)
         try:
-            measured = fit(
-                network,
-                used,
-                self.loader,
-                targets=self._fit_targets,
-                shift=self._shift,
-                scores=self._scores,
-                device_cap=self.options.device_cap,
-                stop=stop,
+            measured = (
+                self._solve(network, self.loader.cache)
+                if self._solve is not None
+                else fit(
+                    network,
+                    used,
+                    self.loader,
+                    targets=self._fit_targets,
+                    shift=self._shift,
+                    scores=self._scores,
+                    device_cap=self.options.device_cap,
+                    stop=stop,
+                )
             )
         except StoppedError:
             return False

@@ -1,5 +1,6 @@
 """Flower strategies that train a side network from uploaded activations."""
 
+from mobillm_flower.strategies.analytic import AnalyticMobiLLM
 from mobillm_flower.strategies.baselines import BaselineStrategy, FedBitFit, FedKSeed, FedLoRA, SplitFed, UploadAll
 from mobillm_flower.strategies.fed import FedMobiLLM
 from mobillm_flower.strategies.mobillm import MobiLLM
@@ -9,6 +10,7 @@ from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 
 __all__ = [
     "STRATEGIES",
+    "AnalyticMobiLLM",
     "BaselineStrategy",
     "FedBitFit",
     "FedKSeed",

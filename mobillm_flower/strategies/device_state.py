@@ -79,11 +79,15 @@ class DeviceState:
             bytes=window.num_bytes,
             forward_seconds=round(window.forward_seconds, 4),
         )
-        self.record.take(event)
-        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, window.peak_memory_bytes)
-        self.failures_in_a_row = 0
-        self.last_forward_seconds = window.forward_seconds
+        self.count(event, peak_memory_bytes=window.peak_memory_bytes)
         self.done = self.done or window.remaining == 0
         if self.done and window.refused:
             logger.log(WARNING, "device %s declines to release %d samples", self.name, window.refused)
         return event
+
+    def count(self, event: events.Window, *, peak_memory_bytes: float) -> None:
+        """Count an answer that was committed."""
+        self.record.take(event)
+        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, peak_memory_bytes)
+        self.failures_in_a_row = 0
+        self.last_forward_seconds = event.forward_seconds

@@ -110,7 +110,7 @@ def _most_weights(run: RunState) -> dict[int, float]:
     Nobody can check how many test samples a device has. Its share of them to those that are held may be twice the
     fleet's median.
     """
-    counts, devices = run.cache.devices(), list(run.fleet)
+    counts, devices = run.samples_held(), list(run.fleet)
     held = {device.node_id: max(1, counts.get(device.description.pseudonym, 0)) for device in devices}
     ratios = [device.description.num_test / held[device.node_id] for device in devices]
     typical = max(1.0, 2 * statistics.median(ratios)) if ratios else 1.0

@@ -92,7 +92,7 @@ class FedMobiLLM(PaeMobiLLM):
                 f"(side-network.name={name}) take one backbone type; give this device the others' backbone "
                 f"({ONE_MODEL_TWO_TYPES})"
             )
-        blocks = self.plan.side_config.num_blocks
+        blocks = len(next(iter(self.plan.specs.values())).layers)
         if backbone.depth < blocks:
             raise MismatchError(
                 f"backbone {backbone.name} has {backbone.depth} layers, the run samples {blocks} blocks; start a run "

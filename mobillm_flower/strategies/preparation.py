@@ -26,6 +26,7 @@ from mobillm_flower.strategies.run_plan import (
 from mobillm_flower.strategies.run_state import OwnEvaluation, RunState
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.tasks.extraction import release_guarantee
+from mobillm_flower.tasks.sums import sums_guarantee
 
 
 def prepare(
@@ -93,7 +94,10 @@ def prepare(
 def log_prepared(run: RunState, *, delta: float) -> None:
     """Log what the run keeps fixed; the guarantee is for this δ."""
     plan = run.plan
-    guarantee = release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=delta)
+    if plan.sums:
+        guarantee = sums_guarantee(next(iter(plan.sums.values())))
+    else:
+        guarantee = release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=delta)
     prepared = Prepared(
         devices=len(run.fleet),
         num_train=sum(device.description.num_train for device in run.fleet),
@@ -118,5 +122,5 @@ def _fresh_plan(
     contract = fleet.contract
     assert contract is not None  # there is a device
     num_train = fleet.sizes()
-    num_blocks = stored.side_config.num_blocks if stored else 0
+    num_blocks = len(next(iter(stored.specs.values())).layers) if stored else 0  # a projection has one block of all
     return make_plan(settings, contract, known, num_train, overlap=overlap, num_blocks=num_blocks)

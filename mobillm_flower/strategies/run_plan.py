@@ -17,7 +17,7 @@ from mobillm_flower.backbones.memory import available_bytes
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
-from mobillm_flower.config.compatibility import AUTO, check_training, check_used, prefers_closed_form
+from mobillm_flower.config.compatibility import ANALYTIC, AUTO, check_training, check_used, prefers_closed_form
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
@@ -29,7 +29,9 @@ from mobillm_flower.errors import MismatchError
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.sums import require_task, room_for, sums_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.sums import SumsSpec
 
 _TAKEN_BY_EITHER = ("width", "bottleneck", "activation", "random_features")
 
@@ -94,7 +96,15 @@ def make_plan(
     check_parts(settings)
     blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
     blocks = blocks or min(info.depth for info in backbones.values())
-    specs = {name: extraction_spec(info, settings, num_blocks=blocks) for name, info in sorted(backbones.items())}
+    specs = {
+        name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
+        for name, info in sorted(backbones.items())
+    }
+    sums: dict[str, SumsSpec] = {}
+    if settings.strategy == ANALYTIC:
+        require_task(contract)
+        capacity = room_for(sum(num_train))
+        sums = {name: sums_spec(settings, contract, spec, capacity=capacity) for name, spec in specs.items()}
     pivot = next(iter(specs.values())).pivot
     name = chosen_network(settings, contract, specs)
     check_training(
@@ -115,7 +125,7 @@ def make_plan(
         bottleneck=settings.side_network.bottleneck,
         num_outputs=next(iter(specs.values())).width if contract.per_token else contract.num_outputs,
         activation=settings.side_network.activation,
-        input_norm=not any(spec.standardise for spec in specs.values()),
+        input_norm=not sums and not any(spec.standardise for spec in specs.values()),
         seed=settings.run.seed,
         **{"random_features": settings.side_network.random_features} if "random_features" in fields_taken(name) else {},
     )
@@ -128,6 +138,7 @@ def make_plan(
         scale=settings.loss.scale or automatic_scale(contract.num_outputs),
         options=_trainer_options(settings, sum(num_train), overlap),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
+        sums=sums,
     )
 
 
@@ -177,7 +188,7 @@ def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[st
     name = settings.side_network.name
     if name != AUTO:
         return name
-    solved = prefers_closed_form(settings) and len(specs) == 1
+    solved = prefers_closed_form(settings) and (len(specs) == 1 or settings.strategy == ANALYTIC)
     return "closed-form" if solved and not contract.per_token and not computes_on_tokens(specs) else "additive"
 
 
@@ -207,6 +218,14 @@ def differences(plan: TrainingPlan, fresh: TrainingPlan) -> list[str]:
             validation_key=plan.options.validation_key if fresh.options.validation_key else "",
         ),
         num_threads=plan.num_threads,
+        # room is made for the devices that are there first
+        sums={
+            **plan.sums,
+            **{
+                name: dataclasses.replace(sums, capacity=plan.sums[name].capacity) if name in plan.sums else sums
+                for name, sums in fresh.sums.items()
+            },
+        },
     )
     names = {"contract": "task", "specs": "extraction", "side_config": "side network", "options": "trainer"}
     return [

@@ -93,6 +93,12 @@ class RunState:
         """Trained numbers of the side network."""
         return sum(parameter.numel() for parameter in self.trainer.network.parameters())
 
+    def samples_held(self) -> dict[str, int]:
+        """Return the samples of each device that are held, by pseudonym; of sums those that they are of."""
+        if not self.plan.sums:
+            return self.cache.devices()
+        return {row.device: row.tokens for row in self.cache.rows()}
+
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
         return ArrayRecord(self.trainer.state)

@@ -74,6 +74,10 @@ class SideTuningStrategy(Strategy):
     """
 
     preset = "pae"
+    asks = keys.EXTRACT
+    """Type of the messages that ask for data."""
+    takes: type[Intake] = Intake
+    """What asks devices, and checks and commits what they send."""
     poll_s = 0.1
     """Seconds between looks for replies when there is nothing to train."""
     intake: Intake
@@ -84,7 +88,7 @@ class SideTuningStrategy(Strategy):
         check_parts(self.settings)
         self.check(self.settings)
         self.clock = Clock()
-        self.intake = Intake(self.settings.rounds)
+        self.intake = self.takes(self.settings.rounds)
         self.evaluation = Evaluation(self.settings.side_network.codec)
         self._run_path = Path(run_path) if run_path else None
         self._run: RunState | None = None
@@ -157,10 +161,10 @@ class SideTuningStrategy(Strategy):
         while (not num_rounds or round_ - first < num_rounds) and not run.stopping.ends_ingestion():
             run.connections.meet()
             messages = list(self.configure_train(round_ + 1, ArrayRecord(), config, grid))
-            if not messages and not run.exchange.out(keys.EXTRACT):
+            if not messages and not run.exchange.out(self.asks):
                 break
             round_ += 1
-            replies = run.exchange.exchange(messages, keys.EXTRACT, partial(run.trainer.overlap_step, round_))
+            replies = run.exchange.exchange(messages, self.asks, partial(run.trainer.overlap_step, round_))
             _, metrics = self.aggregate_train(round_, replies)
             run.take_steps_of(round_)
             note_round(run.cache, round_)
@@ -192,6 +196,10 @@ class SideTuningStrategy(Strategy):
             raise MismatchError(
                 f"backbone {backbone.name} with {backbone.depth} layers is not among those the run started with"
             )
+
+    def num_held(self, cache: ActivationCache, pseudonym: str) -> int:
+        """Return samples of a device that need not be asked for again."""
+        return len(cache.held(pseudonym))
 
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
@@ -228,7 +236,7 @@ class SideTuningStrategy(Strategy):
             timeout_s=timeout_s,
             poll_s=self.poll_s,
             clock=self.clock,
-            num_held=lambda pseudonym: len(cache.held(pseudonym)),
+            num_held=partial(self.num_held, cache),
             on_event=started.folder.append,
         )
         started.before_the_end(connections.fleet.log_summaries)

@@ -10,20 +10,26 @@ from pathlib import Path
 from torch import Tensor
 
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.public import public_transform, text_hash
+from mobillm_flower.backbones.public import public_text, public_transform, text_hash
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_pivot, prefers_closed_form, settings_of
+from mobillm_flower.config.compatibility import ANALYTIC, check_pivot, prefers_closed_form, settings_of
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
 from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.projection import most_dimensions
 from mobillm_flower.core.side_networks import needs_of
-from mobillm_flower.errors import MismatchError
+from mobillm_flower.core.sums import width_within
+from mobillm_flower.errors import MismatchError, SettingsError
 from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
+_PRINCIPAL = "principal"  # in a projection: not whitened
 
-def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: int) -> ExtractionSpec:
+
+def extraction_spec(
+    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1
+) -> ExtractionSpec:
     """Return what a device with this backbone uploads under these settings.
 
     Server and device both derive it, and compare.
@@ -36,6 +42,8 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         The server's or the device's own.
     num_blocks : int
         M of the run, fixed when it starts.
+    num_outputs : int
+        K of the task, which the width of sums depends on.
 
     Raises
     ------
@@ -62,10 +70,15 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         clip_norm = 1.0 if wanted.projection else clip_norm  # a projection's vectors have norm 1
         exact = gaussian_sigma(private.activation_epsilon, private.delta, 2 * clip_norm)
         sigma = math.ceil(exact * 1e4) / 1e4  # so that machines that round differently agree
+    num_vectors = PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1)
+    projection = f"{wanted.projection} of {text}" if wanted.projection else ""
+    if settings.strategy == ANALYTIC:
+        width = wanted.projection or _sums_width(settings, len(layers) * num_vectors * backbone.width, num_outputs)
+        projection = f"{width} {_PRINCIPAL} of {text}"
     return ExtractionSpec(
         backbone=backbone.fingerprint,
         width=backbone.width,
-        num_vectors=PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1),
+        num_vectors=num_vectors,
         layers=layers,
         pivot=name,
         codec=wanted.codec,
@@ -75,18 +88,32 @@ def extraction_spec(backbone: BackboneInfo, settings: Settings, *, num_blocks: i
         keep=float(wanted.keep),
         objective=settings.loss.objective.value,
         send_base=settings.loss.send_base and settings.loss.objective.value == "label" and not backbone.vocabulary,
-        projection=f"{wanted.projection} of {text}" if wanted.projection else "",
+        projection=projection,
         joint_epsilon=float(private.joint_epsilon),
         label_epsilon=float(private.label_epsilon),
         mixing=private.mixing,
         constant_base=bool(
-            private.joint_epsilon or private.activation_epsilon or private.label_epsilon or wanted.bi_encoder
+            private.joint_epsilon
+            or private.activation_epsilon
+            or private.label_epsilon
+            or private.central_epsilon
+            or wanted.bi_encoder
         ),
         bi_encoder=wanted.bi_encoder,
         vocabulary=backbone.vocabulary,
         head_width=backbone.head_width,
         layers_above=backbone.depth - layers[-1],
     )
+
+
+def _sums_width(settings: Settings, num_values: int, num_outputs: int) -> int:
+    """Return D of sums that fit `activations.upload-kib`."""
+    kib = settings.activations.upload_kib
+    constant = 1 if settings.privacy.central_epsilon else 0
+    width = width_within(kib * 1024, num_outputs) - constant
+    if width < 1:
+        raise SettingsError(f"activations.upload-kib={kib} has no room for sums of {num_outputs} outputs; give more")
+    return min(width, most_dimensions(len(public_text(settings.activations.public_text)), num_values))
 
 
 def fitted_transform(
@@ -121,6 +148,7 @@ def fitted_transform(
             pivot=spec.pivot,
             max_length=max_length,
             dimensions=spec.row_shape[2] if spec.projection else 0,
+            whitened=_PRINCIPAL not in spec.projection.split(),
             file=file,
             remembered_in=remembered_in,
         )

@@ -166,7 +166,7 @@ class ExtractionSpec(_Agreed):
         Residual refresh: 0 is the first release.
     projection : str
         "d of TEXT": all vectors of a sample become one unit vector of d values, fitted on the public text of this hash
-        (as in `standardise`); empty: off.
+        (as in `standardise`); empty: off. "d principal of TEXT": not whitened, for sums.
     joint_epsilon : float
         ε of `LabelledCap` over the projected vector and the label together; 0: off.
     label_epsilon : float

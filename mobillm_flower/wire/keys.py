@@ -7,6 +7,7 @@ SCHEMA_VERSION: Final = 1
 
 # message types
 EXTRACT: Final = "train.extract"
+SUM: Final = "train.sum"
 EVALUATE: Final = "evaluate"
 DESCRIBE: Final = "query.describe"
 

@@ -179,7 +179,7 @@ def open_request(content: RecordDict) -> WindowRequest:
     MismatchError
         The server speaks another version, or the request is malformed.
     """
-    record = _request(content)
+    record = read_request(content)
     try:
         numbers: Any = [record[key] for key in (keys.ROUND, keys.WINDOW, keys.MAX_BYTES)]
         if not all(isinstance(number, int) and number >= 0 for number in numbers):
@@ -190,7 +190,7 @@ def open_request(content: RecordDict) -> WindowRequest:
             round=numbers[0],
             window=numbers[1],
             max_bytes=numbers[2],
-            held=_held(record),
+            held=read_held(record),
         )
     except (KeyError, TypeError) as error:
         raise MismatchError(f"the server's request lacks a field or has one of another form: {error}") from error
@@ -242,7 +242,7 @@ def pack_evaluation(request: EvaluationRequest) -> RecordDict:
 
 def open_evaluation(content: RecordDict) -> EvaluationRequest:
     """Read an evaluation request on the device; raises MismatchError where it is malformed."""
-    record = _request(content)
+    record = read_request(content)
     arrays = content.get(keys.SIDE_NETWORK)
     if not isinstance(arrays, ArrayRecord):
         raise MismatchError(f"the server's request carries no {keys.SIDE_NETWORK!r}")
@@ -255,7 +255,7 @@ def open_evaluation(content: RecordDict) -> EvaluationRequest:
             side_config=config,
             prediction=json.loads(str(record[keys.OUTCOME])),
             state=open_weights(arrays, config, codec) if len(arrays) else {},
-            held=_held(record),
+            held=read_held(record),
             codec=codec,
         )
     except MismatchError:
@@ -320,14 +320,16 @@ def refusal(content: RecordDict) -> str | None:
     return None
 
 
-def _held(record: ConfigRecord) -> frozenset[bytes]:
+def read_held(record: ConfigRecord) -> frozenset[bytes]:
+    """Return the release ids that a request says are held."""
     held = record[keys.HELD]
     if not isinstance(held, bytes) or len(held) % RELEASE_BYTES:
         raise TypeError(f"{keys.HELD!r} is not {RELEASE_BYTES} bytes a sample")
     return frozenset(held[i : i + RELEASE_BYTES] for i in range(0, len(held), RELEASE_BYTES))
 
 
-def _request(content: RecordDict) -> ConfigRecord:
+def read_request(content: RecordDict) -> ConfigRecord:
+    """Return a request's record; raises MismatchError where there is none, or one of another version."""
     record = content.get(keys.REQUEST)
     if not isinstance(record, ConfigRecord):
         raise MismatchError(f"the server's message carries no {keys.REQUEST!r}")

@@ -83,7 +83,7 @@ def encode_targets(
     """
     number = "<f4" if contract.is_regression else "<f2"
     if spec.objective == "difference":
-        delta = labels.reshape(-1, 1).float() - base if contract.is_regression else difference(labels, base)
+        delta = exact_targets(labels, base, contract)
         delta = mixing.targets(delta) if mixing else delta
         return [row.tobytes() for row in delta.numpy().astype(number)]
     first = labels.numpy().astype("<f4" if contract.is_regression else "<u2")
@@ -91,6 +91,11 @@ def encode_targets(
     if spec.send_base:
         encoded = [head + row.tobytes() for head, row in zip(encoded, base.numpy().astype(number), strict=True)]
     return encoded
+
+
+def exact_targets(labels: Tensor, base: Tensor, contract: TaskContract) -> Tensor:
+    """Return Δy [B, K] float32 of labels [B] and p_b [B, K]; of regression y − ŷ_b."""
+    return labels.reshape(-1, 1).float() - base if contract.is_regression else difference(labels, base)
 
 
 def encode_token_labels(labels: Sequence[Tensor]) -> list[bytes]:

@@ -165,21 +165,21 @@ def open_window(
     num_bytes = record_bytes(content)
     if num_bytes > max_bytes:
         raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
-    header = _record(content, keys.HEADER, ConfigRecord)
-    version = _number(header, keys.VERSION, 10**6)
+    header = read_record(content, keys.HEADER, ConfigRecord)
+    version = read_number(header, keys.VERSION, 10**6)
     if version != keys.SCHEMA_VERSION:
         raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
     try:
-        contract.require_same(TaskContract.from_json(_text(header, keys.CONTRACT)), mine="here", theirs="there")
+        contract.require_same(TaskContract.from_json(read_text(header, keys.CONTRACT)), mine="here", theirs="there")
     except MismatchError as error:
         raise PacketRejected("contract", str(error)) from error
     try:
-        spec.require_same(ExtractionSpec.from_json(_text(header, keys.SPEC)), mine="here", theirs="there")
+        spec.require_same(ExtractionSpec.from_json(read_text(header, keys.SPEC)), mine="here", theirs="there")
     except MismatchError as error:
         raise PacketRejected("extraction", str(error)) from error
-    pseudonym = _hex(header, keys.PSEUDONYM)
-    data_fingerprint = _hex(header, keys.DATA_FINGERPRINT)
-    total, remaining, refused = (_number(header, key, 10**9) for key in (keys.TOTAL, keys.REMAINING, keys.REFUSED))
+    pseudonym = read_hex(header, keys.PSEUDONYM)
+    data_fingerprint = read_hex(header, keys.DATA_FINGERPRINT)
+    total, remaining, refused = (read_number(header, key, 10**9) for key in (keys.TOTAL, keys.REMAINING, keys.REFUSED))
     releases = header.get(keys.RELEASES)
     if not isinstance(releases, bytes) or len(releases) % RELEASE_BYTES:
         raise PacketRejected("releases", f"must be bytes, {RELEASE_BYTES} a sample")
@@ -192,11 +192,11 @@ def open_window(
     if len(set(ids)) != count:
         raise PacketRejected("releases", "a release id occurs twice")
 
-    arrays = _record(content, keys.ACTIVATIONS, ArrayRecord)
-    payload = _array(arrays, keys.PAYLOAD, np.uint8, 1)
-    lengths = _array(arrays, keys.LENGTHS, np.uint32, 1)
-    tokens = _array(arrays, keys.TOKENS, np.uint32, 1)
-    targets = _array(_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 1)
+    arrays = read_record(content, keys.ACTIVATIONS, ArrayRecord)
+    payload = read_array(arrays, keys.PAYLOAD, np.uint8, 1)
+    lengths = read_array(arrays, keys.LENGTHS, np.uint32, 1)
+    tokens = read_array(arrays, keys.TOKENS, np.uint32, 1)
+    targets = read_array(read_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 1)
     if len(lengths) != count or len(tokens) != count:
         raise PacketRejected("counts", f"{count} releases, {len(lengths)} lengths, {len(tokens)} token counts")
     if int(lengths.sum(dtype=np.uint64)) != len(payload):
@@ -213,7 +213,7 @@ def open_window(
         raise PacketRejected("targets", f"{len(targets)} bytes of targets, expected {sum(sizes)}")
     if header.get(keys.PAYLOAD_HASH) != _hash(releases, payload, lengths, tokens, targets):
         raise PacketRejected("payload-hash", "the payload is not what the header was made for")
-    metrics = _record(content, keys.METRICS, MetricRecord)
+    metrics = read_record(content, keys.METRICS, MetricRecord)
     measured = {key: metrics.get(key) for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY)}
     for key, value in measured.items():
         if isinstance(value, list) or value is None or not 0 <= value < 1e15:
@@ -286,14 +286,16 @@ def _cut(array: np.ndarray, lengths: Sequence[int]) -> list[bytes]:
     return pieces
 
 
-def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:
+def read_record(content: RecordDict, name: str, kind: type[Any]) -> Any:
+    """Return a record of a kind; raises PacketRejected where there is none."""
     record = content.get(name)
     if not isinstance(record, kind):
         raise PacketRejected("records", f"{name!r} must be a {kind.__name__}")
     return record
 
 
-def _array(record: ArrayRecord, name: str, dtype: type[Any], dims: int) -> np.ndarray:
+def read_array(record: ArrayRecord, name: str, dtype: type[Any], dims: int) -> np.ndarray:
+    """Return an array of a type and a number of dimensions, as its bytes really are; raises PacketRejected."""
     if name not in record:
         raise PacketRejected("arrays", f"{name!r} is missing")
     try:
@@ -305,22 +307,25 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], dims: int) -> np.nd
     return array
 
 
-def _number(record: ConfigRecord, key: str, most: int) -> int:
+def read_number(record: ConfigRecord, key: str, most: int) -> int:
+    """Return a whole number from 0 to `most`; raises PacketRejected."""
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         raise PacketRejected("header", f"{key!r} must be a whole number from 0 to {most}")
     return value
 
 
-def _text(record: ConfigRecord, key: str) -> str:
+def read_text(record: ConfigRecord, key: str) -> str:
+    """Return a text; raises PacketRejected."""
     value = record.get(key)
     if not isinstance(value, str):
         raise PacketRejected("header", f"{key!r} must be text")
     return value
 
 
-def _hex(record: ConfigRecord, key: str) -> str:
-    value = _text(record, key)
+def read_hex(record: ConfigRecord, key: str) -> str:
+    """Return 32 hex digits; raises PacketRejected."""
+    value = read_text(record, key)
     if not re.fullmatch(r"[0-9a-f]{32}", value):
         raise PacketRejected("header", f"{key!r} must be 32 hex digits")
     return value

@@ -48,10 +48,10 @@ class Settings:
     Parameters
     ----------
     preset : str
-        Which settings to start from: a paper's (pae, mobillm, fed), or upper-layers.
+        Which settings to start from: a paper's (pae, mobillm, fed), upper-layers or analytic.
     strategy : str
-        pae, mobillm, fed, or a registered one; with a baseline's app also fed-lora, fed-bitfit, fed-kseed, split-fed,
-        upload-all.
+        pae, mobillm, fed, analytic (only sums leave a device), or a registered one; with a baseline's app also
+        fed-lora, fed-bitfit, fed-kseed, split-fed, upload-all.
     backbone : BackboneSettings
         The frozen language model.
     data : DataSettings

@@ -38,6 +38,8 @@ class ActivationSettings:
     projection : int
         d: make one unit vector of d values of all vectors of a sample, along the directions in which public text varies
         most; 0: off.
+    upload_kib : int
+        With strategy `analytic`: KiB of a device's sums, from which the projection's d follows, unless it is given.
     public_text : str
         File of public sentences, one a line, that shift, scale and projection are fitted on, the same on every device;
         empty: those of the package.
@@ -54,6 +56,7 @@ class ActivationSettings:
     clip_norm: float = number(0.0, at_least=0)
     noise_sigma: float = number(0.0, at_least=0)
     projection: int = number(0, at_least=0)
+    upload_kib: int = number(560, at_least=1)
     public_text: str = ""
     keep: float = field(default=1.0, metadata={"above 0 and at most 1": lambda value: 0 < value <= 1})
     codec: str = "nf4"
@@ -83,6 +86,15 @@ class PrivacySettings:
         Name of the fleet's secret rotation (`mobillm mixing-key` prints it); empty: none. Obfuscation, no guarantee.
     mixing_key : str
         On a device: the file with that key. It stays there.
+    min_samples : int
+        With strategy `analytic`: fewest samples of which a device sends sums.
+    central_epsilon : float
+        With strategy `analytic`: ε of one sample, or one device, in the sums of all devices; the noise is added by the
+        server, which is trusted with the sums. 0: none.
+    unit : str
+        What `central_epsilon` protects: sample or device.
+    device_rows : int
+        With unit `device`: samples that a device counts for at most; 0: as `min_samples`.
     budget : float
         Most ε that everything released of one text may add up to, whatever runs ask; 0: what one release takes.
     """
@@ -96,4 +108,8 @@ class PrivacySettings:
     label_epsilon: float = number(0.0, at_least=0)
     mixing: str = ""
     mixing_key: str = ""
+    min_samples: int = number(10, at_least=1)
+    central_epsilon: float = number(0.0, at_least=0)
+    unit: str = one_of("sample", "sample", "device")
+    device_rows: int = number(0, at_least=0)
     budget: float = number(0.0, at_least=0)

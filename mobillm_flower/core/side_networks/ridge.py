@@ -38,6 +38,29 @@ class Solution:
     left_out: Tensor
 
 
+@dataclass(frozen=True)
+class SolvedSums:
+    """What `Sums.choose` gives.
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        [D, K] and [K] float64.
+    penalty : float
+        λ that was chosen.
+    inverse : Tensor
+        [D, D]: of the Cholesky factor of the centred Gram matrix with λ.
+    error : float
+        Sum of squared errors that generalized cross-validation expects.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+    inverse: Tensor
+    error: float
+
+
 class Ridge:
     """W, b of least Σ w·‖t − Wᵀz − b‖² + λ·‖W‖²: rows are kept up to their width, and only sums beyond that.
 
@@ -55,7 +78,7 @@ class Ridge:
         self.width, self.num_outputs = width, num_outputs
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
-        self._sums: _Sums | None = None
+        self._sums: Sums | None = None
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Take in rows [B, D], targets [B, K] and positive weights [B]."""
@@ -65,7 +88,7 @@ class Ridge:
         if self._sums is not None:
             self._sums.add(*part)
         elif self._count > self.width:
-            self._sums = _Sums(self.width, self.num_outputs, rows.device)
+            self._sums = Sums(self.width, self.num_outputs, rows.device)
             for earlier in self._parts:
                 self._sums.add(*earlier)
         if self._sums is not None:
@@ -85,7 +108,7 @@ class Ridge:
         return self._sums.solve(rows[-_HELD_OUT:], targets[-_HELD_OUT:], weights[-_HELD_OUT:])
 
 
-class _Sums:
+class Sums:
     """Σw, Σwz, Σwt, Σwzzᵀ, Σwztᵀ and Σw‖t‖²."""
 
     def __init__(self, width: int, num_outputs: int, device: torch.device) -> None:
@@ -95,6 +118,7 @@ class _Sums:
         self.gram, self.moment = zeros(width, width), zeros(width, num_outputs)
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Take in rows [B, D], targets [B, K] and weights [B], all float64."""
         weighted = rows * weights[:, None]
         self.count += len(rows)
         self.weight += weights.sum()
@@ -104,35 +128,40 @@ class _Sums:
         self.gram.addmm_(weighted.T, rows)
         self.moment.addmm_(weighted.T, targets)
 
-    def solve(self, last: Tensor, targets: Tensor, weights: Tensor) -> Solution:
-        """Solve, and predict the last rows, each left out."""
+    def choose(self) -> SolvedSums:
+        """Solve with λ by generalized cross-validation."""
         centre, level = self.rows / self.weight, self.targets / self.weight
         gram = self.gram.addr(self.rows, centre, alpha=-1)
         moment = self.moment.addr(self.rows, level, alpha=-1)
         square = self.square - self.weight * level.square().sum()
         eye = torch.eye(len(gram), dtype=torch.double, device=gram.device)
-        solved: dict[float, tuple[Tensor, Tensor]] = {}
+        solved: dict[float, tuple[Tensor, Tensor, float]] = {}
 
         def error(penalty: float) -> float:
-            """Generalized cross-validation."""
             factor = torch.linalg.cholesky(gram + penalty * eye)
             inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
             weight = torch.cholesky_solve(moment, factor)
             residual = square - (weight * moment).sum() - penalty * weight.square().sum()
             freedom = 1 + len(gram) - penalty * inverse.square().sum()
+            value = float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
             solved.clear()
-            solved[penalty] = weight, inverse
-            return float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
+            solved[penalty] = weight, inverse, value
+            return value
 
-        penalty = _least(error, unit=float(gram.trace() / self.weight))
+        penalty = _least(error, unit=max(float(gram.trace() / self.weight), _LEAST))
         if penalty not in solved:
             error(penalty)
-        weight, inverse = solved[penalty]
-        bias = level - centre @ weight
-        leverage = weights * ((last - centre) @ inverse.T).square().sum(1) + weights / self.weight
-        residual = targets - last @ weight - bias
+        weight, inverse, value = solved[penalty]
+        return SolvedSums(weight, level - centre @ weight, penalty, inverse, value)
+
+    def solve(self, last: Tensor, targets: Tensor, weights: Tensor) -> Solution:
+        """Solve, and predict the last rows, each left out."""
+        solved = self.choose()
+        centre = self.rows / self.weight
+        leverage = weights * ((last - centre) @ solved.inverse.T).square().sum(1) + weights / self.weight
+        residual = targets - last @ solved.weight - solved.bias
         left_out = targets - residual / (1 - leverage).clamp_min(_LEAST)[:, None]
-        return Solution(weight.T.contiguous(), bias, penalty, left_out)
+        return Solution(solved.weight.T.contiguous(), solved.bias, solved.penalty, left_out)
 
 
 def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:

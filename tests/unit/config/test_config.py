@@ -57,7 +57,7 @@ def test_a_preset_sets_what_its_paper_does(preset: str, strategy: str, pivot: st
 
 
 def test_every_preset_loads() -> None:
-    assert set(PRESETS) == {"mobillm", "pae", "fed", "upper-layers"}
+    assert set(PRESETS) == {"mobillm", "pae", "fed", "upper-layers", "analytic"}
     for preset in PRESETS:
         assert load_settings(overrides=[f"preset={preset}"]).preset == preset
 

@@ -49,7 +49,7 @@ def test_type_default_and_range_are_those_of_the_dataclass(key: str, kind: str, 
 
 def test_presets_are_named_where_they_differ_from_the_default() -> None:
     assert BY_KEY["activations.pivot"].presets == {"mobillm": "all"}
-    assert BY_KEY["strategy"].presets == {"mobillm": "mobillm", "fed": "fed"}
+    assert BY_KEY["strategy"].presets == {"mobillm": "mobillm", "fed": "fed", "analytic": "analytic"}
     assert BY_KEY["trainer.epochs"].presets == {"upper-layers": 6}
     assert BY_KEY["trainer.patience"].presets == {}
 

@@ -1,0 +1,154 @@
+"""A device's sums: its samples run forward a few at a time, and nothing of one is kept but what it adds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
+from mobillm_flower.core.sums import Words, statistic, wrap
+from mobillm_flower.core.targets import base_prediction
+from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.ledger import Release, SampleKeys
+from mobillm_flower.tasks import read_activations
+from mobillm_flower.tasks.extraction import fitted_transform
+from mobillm_flower.tasks.sums import require_task, sums_guarantee, sums_spec
+from mobillm_flower.wire.contract import ExtractionSpec
+from mobillm_flower.wire.sums import SumsSpec
+from mobillm_flower.wire.target_bytes import exact_targets
+
+
+@dataclass(frozen=True)
+class MadeSums:
+    """A device's statistic.
+
+    Parameters
+    ----------
+    words : ndarray
+        [W], modulo 2^bits.
+    release : bytes
+        Its id.
+    forward_seconds : float
+        Of the forward pass; 0 where it was made before.
+    """
+
+    words: Words
+    release: bytes
+    forward_seconds: float
+
+
+def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: frozenset[bytes]) -> MadeSums:
+    """Add up a device's samples, once: the ledger counts each, and the same words are sent when they are asked again.
+
+    Left out are the held-out share and samples whose budget is spent.
+
+    Raises
+    ------
+    MismatchError
+        The request adds up otherwise than the device's own settings do.
+    ReleaseRefused
+        The sums are of fewer samples than `privacy.min-samples`, or were released before.
+    """
+    contract = device.data.contract
+    require_task(contract)
+    mine = sums_spec(device.settings, contract, spec, capacity=sums.capacity)
+    mine.require_same(sums, mine="on this device", theirs="at the server")
+    ledger = device.folder.ledger
+    ledger.acknowledge(held)
+    shaping = device.shaping(spec) + sums.to_json()
+    kept = _not_held_out(device, sums.held_out)
+    promised = sums_guarantee(sums)
+    release = device.folder.release_id(b"".join(sorted(device.sample_ids[i] for i in kept)), shaping)
+    kind = np.uint32 if sums.scale.bits == 32 else np.uint64
+    waiting = ledger.outbox([release])
+    if release not in waiting:
+        seconds, values, used = _sum(device, spec, sums, kept, release)
+        texts = tuple(dict.fromkeys(text for i in used for text in device.sample_keys[i].texts))
+        item = Release(release, len(used), wrap(values, sums.scale.bits).tobytes(), b"")
+        charged = SampleKeys(release, texts)
+        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta)
+        waiting = ledger.outbox([release])
+    else:
+        seconds = 0.0
+    return MadeSums(np.frombuffer(waiting[release].activations, kind), release, seconds)
+
+
+def _not_held_out(device: Device, share: float) -> list[int]:
+    """Return the samples that are added up: the device's keyed hash of each says which are held out."""
+    bound = math.floor(share * 2**32)
+    return [i for i, sample in enumerate(device.sample_ids) if int.from_bytes(sample[:4], "big") >= bound]
+
+
+def _sum(
+    device: Device, spec: ExtractionSpec, sums: SumsSpec, kept: Sequence[int], release: bytes
+) -> tuple[float, NDArray[np.int64], list[int]]:
+    """Return seconds of the forward pass, the statistic [W], and the samples in it."""
+    promised = sums_guarantee(sums)
+    may = device.folder.ledger.allowed(
+        ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept),
+        epsilon=promised.epsilon,
+        delta=promised.delta,
+    )
+    used = [i for i, allowed in zip(kept, may, strict=True) if allowed]
+    if len(used) < sums.min_samples:
+        raise ReleaseRefused(
+            f"sums of fewer than privacy.min-samples={sums.min_samples} samples are not sent, since they tell of each "
+            "one; this device has fewer that may be released"
+        )
+    if len(used) > sums.capacity:
+        raise ReleaseRefused(f"the run's sums have room for {sums.capacity} samples, this device has more")
+    contract, seconds = device.data.contract, 0.0
+    transform = fitted_transform(
+        spec,
+        device.backbone,
+        max_length=contract.max_length,
+        file=device.settings.activations.public_text,
+        remembered_in=device.folder.path,
+    )
+    values = np.zeros(sums.shape.num_words, np.int64)
+    order = sorted(used, key=lambda i: (len(device.data.train.texts[i]), i))
+    for start in range(0, len(order), MAX_SAMPLES_AT_ONCE):
+        part = device.data.train.take(order[start : start + MAX_SAMPLES_AT_ONCE])
+        started = time.perf_counter()
+        extraction = read_activations(device.backbone, part, contract, spec, transform)
+        seconds += time.perf_counter() - started
+        logits = None if spec.constant_base else extraction.base_logits
+        base = base_prediction(logits, len(part), contract.num_outputs, label_range=contract.label_range)
+        targets = exact_targets(part.labels, base, contract)
+        rows = torch.stack([sample.flatten() for sample in extraction.activations]).double().numpy()
+        values += sample_statistic(rows, targets.double().numpy(), sums)
+    return seconds, _shortened(values, sums), used
+
+
+def sample_statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], sums: SumsSpec) -> NDArray[np.int64]:
+    """Return the statistic [W] of samples: z [B, D] without the constant, and targets [B, K]."""
+    if sums.intercept:
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
+        constant = np.full((len(rows), 1), sums.intercept)
+        rows = np.concatenate([rows * math.sqrt(1 - sums.intercept**2), constant], 1)
+    values = statistic(rows, targets / sums.target_bound, sums.scale)
+    if sums.epsilon:
+        counts, of_rows, of_targets, _, _ = sums.shape.split(values)
+        of_rows[:], of_targets[:] = 0, 0
+        counts[1:] = 0
+        if sums.unit == "device":
+            counts[:] = 0
+    return values
+
+
+def _shortened(values: NDArray[np.int64], sums: SumsSpec) -> NDArray[np.int64]:
+    """Return the statistic with a norm of at most √2·`device_rows` samples', where a device is what is protected."""
+    if not sums.device_rows:
+        return values
+    _, _, _, triangle, moment = sums.shape.split(values)
+    gram = sums.shape.gram(triangle.astype(np.float64)) / sums.scale.radius**2
+    length = math.hypot(np.linalg.norm(gram), np.linalg.norm(moment / (sums.scale.radius * sums.scale.levels)))
+    factor = min(1.0, math.sqrt(2) * sums.device_rows * (1 - 1e-12) / max(length, 1e-300))
+    return values if factor == 1.0 else np.trunc(values * factor).astype(np.int64)

@@ -1,0 +1,207 @@
+"""Sums on the server: checked, added, solved. They are rows of the cache, one a device or one a group of devices."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobillm_flower.core.placement import CPU
+from mobillm_flower.core.side_networks import FitsInClosedForm
+from mobillm_flower.core.side_networks.closed_form import ClosedFormSideNetwork
+from mobillm_flower.core.side_networks.ridge import Sums
+from mobillm_flower.core.sums import Words, add_words, lift
+from mobillm_flower.errors import CacheError, PacketRejected
+from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
+from mobillm_flower.privacy.noise import derive
+from mobillm_flower.server.cache import ActivationCache
+from mobillm_flower.server.fitting import Measured
+from mobillm_flower.wire.sums import SumsSpec
+from mobillm_flower.wire.window import SampleBytes
+
+_NOISE_KEY = "noise-key"
+_TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
+_OF_THE_NOISE = 0.12
+"""λ over the noise's spectral norm σ·√(2D); chosen on CLINC150 and SMS spam, see benchmarks/studies/sums.py."""
+
+
+def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False) -> int:
+    """Check what one device's or one group's statistic can be; returns its number of samples, 0 where it is not sent.
+
+    A masked liar can send any sum of this kind: what is checked bounds how far it moves the solution, no more.
+
+    Parameters
+    ----------
+    words : ndarray
+        [W], modulo 2^bits.
+    sums : SumsSpec
+        What was asked for.
+    most : int
+        Samples that they have at most.
+    noised : bool
+        Whether devices added noise; what noise can break is then left out.
+
+    Raises
+    ------
+    PacketRejected
+        A rule is broken; the rule is named.
+    """
+    scale, private = sums.scale, bool(sums.epsilon)
+    counts, rows, targets, triangle, moment = (part.astype(np.float64) for part in sums.shape.split(lift(words)))
+    samples = int(counts[0])
+    if private and sums.unit == "device":
+        if counts.any():
+            raise PacketRejected("counts", "numbers of samples are not sent where a device is protected")
+    elif not sums.min_samples <= samples <= most:
+        raise PacketRejected("counts", f"sums of {samples} samples; from {sums.min_samples} to {most} are taken")
+    largest = float(samples or most)
+    if not 0 <= counts[1] <= largest or not 0 <= counts[2] <= largest * scale.levels**2:
+        raise PacketRejected("counts", "more vectors are clipped, or targets are longer, than samples can be")
+    if private and (rows.any() or targets.any() or counts[2]):
+        raise PacketRejected("sums", "sums of vectors and targets are not sent beside noise")
+    if noised:
+        return samples
+    gram = sums.shape.gram(triangle)
+    diagonal = gram.diagonal()
+    trace = float(diagonal.sum())
+    if not 0 <= float(diagonal.min()) <= float(diagonal.max()) <= largest * scale.levels**2:
+        raise PacketRejected("gram", "a sum of squares is out of range")
+    if trace > largest * scale.radius**2 * (1 + _TOLERANCE):
+        raise PacketRejected("trace", "the trace of the sums is above the number of samples")
+    if not private:
+        joined = np.block([[np.array([[float(samples)]]), rows[None]], [rows[:, None], gram]])
+        gram = joined
+    _, failed = torch.linalg.cholesky_ex(
+        torch.from_numpy(gram + np.eye(len(gram)) * (1e-3 + _TOLERANCE * trace))  # entries are whole numbers
+    )
+    if int(failed):
+        raise PacketRejected("gram", "the matrix of sums is not positive semi-definite")
+    square = counts[2] if not private else largest * scale.levels**2
+    if float(np.square(targets).sum()) > largest * square * (1 + _TOLERANCE):
+        raise PacketRejected("targets", "the sum of targets is longer than their squares allow")
+    if bool((np.square(moment).sum(1) > diagonal * square * (1 + _TOLERANCE) + 1e-3).any()):
+        raise PacketRejected("moment", "products of vectors and targets are larger than their squares allow")
+    return samples
+
+
+def hold(
+    cache: ActivationCache, words: Words, *, pseudonym: str, release: bytes, samples: int, backbone: str, round_: int
+) -> int:
+    """Commit checked sums of a device, or of a group under a pseudonym of its own; returns 1 if they are new."""
+    row = SampleBytes(release, samples, words.tobytes(), b"")
+    return cache.add(pseudonym, [row], backbone=backbone, round_=round_)
+
+
+def total(cache: ActivationCache, backbone: str, sums: SumsSpec) -> Words | None:
+    """Return the sum of all that is held of a backbone type; None where nothing is."""
+    rows = cache.rows()
+    if backbone not in rows.names("backbone"):
+        return None
+    chosen = rows.take(rows.column("backbone") == rows.names("backbone").index(backbone))
+    kind = np.uint32 if sums.scale.bits == 32 else np.uint64
+    return (
+        add_words(np.frombuffer(held, kind) for held, _ in cache.read(chosen.column("id").tolist()))
+        if len(chosen)
+        else None
+    )
+
+
+def solve_sums(
+    network: FitsInClosedForm, cache: ActivationCache, *, sums: Mapping[str, SumsSpec], scale: float
+) -> Measured:
+    """Set each type's head to the solution of its sums; the loss is that of generalized cross-validation.
+
+    Parameters
+    ----------
+    network : ClosedFormSideNetwork
+        Linear, of vectors that are taken as they are.
+    cache : ActivationCache
+        Its rows are sums.
+    sums : mapping of str to SumsSpec
+        By backbone type.
+    scale : float
+        c of s(A) = c·(Wᵀz + b).
+    """
+    assert isinstance(network, ClosedFormSideNetwork)
+    losses, samples, parts = 0.0, 0, 0
+    for name, spec in sums.items():
+        words = total(cache, name, spec)
+        if words is None:
+            continue
+        weight, bias, loss, count = (_noised if spec.epsilon else _exact)(words, spec, cache)
+        head = network.heads[name]
+        head.load_state_dict({**head.state_dict(), "weight": weight.T * scale, "bias": bias * scale})
+        parts += 1
+        if loss is not None:
+            losses, samples = losses + loss * count, samples + count
+    return Measured(parts, losses / samples if samples else None, None)
+
+
+def _exact(
+    words: Words, spec: SumsSpec, _cache: ActivationCache
+) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
+    """Solve with λ by generalized cross-validation: W [D, K], b [K], loss, n."""
+    row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
+    counts, rows, targets, triangle, moment = (part.astype(np.float64) for part in spec.shape.split(lift(words)))
+    sums = Sums(spec.width, spec.num_outputs, CPU)
+    sums.count, sums.weight = int(counts[0]), torch.tensor(counts[0])
+    sums.square = torch.tensor(counts[2] / target**2)
+    sums.rows, sums.targets = torch.from_numpy(rows / row), torch.from_numpy(targets / target)
+    sums.gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
+    sums.moment = torch.from_numpy(moment / (row * target))
+    solved = sums.choose()
+    return solved.weight, solved.bias, solved.error / sums.count, sums.count
+
+
+def _noised(
+    words: Words, spec: SumsSpec, cache: ActivationCache
+) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
+    """Add noise, cut negative eigenvalues, and solve with λ from the noise alone (AdaSSP, Wang 2018, 1803.02596).
+
+    The same sums have the same noise, drawn under a key of the run: another look is no other draw.
+    """
+    key = cache.meta(_NOISE_KEY)
+    if key is None:
+        key = secrets.token_hex(32)
+        cache.set_meta(_NOISE_KEY, key)
+    drawn = discrete_gaussian(
+        noise_variances(spec), key=derive(bytes.fromhex(key), hashlib.sha256(words.tobytes()).hexdigest())
+    )
+    values: NDArray[np.float64] = (lift(words) + drawn).astype(np.float64)
+    _, _, _, triangle, moment = spec.shape.split(values)
+    row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
+    gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    penalty = _OF_THE_NOISE * spec.sigma * math.sqrt(2 * spec.width) * (spec.scale.radius / row) ** 2
+    inverse = vectors / (eigenvalues.clamp_min(0) + penalty) @ vectors.T
+    whole = inverse @ torch.from_numpy(moment / (row * target))
+    return whole[:-1] * math.sqrt(1 - spec.intercept**2), whole[-1] * spec.intercept, None, 0
+
+
+def noise_variances(spec: SumsSpec) -> NDArray[np.float64]:
+    """Return the variance of each word's noise, [W]; 0 where a word is not sent or is public.
+
+    The sensitivity is that of (Σzzᵀ, Σztᵀ) in the Frobenius norm, which counts what stands off the diagonal twice; so
+    half the variance there is enough.
+    """
+    variances = np.zeros(spec.shape.num_words)
+    _, _, _, triangle, moment = spec.shape.split(variances)
+    of_gram = (spec.sigma * spec.scale.radius**2) ** 2
+    triangle[:] = of_gram / 2
+    places = np.cumsum([0, *range(spec.width, 1, -1)])
+    triangle[places] = of_gram
+    moment[:] = (spec.sigma * spec.scale.radius * spec.scale.levels) ** 2
+    return variances
+
+
+def require_room(cache: ActivationCache, sums: Mapping[str, SumsSpec], samples: int) -> None:
+    """Refuse samples beyond what a sum has room for; raises CacheError."""
+    held = int(cache.rows().column("tokens").sum())
+    most = min(spec.capacity for spec in sums.values())
+    if held + samples > most:
+        raise CacheError(f"{held} samples are held, and the run's sums have room for {most}; start another run")

@@ -1,0 +1,127 @@
+"""Only sums leave the device (AFL, He et al. 2025, 2405.16240): one message a device, and an exact solution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from flwr.app import ConfigRecord, Message
+
+from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import check_difference_strategy
+from mobillm_flower.errors import CacheError, PacketRejected
+from mobillm_flower.runs import events
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.sums import check_sums, hold, require_room
+from mobillm_flower.strategies.device_state import DeviceState
+from mobillm_flower.strategies.intake import Intake
+from mobillm_flower.strategies.registry import STRATEGIES
+from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.strategies.side_tuning import SideTuningStrategy
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.sums import SumsReply, SumsRequest, open_sums, pack_sums_request
+
+
+class SumsIntake(Intake):
+    """Asks devices for their sums and commits them: one row of the cache is one device."""
+
+    def requests(
+        self,
+        run: RunState,
+        devices: Iterable[DeviceState],
+        server_round: int,
+        config: ConfigRecord,
+        *,
+        at_most: int | None = None,
+    ) -> Iterator[Message]:
+        """Yield a request for those devices whose sums are not held and that have no message out."""
+        busy = run.exchange.busy_nodes
+        idle = [device for device in devices if device.active and device.node_id not in busy]
+        for device in idle[:at_most]:
+            device.asked_at = run.connections.clock.now()
+            yield run.connections.message(device, pack_sums_request(sums_request(run, device)), keys.SUM, config)
+
+    def take_window(self, run: RunState, device: DeviceState, reply: Message, round_: int) -> int:
+        """Open, check and commit a device's sums; returns the number of its samples."""
+        content = run.fleet.content(device, reply)
+        if content is None:
+            return 0
+        request = sums_request(run, device)
+        sums = open_sums(content, request=request)
+        if sums.pseudonym != device.description.pseudonym:
+            raise PacketRejected("pseudonym", "the packet names another device than the node it came from")
+        described = device.description.num_train
+        samples = check_sums(sums.words, request.sums, most=described)
+        return take_sums(run, device, sums, samples=samples or described, round_=round_)
+
+
+@STRATEGIES.register("analytic")
+class AnalyticMobiLLM(SideTuningStrategy):
+    """Each device adds its samples up and sends the sums once; the side network is the solution of their total.
+
+    It is the solution that the same vectors have in one place, bit by bit, however they are divided among devices and
+    in whatever order they come. The server holds sums, and no sample. Where `privacy.central-epsilon` is set, it adds
+    noise to the total before anything is made of it.
+
+    Parameters
+    ----------
+    settings, run_path
+        As of `SideTuningStrategy`.
+    """
+
+    preset = "analytic"
+    asks = keys.SUM
+    takes = SumsIntake
+
+    def check(self, settings: Settings) -> None:
+        """Need objective `difference`; the other needs are the settings' own."""
+        check_difference_strategy(settings)
+
+    def num_held(self, cache: ActivationCache, pseudonym: str) -> int:
+        """Return more than any device has where its sums are held."""
+        return 1 << 62 if cache.held(pseudonym) else 0
+
+
+def sums_request(run: RunState, device: DeviceState) -> SumsRequest:
+    """Return what a device is asked for."""
+    backbone = device.description.backbone.fingerprint
+    return SumsRequest(
+        contract=run.plan.contract,
+        spec=run.plan.specs[backbone],
+        sums=run.plan.sums[backbone],
+        held=run.cache.held(device.description.pseudonym),
+    )
+
+
+def take_sums(run: RunState, device: DeviceState, sums: SumsReply, *, samples: int, round_: int) -> int:
+    """Commit checked sums of a device, and log them; returns the number of its samples."""
+    if run.cache.held(device.description.pseudonym):
+        raise PacketRejected("releases", "sums of this device are held already")
+    try:
+        require_room(run.cache, run.plan.sums, samples)
+    except CacheError as error:
+        raise PacketRejected("capacity", str(error)) from error
+    hold(
+        run.cache,
+        sums.words,
+        pseudonym=sums.pseudonym,
+        release=sums.release,
+        samples=samples,
+        backbone=device.description.backbone.fingerprint,
+        round_=round_,
+    )
+    run.stopping.count_upload(sums.num_bytes)
+    event = events.Window(
+        round=round_,
+        device=device.record.device,
+        window=1,
+        samples=samples,
+        new=samples,
+        remaining=0,
+        refused=0,
+        bytes=sums.num_bytes,
+        forward_seconds=round(sums.forward_seconds, 4),
+    )
+    device.count(event, peak_memory_bytes=sums.peak_memory_bytes)
+    device.done = True
+    run.folder.append(event)
+    return samples
