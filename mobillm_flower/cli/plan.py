@@ -42,12 +42,12 @@ def plan(
     from mobillm_flower.tasks.task import predicts_tokens
 
     words = list(config or [])
-    with ExitStack() as rows:
+    with ExitStack() as stack:
         if app is None:
             settings = load_settings(overrides=words)
         else:
             flower_app = read_app(app)
-            settings = flower_app.settings([*words, *rows.enter_context(gathered(flower_app, words))])
+            settings = flower_app.settings([*words, *stack.enter_context(gathered(flower_app, words))])
         per_token = predicts_tokens(settings)
         data = None if samples and tokens and (loss_tokens if per_token else labels) else load_central_data(settings)
     contract = data.contract if data is not None and not labels else make_contract(settings, [*range(labels)])

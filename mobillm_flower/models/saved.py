@@ -17,8 +17,9 @@ from mobillm_flower.backbones.describe import fingerprint
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken
+from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MobiLLMError, UnsupportedError
+from mobillm_flower.models.card import CardFacts, model_card
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 WEIGHTS = "model.safetensors"
@@ -118,6 +119,8 @@ def save_side_network(
     backbones: dict[str, dict[str, Any]],
     contract: TaskContract,
     rule: PredictionRule,
+    facts: CardFacts | None = None,
+    where: str = "this folder",
 ) -> None:
     """Write a side network for one or several backbone types; see `SideTunedModel.save_pretrained`."""
     folder = Path(folder)
@@ -132,40 +135,7 @@ def save_side_network(
         "prediction": dataclasses.asdict(rule),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    (folder / _CARD).write_text(_card(state, side_config, backbones, contract), "utf-8")
-
-
-def _card(
-    state: dict[str, Tensor],
-    side_config: SideNetworkConfig,
-    backbones: dict[str, dict[str, Any]],
-    contract: TaskContract,
-) -> str:
-    """Return the model card."""
-    names = ", ".join(info["name"] for info in backbones.values())
     count = sum(tensor.numel() for tensor in state.values())
-    outputs = (
-        "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
-    )
-    example = 'generate("a prompt")' if contract.per_token else 'predict("a text").labels'
-    taken = fields_taken(side_config.name)
-    shape = [f"{count:,} parameters", f"{side_config.num_blocks} blocks"]
-    shape += [f"{field} {getattr(side_config, field)}" for field in ("width", "bottleneck") if field in taken]
-    return f"""---
-library_name: mobillm-flower
-tags: [side-tuning, federated-learning]
----
-
-# Side network ({side_config.name})
-
-Trained by mobillm-flower beside a frozen backbone ({names}); {", ".join(shape)}.
-Task: {contract.kind}, {outputs}; metric: {contract.metric}.
-
-    from mobillm_flower import SideTunedModel
-    model = SideTunedModel.from_pretrained("this folder")
-    model.{example}
-
-It works with the backbone it was trained for and no other (checked by fingerprint). It was trained on activations of
-other people's data: what can be learned about that data from this file has not been bounded unless the run's
-settings say so.
-"""
+    card = model_card(count, side_config, backbones, contract, facts or CardFacts(), where)
+    (folder / _CARD).write_text(card, "utf-8")
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors has a mode of its own

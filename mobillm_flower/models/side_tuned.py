@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,9 @@ from mobillm_flower.core.side_networks import (
     state_for,
 )
 from mobillm_flower.core.targets import base_prediction
-from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.errors import MismatchError, RunFailed, UnsupportedError
+from mobillm_flower.models.card import CardFacts
+from mobillm_flower.models.hub import push_folder, saved_folder
 from mobillm_flower.models.saved import (
     CONFIG,
     WEIGHTS,
@@ -43,6 +46,8 @@ from mobillm_flower.models.saved import (
     saved_contract,
 )
 from mobillm_flower.privacy.mixing import MixingKey
+from mobillm_flower.runs.events import Evaluation
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.language import prompt_tokens, read_tokens
@@ -91,6 +96,11 @@ class SideTunedModel:
     mixing : MixingKey, optional
         The devices' secret rotation, where the run had one.
 
+    Attributes
+    ----------
+    metrics : dict of str to float
+        Of the run that it was loaded from, on the devices' test samples.
+
     Raises
     ------
     MismatchError
@@ -117,6 +127,7 @@ class SideTunedModel:
                 f"layers that it was trained for ({ONE_MODEL_TWO_TYPES})"
             )
         self.backbone = backbone
+        self.metrics: dict[str, float] = {}
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
         self.side_network = self._ready(side_network)
         if spec.mixing != (mixing.name if mixing else ""):
@@ -320,8 +331,20 @@ class SideTunedModel:
     def _mixed(self, rows: Tensor) -> Tensor:
         return self._mixing.activations(rows) if self._mixing else rows
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write safetensors, config.json and a model card; the backbone's weights are not part of it."""
+    def save_pretrained(
+        self, folder: str | Path, *, facts: CardFacts | None = None, where: str = "this folder"
+    ) -> None:
+        """Write safetensors, config.json and a model card; the backbone's weights are not part of it.
+
+        Parameters
+        ----------
+        folder : path
+            Made where it is missing.
+        facts : CardFacts, optional
+            What the card says of license, data sets and metrics.
+        where : str
+            What the card's example loads.
+        """
         if self.side_network is None or self.side_config is None:
             raise UnsupportedError("there is no side network to save; train one, or pass side_config")
         save_side_network(
@@ -332,7 +355,49 @@ class SideTunedModel:
             backbones={self.spec.backbone: dataclasses.asdict(self.backbone.info)},
             contract=self.contract,
             rule=self.rule,
+            facts=facts or CardFacts(metrics=self.metrics),
+            where=where,
         )
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        message: str = "A side network",
+        license: str = "",
+        datasets: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub; returns the commit's address.
+
+        Parameters
+        ----------
+        name : str
+            "user/name".
+        private : bool
+            Whether a repository that is made for it is private.
+        token : str, optional
+            By default that of `hf auth login`.
+        message : str
+            Of the commit.
+        license, datasets, metrics
+            What the card says, see `CardFacts`; metrics by default those of the run that was loaded.
+
+        Raises
+        ------
+        UnsupportedError
+            There is no side network, or the hub did not take it.
+
+        Examples
+        --------
+        >>> model.push_to_hub("user/intents", license="apache-2.0")  # doctest: +SKIP
+        """
+        facts = CardFacts(license, datasets, self.metrics if metrics is None else metrics)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, facts=facts, where=name)
+            return push_folder(Path(folder), name, private=private, token=token, message=message)
 
     @classmethod
     def from_pretrained(
@@ -345,13 +410,14 @@ class SideTunedModel:
         token_budget: int = 4096,
         public_text: str = "",
         mixing_key: str | Path = "",
+        revision: str = "",
     ) -> SideTunedModel:
         """Load a side network and the backbone it belongs to.
 
         Parameters
         ----------
         folder : path
-            From `save_pretrained`, or a run's `side_network`.
+            From `save_pretrained`, or a run's `side_network`; or "user/name" on the Hugging Face hub.
         backbone : Backbone or str
             A loaded backbone, or where to find one (hub id, folder); by default the one named in the config. In a
             folder trained for several types it chooses among them; NAME@LAYERS where they differ in depth.
@@ -361,6 +427,8 @@ class SideTunedModel:
             The run's `activations.public-text`, where it had one.
         mixing_key : path
             The devices' `privacy.mixing-key`, where the run had one.
+        revision : str
+            On the hub: a branch, a tag or a commit.
 
         Raises
         ------
@@ -369,7 +437,7 @@ class SideTunedModel:
         UnsupportedError
             The folder holds no side network, or one of a newer format.
         """
-        folder = Path(folder)
+        folder = saved_folder(folder, revision)
         config, contract, file = read_config(folder), saved_contract(folder), folder / CONFIG
         with reading(file, "specs"):
             specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
@@ -408,7 +476,7 @@ class SideTunedModel:
             network.load_state_dict(state_for(load_file(folder / WEIGHTS), of_type))
         with reading(file, "prediction"):
             rule = PredictionRule(**config["prediction"])
-        return cls(
+        model = cls(
             backbone,
             network,
             spec=specs[of_type],
@@ -418,3 +486,14 @@ class SideTunedModel:
             public_text=public_text,
             mixing=MixingKey.read(mixing_key) if mixing_key else None,
         )
+        model.metrics = _run_metrics(folder)
+        return model
+
+
+def _run_metrics(folder: Path) -> dict[str, float]:
+    """Return the devices' metrics of the run whose side network this is; none where it is no run's, or has none."""
+    try:
+        last = read_run(folder.parent).last(Evaluation) if folder.name == "side_network" else None
+    except RunFailed:
+        return {}
+    return {name: float(value) for name, value in last.metrics.items()} if last else {}
