@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS_STAMP := .venv/.installed-docs
-EXTRAS := simulation,demo,lm,bench,text,onnx,dev
+EXTRAS := simulation,demo,lm,bench,text,onnx,tensorboard,mlflow,dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # On Linux the name of the CPU build, so that no GPU build (gigabytes) can be taken; elsewhere the plain one has no GPU.
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)

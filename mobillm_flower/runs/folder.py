@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from mobillm_flower.errors import InUseError
-from mobillm_flower.runs.events import Event
+from mobillm_flower.runs.events import Event, OnEvent
 from mobillm_flower.runs.log import encode
 
 _LOCK = "lock"
@@ -29,11 +29,17 @@ class RunFolder:
     run_id : str
         Flower's id of the run that logs here, which each of its events carries; empty outside of runs. A folder has
         events of several runs where one goes on with another.
+
+    Attributes
+    ----------
+    on_event : callable or None
+        Called with each event that was appended.
     """
 
     def __init__(self, path: str | Path, *, run_id: str = "") -> None:
         self.run_id = run_id
         self.path = Path(path).expanduser()
+        self.on_event: OnEvent | None = None
 
     def make(self) -> RunFolder:
         """Make the folder where it is missing, readable by its owner alone, and return this."""
@@ -186,6 +192,8 @@ class RunFolder:
         with self.events.open("ab+") as stream:
             _cut_torn_line(stream)
             stream.write(encode(event, time=round(time.time(), 3), run=self.run_id))
+        if self.on_event is not None:
+            self.on_event(event)
 
 
 class RunLock:

@@ -16,6 +16,7 @@ from mobillm_flower.runs.folder import RunFolder, private_files
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.strategies.said import copied_log, log_result
+from mobillm_flower.strategies.trackers import tracked
 
 
 class StartedRun:
@@ -72,6 +73,13 @@ class StartedRun:
 
 
 @contextlib.contextmanager
+def _seen(folder: RunFolder, settings: Settings) -> Iterator[None]:
+    """Show what happens inside in run.log and in trackers."""
+    with copied_log(folder), tracked(folder, settings):
+        yield
+
+
+@contextlib.contextmanager
 def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: str) -> Iterator[StartedRun]:
     """Hold a run's folder inside, and log how the run starts and ends.
 
@@ -93,7 +101,7 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
     """
     run_id = str(getattr(grid.run, "run_id", "local"))
     folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id).make()
-    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log, copied_log(folder):
+    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log, _seen(folder, settings):
         begin = time.monotonic()
         folder.append(Started(strategy))
         started = StartedRun(folder, settings, keep_log)

@@ -28,6 +28,7 @@ from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
+from mobillm_flower.strategies.trackers import TRACKERS
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import require_task, room_for, sums_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -181,6 +182,8 @@ def check_parts(settings: Settings) -> None:
     check_used(settings, _TAKEN_BY_EITHER if name == AUTO else fields_taken(name))
     for codec in (settings.activations.codec, settings.side_network.codec):
         CODECS[codec]
+    for tracker in settings.run.trackers:
+        TRACKERS[tracker]
 
 
 def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[str, ExtractionSpec]) -> str:

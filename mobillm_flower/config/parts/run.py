@@ -143,7 +143,10 @@ class RunSettings:
         The run's folder; empty: one below MOBILLM_HOME.
     seed : int
         Drives everything that is drawn at random.
+    trackers : list of str
+        Where metrics go beside the run's log: tensorboard, mlflow, wandb (each an extra), or a registered one.
     """
 
     folder: str = ""
     seed: int = 0
+    trackers: list[str] = field(default_factory=list)
