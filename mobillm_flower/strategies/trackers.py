@@ -1,4 +1,4 @@
-"""Metrics where people look: a run's events as curves in TensorBoard, MLflow, Weights & Biases or a tracker of one's own."""
+"""Metrics where people look: a run's events as curves in TensorBoard, MLflow, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tracker(Protocol):
         """Take metrics of a round or of a training step."""
 
     def close(self) -> None:
-        """The run is over."""
+        """End: the run is over."""
 
 
 TRACKERS: Registry[type[Tracker]] = Registry("tracker")
@@ -126,7 +126,7 @@ def values_of(event: events.Event) -> tuple[dict[str, float], int] | None:
 
 @contextlib.contextmanager
 def tracked(folder: RunFolder, settings: Settings) -> Iterator[None]:
-    """Hand each event's metrics inside to the trackers of `run.trackers`; one that fails is left out, and the run goes on.
+    """Hand each event's metrics inside to the trackers of `run.trackers`; one that fails is left out.
 
     Raises
     ------
