@@ -41,7 +41,7 @@ class TensorBoard:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         with _extra("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self._writer.add_text("settings", "  \n".join(f"{key}: {value}" for key, value in settings.items()))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
