@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.masking import answer_secure_sum, forget_secure_sums, require_plain
 from mobillm_flower.clients.own import (
     LoadData,
     check_run,
@@ -31,6 +32,7 @@ from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.masked import open_masked_request, pack_masked
 from mobillm_flower.wire.messages import (
     open_evaluation,
     open_request,
@@ -75,6 +77,7 @@ class SideTuningClient:
         note_loader(self.app, load_data)
         self.app.train("extract")(self._answer(self._extract))
         self.app.train("sum")(self._answer(self._sum))
+        self.app.train("secure_sum")(self._answer(self._secure_sum))
         self.app.evaluate()(self._answer(self._evaluate))
         self.app.query("describe")(self._answer(self._describe))
 
@@ -98,7 +101,13 @@ class SideTuningClient:
             peak_memory_bytes=peak_memory_bytes(),
         )
 
+    def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
+        request, message = open_masked_request(asked.content)
+        answer, seconds = answer_secure_sum(device, request, message, run=asked.metadata.run_id)
+        return pack_masked(answer, forward_seconds=seconds, peak_memory_bytes=peak_memory_bytes())
+
     def _sum(self, device: Device, asked: Message) -> RecordDict:
+        require_plain(device)
         request = open_sums_request(asked.content)
         device.agree(request.contract, request.spec)
         made = make_sums(device, request.spec, request.sums, held=request.held)
@@ -112,6 +121,7 @@ class SideTuningClient:
         )
 
     def _evaluate(self, device: Device, asked: Message) -> RecordDict:
+        forget_secure_sums(device, asked.metadata.run_id)
         request = open_evaluation(asked.content)
         device.agree(request.contract, request.spec)
         device.folder.ledger.acknowledge(request.held)

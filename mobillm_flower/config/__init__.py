@@ -13,7 +13,9 @@ from mobillm_flower.config.load import (
     unquoted,
 )
 from mobillm_flower.config.parts import (
+    ALWAYS,
     CHOOSERS,
+    NEVER,
     ActivationSettings,
     ArrivalSettings,
     BackboneSettings,
@@ -37,7 +39,9 @@ from mobillm_flower.config.parts import (
 )
 
 __all__ = [
+    "ALWAYS",
     "CHOOSERS",
+    "NEVER",
     "PRESETS",
     "ActivationSettings",
     "ArrivalSettings",

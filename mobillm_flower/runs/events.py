@@ -228,6 +228,25 @@ class Window(Event, kind="window"):
 
 
 @dataclass(frozen=True)
+class GroupSummed(Event, kind="group-summed"):
+    """The secure sum of a group of devices is held; `devices` are the pseudonyms of those over whom it is."""
+
+    group: str
+    devices: list[str]
+    samples: int
+
+
+@dataclass(frozen=True)
+class GroupRefused(Event, kind="group-refused"):
+    """A group of devices has no sum: of how many, in which phase, and why."""
+
+    group: str
+    devices: int
+    phase: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Rejected(Event, kind="rejected"):
     """A device's packet broke a rule, and nothing of it was kept."""
 

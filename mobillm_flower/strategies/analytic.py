@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import check_difference_strategy
 from mobillm_flower.errors import CacheError, PacketRejected
 from mobillm_flower.runs import events
 from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import note_round
 from mobillm_flower.server.sums import check_sums, hold, require_room
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped
 from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.sums import SumsReply, SumsRequest, open_sums, pack_sums_request
@@ -78,7 +81,17 @@ class AnalyticMobiLLM(SideTuningStrategy):
 
     def num_held(self, cache: ActivationCache, pseudonym: str) -> int:
         """Return more than any device has where its sums are held."""
-        return 1 << 62 if cache.held(pseudonym) else 0
+        return 1 << 62 if cache.held(pseudonym) or pseudonym in grouped(cache) else 0
+
+    def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
+        """Ask for the sums, each device's own or those of groups; returns the last round's number."""
+        run, private = self.run, self.settings.privacy
+        if not are_secure(run, private):
+            return super().ingest(grid, num_rounds, config)
+        round_ = run.catch_up() + 1
+        collect(run, private, config, round_=round_)
+        note_round(run.cache, round_)
+        return round_
 
 
 def sums_request(run: RunState, device: DeviceState) -> SumsRequest:

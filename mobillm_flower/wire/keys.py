@@ -8,6 +8,7 @@ SCHEMA_VERSION: Final = 1
 # message types
 EXTRACT: Final = "train.extract"
 SUM: Final = "train.sum"
+SECURE_SUM: Final = "train.secure_sum"
 EVALUATE: Final = "evaluate"
 DESCRIBE: Final = "query.describe"
 
@@ -71,6 +72,7 @@ SECONDS: Final = "seconds"
 SAMPLES: Final = "samples"
 LOSS: Final = "loss"
 SUMS: Final = "sums"
+SECURE_SUMS: Final = "secure-sums"
 SEEDS: Final = "seeds"
 GRADIENTS: Final = "gradients"
 ROWS: Final = "rows"

@@ -14,10 +14,12 @@ from mobillm_flower.config.parts.training import (
     SideNetworkSettings,
     TrainerSettings,
 )
-from mobillm_flower.config.parts.uploads import ActivationSettings, PrivacySettings
+from mobillm_flower.config.parts.uploads import ALWAYS, NEVER, ActivationSettings, PrivacySettings
 
 __all__ = [
+    "ALWAYS",
     "CHOOSERS",
+    "NEVER",
     "ActivationSettings",
     "ArrivalSettings",
     "BackboneSettings",

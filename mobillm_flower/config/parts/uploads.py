@@ -62,6 +62,10 @@ class ActivationSettings:
     codec: str = "nf4"
 
 
+ALWAYS, NEVER = "always", "never"
+"""Values of `privacy.secure-sums` beside auto."""
+
+
 @dataclass
 class PrivacySettings:
     """What a device agrees to.
@@ -88,6 +92,12 @@ class PrivacySettings:
         On a device: the file with that key. It stays there.
     min_samples : int
         With strategy `analytic`: fewest samples of which a device sends sums.
+    secure_sums : str
+        With strategy `analytic`: whether the server gets the sum of a group of devices alone: always, never, or auto,
+        where a third more devices of each backbone type are there than `secure_sums_devices`. A device whose own
+        settings say always sends no sum of its own.
+    secure_sums_devices : int
+        Fewest devices of a secure sum.
     central_epsilon : float
         With strategy `analytic`: ε of one sample, or one device, in the sums of all devices; the noise is added by the
         server, which is trusted with the sums. 0: none.
@@ -109,6 +119,8 @@ class PrivacySettings:
     mixing: str = ""
     mixing_key: str = ""
     min_samples: int = number(10, at_least=1)
+    secure_sums: str = one_of("auto", "auto", ALWAYS, NEVER)
+    secure_sums_devices: int = number(6, at_least=3)
     central_epsilon: float = number(0.0, at_least=0)
     unit: str = one_of("sample", "sample", "device")
     device_rows: int = number(0, at_least=0)

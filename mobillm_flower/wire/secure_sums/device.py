@@ -99,8 +99,9 @@ class SecureSumsDevice:
 
     def forget(self) -> None:
         """Delete the secrets of sums that are over; the sets that were agreed to are kept."""
-        with self._folder.locked():
-            self._folder.forget_open()
+        if self._folder.path.exists():
+            with self._folder.locked():
+                self._folder.forget_open()
 
     def _keys(self, nonce: bytes, body: bytes) -> bytes:
         offer = Offer.open(body)

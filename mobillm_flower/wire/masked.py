@@ -1,0 +1,81 @@
+"""A message of a secure sum as Flower records: what is summed, and the protocol's own bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+
+from mobillm_flower.errors import PacketRejected
+from mobillm_flower.wire import keys
+from mobillm_flower.wire.sums import SumsRequest, open_sums_request, pack_sums_request
+from mobillm_flower.wire.window import read_array, read_record, record_bytes
+
+_BESIDE_WORDS = 1 << 20  # bytes of an answer beside a vector's, shares of many neighbours among them
+
+
+@dataclass(frozen=True)
+class MaskedReply:
+    """A device's answer in one phase.
+
+    Parameters
+    ----------
+    message : bytes
+        The protocol's.
+    forward_seconds, peak_memory_bytes : float
+        As the device measured them.
+    num_bytes : int
+        Bytes of the records.
+    """
+
+    message: bytes
+    forward_seconds: float
+    peak_memory_bytes: float
+    num_bytes: int
+
+
+def purpose_of(request: SumsRequest) -> str:
+    """Return what a secure sum is for, 32 hex digits: of which task, vectors and rounding."""
+    said = "\n".join((request.contract.to_json(), request.spec.to_json(), request.sums.to_json()))
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def pack_masked_request(request: SumsRequest, message: bytes) -> RecordDict:
+    """Make a request of a phase."""
+    return RecordDict({**pack_sums_request(request), keys.SECURE_SUMS: _record(message)})
+
+
+def open_masked_request(content: RecordDict) -> tuple[SumsRequest, bytes]:
+    """Read a request on the device; raises MismatchError or PacketRejected where it is malformed."""
+    return open_sums_request(content), _message(content)
+
+
+def pack_masked(message: bytes, *, forward_seconds: float, peak_memory_bytes: float) -> RecordDict:
+    """Make the answer."""
+    metrics = MetricRecord({keys.FORWARD_SECONDS: forward_seconds, keys.PEAK_MEMORY: peak_memory_bytes})
+    return RecordDict({keys.SECURE_SUMS: _record(message), keys.METRICS: metrics})
+
+
+def open_masked(content: RecordDict, *, request: SumsRequest) -> MaskedReply:
+    """Read an answer, whose message is not checked yet; raises PacketRejected."""
+    num_bytes, most = record_bytes(content), request.sums.num_bytes + _BESIDE_WORDS
+    if num_bytes > most:
+        raise PacketRejected("size", f"{num_bytes} bytes, at most {most} are taken")
+    metrics = read_record(content, keys.METRICS, MetricRecord)
+    measured: list[float] = []
+    for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY):
+        value = metrics.get(key)
+        if not isinstance(value, int | float) or not 0 <= value < 1e15:
+            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
+        measured.append(float(value))
+    return MaskedReply(_message(content), measured[0], measured[1], num_bytes)
+
+
+def _record(message: bytes) -> ArrayRecord:
+    return ArrayRecord({keys.PAYLOAD: Array(np.frombuffer(message, np.uint8))})
+
+
+def _message(content: RecordDict) -> bytes:
+    return read_array(read_record(content, keys.SECURE_SUMS, ArrayRecord), keys.PAYLOAD, np.uint8, 1).tobytes()
