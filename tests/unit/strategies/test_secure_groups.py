@@ -65,7 +65,7 @@ def held(folder: Path) -> list[bytes]:
 def phase_of(message: Message) -> str:
     if message.metadata.message_type != keys.SECURE_SUM:
         return ""
-    return PHASES[payload(message.content)[0]]
+    return str(PHASES[payload(message.content)[0]])
 
 
 def test_the_solution_is_that_of_plain_sums_and_no_message_holds_a_devices_own(tmp_path: Path, backbone: Path) -> None:
