@@ -176,8 +176,7 @@ def joined(parts: Sequence[Samples]) -> Samples:
 
 def spec_of(settings: Settings, backbone: Backbone) -> ExtractionSpec:
     """Return what devices of one backbone upload under settings."""
-    num_blocks = settings.activations.num_blocks or len(settings.activations.layers) or backbone.info.depth
-    return extraction_spec(backbone.info, settings, num_blocks=num_blocks)
+    return extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
 
 
 @contextmanager

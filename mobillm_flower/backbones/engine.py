@@ -122,9 +122,9 @@ class TorchEngine:
         return join(kept, select), base_logits(output, ran, self._label_head, predicts=self._predicts)
 
     def _hidden(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Return what each layer leaves to the next, [B, T, d_b]."""
+        """Return what the first layer reads, and what each leaves to the next, [B, T, d_b]."""
         kept: list[Tensor] = []
-        with handing_over(self._stack, range(1, len(self._stack) + 1), kept.append):
+        with handing_over(self._stack, range(len(self._stack) + 1), kept.append):
             self._model(**inputs)
         return kept
 

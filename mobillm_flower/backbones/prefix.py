@@ -28,7 +28,7 @@ class Prefix:
     keys, values : sequence of Tensor
         By layer, [1, H, n, d_h].
     hidden : sequence of Tensor
-        What each layer leaves to the next, [1, n, d_b].
+        The embeddings, and what each layer leaves to the next, [1, n, d_b].
     cache_name : str
         What the model calls its key-value cache.
     """
@@ -53,8 +53,8 @@ class Prefix:
         return {**rest, self.cache_name: key_value_cache(self.keys, self.values), "use_cache": True}
 
     def before(self, hidden: Tensor, layer: int) -> Tensor:
-        """Return a 1-based layer's hidden states [B, T, d_b] of all tokens, of those that were run [B, T - n, d_b]."""
-        return torch.cat([self.hidden[layer - 1].expand(len(hidden), -1, -1), hidden], 1)
+        """Return a layer's states [B, T, d_b] of all tokens, of those that were run [B, T - n, d_b]; 0: embeddings."""
+        return torch.cat([self.hidden[layer].expand(len(hidden), -1, -1), hidden], 1)
 
 
 class PrefixCache:
@@ -63,7 +63,7 @@ class PrefixCache:
     Parameters
     ----------
     compute : callable
-        Inputs [1, n] and an empty key-value cache that is filled -> hidden states of each layer [1, n, d_b].
+        Inputs [1, n] and an empty key-value cache that is filled -> embeddings and what each layer leaves [1, n, d_b].
     cache_name : str
         What the model calls its key-value cache.
     """

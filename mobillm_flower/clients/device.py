@@ -194,7 +194,8 @@ class Device:
     def agree(self, contract: TaskContract, spec: ExtractionSpec) -> None:
         """Check that a request asks for exactly what this device's own settings say.
 
-        The number of blocks alone is the server's to choose, since it knows the shallowest backbone of the fleet.
+        The number of blocks, and what `activations.sampling=auto` means, are the server's to choose: it knows the types
+        of the fleet.
 
         Raises
         ------
@@ -203,8 +204,13 @@ class Device:
         """
         self.data.contract.require_same(contract, mine="on this device", theirs="at the server")
         num_blocks = self.settings.activations.num_blocks or len(spec.layers)
-        outputs = self.data.contract.num_outputs
-        mine = extraction_spec(self.backbone.info, self.settings, num_blocks=num_blocks, num_outputs=outputs)
+        mine = extraction_spec(
+            self.backbone.info,
+            self.settings,
+            num_blocks=num_blocks,
+            num_outputs=self.data.contract.num_outputs,
+            scheme=spec.scheme,
+        )
         mine.require_same(spec, mine="on this device", theirs="at the server")
 
     @cached_property

@@ -10,7 +10,9 @@ from mobillm_flower.errors import ArgumentError
 def sample_layers(
     depth: int, num_blocks: int, *, scheme: str = "uniform", layers: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Cut layers 1..L into M contiguous blocks and return the last layer of each.
+    """Return the layers whose states are sampled, counted from 1; 0 are the embeddings, what the first layer reads.
+
+    `uniform` and `top-heavy` cut layers 1..L into M contiguous blocks and return the last layer of each.
 
     Fed MobiLLM (2508.06765) samples the last layer of each block; MobiLLM (2502.20421) makes blocks finer near the
     output. The last layer L is always sampled.
@@ -20,17 +22,17 @@ def sample_layers(
     depth : int
         L, the number of layers of the backbone as it is loaded.
     num_blocks : int
-        M; 0 means one block a layer.
-    scheme : {"uniform", "top-heavy"}
+        M; 0 means one block a layer, with `upper` two thirds of the layers.
+    scheme : {"uniform", "top-heavy", "upper"}
         `uniform`: block ends at round(i·L/M). `top-heavy`: block ends at L·(1 − (1 − i/M)²), so that blocks shrink
-        towards the output; our reading, the paper gives no formula.
+        towards the output; our reading, the paper gives no formula. `upper`: the embeddings and the last M - 1 layers.
     layers : sequence of int
-        Explicit 1-based layer numbers, ascending, ending with L; overrides the scheme.
+        Explicit layer numbers, ascending, ending with L; overrides the scheme.
 
     Returns
     -------
     tuple of int
-        M ascending 1-based layer numbers; the last is L.
+        M ascending layer numbers; the last is L.
 
     Raises
     ------
@@ -43,28 +45,32 @@ def sample_layers(
     (3, 6, 9, 12)
     >>> sample_layers(12, 4, scheme="top-heavy")
     (5, 9, 11, 12)
+    >>> sample_layers(6, 0, scheme="upper")
+    (0, 3, 4, 5, 6)
     """
     if layers:
         chosen = tuple(layers)
-        if list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] != depth:
+        if list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] != depth:
             raise ArgumentError(
                 "layers",
                 list(chosen),
-                f"must ascend from 1 or later and end with the backbone's last layer {depth}; to stop earlier, load "
-                "fewer layers of it",
+                f"must ascend from 0 (the embeddings) or later and end with the backbone's last layer {depth}; to stop "
+                "earlier, load fewer layers of it",
             )
         if num_blocks not in (0, len(chosen)):
             raise ArgumentError(
                 "layers", list(chosen), f"names {len(chosen)} layers, but {num_blocks} blocks are asked for"
             )
         return chosen
-    num_blocks = num_blocks or depth
-    if not 1 <= num_blocks <= depth:
+    num_blocks = num_blocks or (1 + -(-2 * depth // 3) if scheme == "upper" else depth)
+    if not 1 <= num_blocks <= depth + (scheme == "upper"):
         raise ArgumentError(
             "num_blocks", num_blocks, f"cannot be had: a backbone of {depth} layers has at most {depth} blocks"
         )
     if scheme == "uniform":
         return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
+    if scheme == "upper":
+        return (0, *range(depth + 2 - num_blocks, depth + 1)) if num_blocks > 1 else (depth,)
     if scheme == "top-heavy":
         ends = [round(depth * (1 - (1 - i / num_blocks) ** 2)) for i in range(1, num_blocks + 1)]
         ends[-1] = depth
@@ -73,7 +79,7 @@ def sample_layers(
         for i in range(num_blocks):
             ends[i] = max(ends[i], i + 1)
         return tuple(ends)
-    raise ArgumentError("scheme", scheme, "must be uniform or top-heavy")
+    raise ArgumentError("scheme", scheme, "must be uniform, top-heavy or upper")
 
 
 def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:

@@ -98,7 +98,9 @@ class FedMobiLLM(PaeMobiLLM):
                 f"backbone {backbone.name} has {backbone.depth} layers, the run samples {blocks} blocks; start a run "
                 f"with this device in it, or with activations.num-blocks={backbone.depth}"
             )
-        self.run.add_type(backbone, extraction_spec(backbone, self.settings, num_blocks=blocks), self.settings)
+        scheme = next(iter(self.plan.specs.values())).scheme
+        spec = extraction_spec(backbone, self.settings, num_blocks=blocks, scheme=scheme)
+        self.run.add_type(backbone, spec, self.settings)
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
         """Ask, commit, train, ask again; returns the number of the last buffer."""

@@ -122,5 +122,5 @@ def _fresh_plan(
     contract = fleet.contract
     assert contract is not None  # there is a device
     num_train = fleet.sizes()
-    num_blocks = len(next(iter(stored.specs.values())).layers) if stored else 0  # a projection has one block of all
-    return make_plan(settings, contract, known, num_train, overlap=overlap, num_blocks=num_blocks)
+    like = next(iter(stored.specs.values())) if stored else None
+    return make_plan(settings, contract, known, num_train, overlap=overlap, like=like)

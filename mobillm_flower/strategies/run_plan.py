@@ -70,7 +70,7 @@ def make_plan(
     num_train: Sequence[int],
     *,
     overlap: Overlap = NO_OVERLAP,
-    num_blocks: int = 0,
+    like: ExtractionSpec | None = None,
 ) -> TrainingPlan:
     """Fix a run's plan from its settings and from the devices that are there when it starts.
 
@@ -86,8 +86,9 @@ def make_plan(
         Samples of each device, for the length of the learning rate's schedule.
     overlap : Overlap
         Steps that are taken while devices compute.
-    num_blocks : int
-        M of a run that is gone on with, whose shallowest device may be away (0: from the settings and backbones).
+    like : ExtractionSpec, optional
+        One of a run that is gone on with, of which devices, and so its shallowest backbone or one of two types, may be
+        away: its number of layers and their scheme hold.
 
     Raises
     ------
@@ -95,10 +96,12 @@ def make_plan(
         See `extraction_spec`, `check_used` and `check_training`.
     """
     check_parts(settings)
-    blocks = settings.activations.num_blocks or len(settings.activations.layers) or num_blocks
-    blocks = blocks or min(info.depth for info in backbones.values())
+    blocks = settings.activations.num_blocks or len(settings.activations.layers)
+    if not blocks and (like or len(backbones) > 1):
+        blocks = len(like.layers) if like else min(info.depth for info in backbones.values())
+    scheme = like.scheme if like else ""
     specs = {
-        name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
+        name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs, scheme=scheme)
         for name, info in sorted(backbones.items())
     }
     sums: dict[str, SumsSpec] = {}

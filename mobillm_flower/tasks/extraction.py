@@ -27,8 +27,18 @@ from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 _PRINCIPAL = "principal"  # in a projection: not whitened
 
 
+def layers_alone(backbone: BackboneInfo, settings: Settings) -> str:
+    """Return the scheme that `activations.sampling` means for a backbone that is the only type of a run."""
+    wanted = settings.activations
+    if wanted.sampling != "auto":
+        return wanted.sampling
+    pools = wanted.pivot in ("auto", "mean") and backbone.default_pivot == "first+mean"
+    chosen = wanted.num_blocks or wanted.projection or settings.strategy == ANALYTIC
+    return "upper" if pools and not chosen and prefers_closed_form(settings) else "uniform"
+
+
 def extraction_spec(
-    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1
+    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1, scheme: str = ""
 ) -> ExtractionSpec:
     """Return what a device with this backbone uploads under these settings.
 
@@ -41,9 +51,11 @@ def extraction_spec(
     settings : Settings
         The server's or the device's own.
     num_blocks : int
-        M of the run, fixed when it starts.
+        M of the run, fixed when it starts; 0: as a backbone that is the only type has it.
     num_outputs : int
         K of the task, which the width of sums depends on.
+    scheme : str
+        What `activations.sampling=auto` means in the run; empty: with `num_blocks` uniform.
 
     Raises
     ------
@@ -63,7 +75,9 @@ def extraction_spec(
         if upper_layers:
             layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
         else:
-            layers = sample_layers(backbone.depth, num_blocks, scheme=wanted.sampling, layers=wanted.layers)
+            if wanted.sampling != "auto" or not num_blocks:
+                scheme = layers_alone(backbone, settings)
+            layers = sample_layers(backbone.depth, num_blocks, scheme=scheme or "uniform", layers=wanted.layers)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:

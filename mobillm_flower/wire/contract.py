@@ -145,7 +145,7 @@ class ExtractionSpec(_Agreed):
     num_vectors : int
         P of a packed row.
     layers : tuple of int
-        Sampled 1-based layers, M of them.
+        Sampled layers, M of them, counted from 1; 0 are the embeddings.
     pivot : str
         Name in `PIVOTS`.
     codec : str
@@ -212,6 +212,11 @@ class ExtractionSpec(_Agreed):
         if self.projection:
             return 1, 1, int(self.projection.split()[0])
         return len(self.layers), self.num_vectors, self.width
+
+    @property
+    def scheme(self) -> str:
+        """What `activations.sampling=auto` means where these layers are sampled."""
+        return "upper" if 0 in self.layers else "uniform"
 
     @property
     def alignment(self) -> AlignmentSpec:

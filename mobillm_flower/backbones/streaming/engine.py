@@ -118,6 +118,8 @@ class StreamedEngine:
         kept: list[list[Tensor]] = [[] for _ in batches]
         with ExitStack() as folder:
             calls = self._recorded(batches, depth, folder)
+            if 0 in layers:
+                kept = [[pick(hidden.clone(), masks[place], select)] for place, hidden in enumerate(calls.hidden)]
             for number, weights in self._weights_of(depth):
                 for place, hidden in enumerate(calls.hidden):
                     others, named = calls.arguments[place][number]

@@ -14,12 +14,14 @@ class ActivationSettings:
     Parameters
     ----------
     num_blocks : int
-        M, the layers that are sampled; 0: one a layer of the shallowest backbone.
+        M, the layers that are sampled; 0: with sampling upper the embeddings and two thirds of them, otherwise one
+        a layer of the shallowest backbone.
     sampling : str
-        uniform or top-heavy (finer near the output).
+        uniform, top-heavy (finer near the output) or upper (the embeddings and the last M - 1 layers); auto: upper for
+        encoders of one type whose side network is solved in closed form, else uniform.
     layers : list of int
-        Layers to sample, counted from 1, ending with the last; overrides `sampling`. With side network upper-layers the
-        one layer that it goes on from, by default a third of the depth.
+        Layers to sample, counted from 1 (0: the embeddings), ending with the last; overrides `sampling`. With side
+        network upper-layers the one layer that it goes on from, by default a third of the depth.
     pivot : str
         last, first, mean, first+mean, all, or a registered one; auto: last for causal models, mean for encoders whose
         side network is solved in closed form, otherwise first+mean; for language modelling all, which there means every
@@ -48,7 +50,7 @@ class ActivationSettings:
     """
 
     num_blocks: int = number(0, at_least=0)
-    sampling: str = one_of("uniform", "uniform", "top-heavy")
+    sampling: str = one_of("auto", "auto", "uniform", "top-heavy", "upper")
     layers: list[int] = field(default_factory=list)
     pivot: str = "auto"
     bi_encoder: bool = False

@@ -30,9 +30,9 @@ class ClosedFormSideNetwork(nn.Module):
 
     z [D]: the sampled vectors, layer-normalised (unless they came standardised), joined and centred; D = M·P·d_b. No
     value is scaled by its own deviation: of one that hardly varies, most is the codec's rounding.
-    φ(z) = relu(H S₂ H S₁ z)·√(D/F) [F]: random features, H the Walsh-Hadamard transform and S random signs drawn from
-    the seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). W, b: ridge regression, see `Ridge`. With
-    pivot `all` the vectors are the mean of the tokens'.
+    φ(z) = |H S₂ H S₁ z|·√(D/2F) [F]: random features, H the Walsh-Hadamard transform and S random signs drawn from the
+    seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). A relu is u/2 + |u|/2, and beside z the first
+    part says nothing new. W, b: ridge regression, see `Ridge`. With pivot `all` the vectors are the tokens' mean.
 
     Parameters
     ----------
@@ -136,13 +136,27 @@ class _Head(nn.Module):
         side: Tensor = functional.linear(self.features(vectors), self.weight, self.bias)
         return side
 
+    @property
+    def _scale(self) -> float:
+        return float((self.width / (2 * self.random_features)) ** 0.5)
+
     def features(self, vectors: Tensor) -> Tensor:
         """Return [z, φ(z)], [B, D + F], of vectors [B, D]."""
         z = vectors - self.centre
         if not self.random_features:
             return z
-        mixed = torch.relu(_mixed(z, self.random_features, self.seed))
-        return torch.cat([z, mixed * (self.width / self.random_features) ** 0.5], 1)
+        mixed = _mixed(z, self.random_features, self.seed).abs()
+        return torch.cat([z, mixed * self._scale], 1)
+
+    def noise(self, variance: float) -> Tensor:
+        """Return what variance noise of `variance` in each value of z leaves in a value of [z, φ(z)], [D + F].
+
+        Of φ to first order: |u|' = ±1.
+        """
+        of_z = torch.full((self.width,), variance)
+        if not self.random_features:
+            return of_z
+        return torch.cat([of_z, torch.full((self.random_features,), variance * self._scale**2)])
 
 
 @dataclass
@@ -184,7 +198,8 @@ class _Fit:
         weights = torch.cat([_weights(part) for _, part in self.waiting])
         vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
         self.head.centre.copy_(weights @ vectors / weights.sum())
-        self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias))
+        noise = self.head.noise(self.waiting[0][1].variance)
+        self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias), noise=noise)
         for vectors, part in self.waiting:
             self._take(vectors, part)
         self.waiting = []

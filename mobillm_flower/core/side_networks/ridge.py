@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-_EXPONENTS = (-3.0, 3.0)  # of λ over the rows' mean squared norm, base 10
+_EXPONENTS = (-4.0, 3.0)  # of λ over the rows' mean squared norm, base 10
 _STEP = 0.5
 _HELD_OUT = 2048  # rows whose left-out predictions are computed where there are more rows than columns
 _LEAST = 1e-9
+_BLOCK = 512  # columns of a Gram matrix at a time, of which the upper triangle is left out
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,21 @@ class Ridge:
     """W, b of least Σ w·‖t − Wᵀz − b‖² + λ·‖W‖²: rows are kept up to their width, and only sums beyond that.
 
     λ is chosen by the error of leaving one row out, exactly where rows are kept (rows that are equal are left out
-    together), by generalized cross-validation from the sums otherwise. Memory: 8·D·(min(n, D) + D) bytes or less, and
-    as much again while solving.
+    together), by generalized cross-validation from the sums otherwise. Where noise of known variance is in the rows,
+    what it adds to the error, Σ noise·W², is subtracted: λ is chosen for rows without noise. (Its share in the Gram
+    matrix, n·variance·I, is a part of λ.) Memory: 8·D·(min(n, D) + D) bytes or less, and as much again while solving.
 
     Parameters
     ----------
     width, num_outputs : int
         D and K.
+    noise : Tensor, optional
+        Variance of the noise in each column of the rows, [D].
     """
 
-    def __init__(self, width: int, num_outputs: int) -> None:
+    def __init__(self, width: int, num_outputs: int, *, noise: Tensor | None = None) -> None:
         self.width, self.num_outputs = width, num_outputs
+        self._noise = torch.zeros(width).double() if noise is None else noise.double()
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
         self._sums: Sums | None = None
@@ -103,9 +108,10 @@ class Ridge:
     def solve(self) -> Solution:
         """Choose λ and solve; there must be a row."""
         rows, targets, weights = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        noise = self._noise.to(rows.device)
         if self._sums is None:
-            return _from_rows(rows, targets, weights)
-        return self._sums.solve(rows[-_HELD_OUT:], targets[-_HELD_OUT:], weights[-_HELD_OUT:])
+            return _from_rows(rows, targets, weights, noise)
+        return self._sums.solve(rows[-_HELD_OUT:], targets[-_HELD_OUT:], weights[-_HELD_OUT:], noise)
 
 
 class Sums:
@@ -125,13 +131,13 @@ class Sums:
         self.rows += weighted.sum(0)
         self.targets += weights @ targets
         self.square += weights @ targets.square().sum(1)
-        self.gram.addmm_(weighted.T, rows)
+        _add_gram(self.gram, weights.sqrt()[:, None] * rows)
         self.moment.addmm_(weighted.T, targets)
 
-    def choose(self) -> SolvedSums:
-        """Solve with λ by generalized cross-validation."""
+    def choose(self, noise: Tensor | None = None) -> SolvedSums:
+        """Solve with λ by generalized cross-validation, for rows without `noise` [D] as in `Ridge`."""
         centre, level = self.rows / self.weight, self.targets / self.weight
-        gram = self.gram.addr(self.rows, centre, alpha=-1)
+        gram = _whole(self.gram).addr_(self.rows, centre, alpha=-1)
         moment = self.moment.addr(self.rows, level, alpha=-1)
         square = self.square - self.weight * level.square().sum()
         eye = torch.eye(len(gram), dtype=torch.double, device=gram.device)
@@ -146,7 +152,7 @@ class Sums:
             value = float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
             solved.clear()
             solved[penalty] = weight, inverse, value
-            return value
+            return value if noise is None else value - float(self.weight * (noise @ weight.square()).sum())
 
         penalty = _least(error, unit=max(float(gram.trace() / self.weight), _LEAST))
         if penalty not in solved:
@@ -154,9 +160,9 @@ class Sums:
         weight, inverse, value = solved[penalty]
         return SolvedSums(weight, level - centre @ weight, penalty, inverse, value)
 
-    def solve(self, last: Tensor, targets: Tensor, weights: Tensor) -> Solution:
+    def solve(self, last: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) -> Solution:
         """Solve, and predict the last rows, each left out."""
-        solved = self.choose()
+        solved = self.choose(noise)
         centre = self.rows / self.weight
         leverage = weights * ((last - centre) @ solved.inverse.T).square().sum(1) + weights / self.weight
         residual = targets - last @ solved.weight - solved.bias
@@ -164,7 +170,19 @@ class Sums:
         return Solution(solved.weight.T.contiguous(), solved.bias, solved.penalty, left_out)
 
 
-def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:
+def _add_gram(total: Tensor, factor: Tensor) -> None:
+    """Add factorᵀ·factor [D, D] of a factor [B, D] to a total, of which blocks above the diagonal stay as they are."""
+    for start in range(0, len(total), _BLOCK):
+        end = start + _BLOCK
+        total[start:end, :end].addmm_(factor[:, start:end].T, factor[:, :end])
+
+
+def _whole(total: Tensor) -> Tensor:
+    """Return the symmetric matrix of which `_add_gram` made the lower triangle."""
+    return total.tril() + total.tril(-1).T
+
+
+def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) -> Solution:
     """Solve on the side of the rows, [n, n]."""
     # equal rows lie one after another: they are one, of their weight together
     fresh = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
@@ -175,7 +193,10 @@ def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:
     total = weights.sum()
     centre, level, roots = weights @ rows / total, weights @ targets / total, weights.sqrt()[:, None]
     scaled, wanted = roots * (rows - centre), roots * (targets - level)
-    gram, eye = scaled @ scaled.T, torch.eye(len(rows), dtype=torch.double, device=rows.device)
+    eye = torch.eye(len(rows), dtype=torch.double, device=rows.device)
+    gram = torch.zeros_like(eye)
+    _add_gram(gram, scaled.T)
+    gram = _whole(gram)
     solved: dict[float, tuple[Tensor, Tensor]] = {}
 
     def error(penalty: float) -> float:
@@ -185,7 +206,8 @@ def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor) -> Solution:
         remaining = (penalty * inverse.diagonal() - weights / total).clamp_min(_LEAST)  # 1 − leverage
         solved.clear()
         solved[penalty] = dual, penalty * dual / remaining[:, None]
-        return float(solved[penalty][1].square().sum() / total)
+        added = (noise @ (scaled.T @ dual).square()).sum() if noise.any() else 0.0
+        return float(solved[penalty][1].square().sum() / total - added)
 
     penalty = _least(error, unit=max(float(gram.trace() / total), _LEAST))
     if penalty not in solved:

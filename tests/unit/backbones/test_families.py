@@ -26,7 +26,7 @@ from tests.support.runs import run, tiny_config
 from tests.support.tiny_models import CONFIGS, ENCODER_DECODERS, LM_HEADS, TEXTS, VOCABULARY, save_tiny
 
 PAGE = ROOT / "docs" / "reference" / "families.md"
-LAYERS = (1, 2, 3)
+LAYERS = (0, 1, 2, 3)
 every_family = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -54,7 +54,7 @@ def reference(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
     """What transformers says that each layer leaves, [B, T, M, d]; that of the last one before any final norm."""
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     side = model.get_decoder() if model.config.is_encoder_decoder else model
-    stack = next(m for m in side.modules() if isinstance(m, nn.ModuleList) and len(m) == len(LAYERS))
+    stack = next(m for m in side.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS[-1])
     last: list[Tensor] = []
     stack[-1].register_forward_hook(lambda _m, _i, out: last.append(out[0] if isinstance(out, tuple) else out))
     if model.config.is_encoder_decoder:
@@ -63,7 +63,7 @@ def reference(folder: Path, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
     states = output.decoder_hidden_states if model.config.is_encoder_decoder else output.hidden_states
-    return torch.stack([*states[1:-1], last[0]], 2)
+    return torch.stack([*states[:-1], last[0]], 2)
 
 
 def padded(backbone: Backbone, samples: list[dict[str, list[int]]], side: str) -> tuple[dict[str, Tensor], Tensor]:
@@ -92,7 +92,7 @@ def test_the_last_layer_s_and_every_other_state_are_transformers_own(
         (expected,) = reference(folders[name], {key: torch.tensor([ids]) for key, ids in sample.items()})
         assert found.activations[i].dtype == torch.float32
         torch.testing.assert_close(found.activations[i][:, :, 0], expected, atol=1e-5, rtol=1e-5)
-        both = torch.stack([expected[0], expected.mean(0)], 1)[[0, 2]]  # [M, P, d]
+        both = torch.stack([expected[0], expected.mean(0)], 1)[[1, 3]]  # [M, P, d]
         torch.testing.assert_close(some.activations[i], both[None], atol=1e-5, rtol=1e-5)
 
 

@@ -25,7 +25,7 @@ from tests.support.tiny_models import CONFIGS, TEXTS, save_tiny
 pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
 
 SOME = ("bert", "gpt2", "opt", "llama", "t5")
-LAYERS = (1, 3)
+LAYERS = (0, 1, 3)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from mobillm_flower.backbones.prefix import LEAST_TOKENS
 from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
 
 PROMPT = "the good dog ran on and on under the hill and then it slept all day yes maybe the bad cat sat on"
-LAYERS = (1, 2, 3)
+LAYERS = (0, 1, 2, 3)
 
 
 def engine_of(backbone: Backbone) -> Any:

@@ -25,7 +25,7 @@ def both(folder: Path, *, plan: MemoryPlan | None = None, **options: Any) -> tup
     return resident, load_backbone(str(folder), device="cpu", plan=plan, **options)
 
 
-def assert_same(one: Backbone, other: Backbone, *, pivot: str, atol: float = 1e-6, layers: Any = (1, 3)) -> None:
+def assert_same(one: Backbone, other: Backbone, *, pivot: str, atol: float = 1e-6, layers: Any = (0, 1, 3)) -> None:
     samples = one.tokenize(TEXTS, None, 32)
     expected, found = (b.extract(samples, layers=layers, pivot=pivot) for b in (one, other))
     for left, right in zip(expected.activations, found.activations, strict=True):

@@ -65,6 +65,11 @@ def test_top_heavy_is_never_lower_in_the_stack_than_uniform() -> None:
         (6, 4, "uniform", (2, 3, 5, 6)),
         (24, 1, "top-heavy", (24,)),
         (6, 6, "top-heavy", (1, 2, 3, 4, 5, 6)),
+        (6, 0, "upper", (0, 3, 4, 5, 6)),
+        (5, 0, "upper", (0, 2, 3, 4, 5)),
+        (1, 0, "upper", (0, 1)),
+        (6, 2, "upper", (0, 6)),
+        (6, 1, "upper", (6,)),
     ],
 )
 def test_known_choices(depth: int, num_blocks: int, scheme: str, expected: Any) -> None:
@@ -84,18 +89,19 @@ def test_more_blocks_than_layers_are_refused(scheme: str, num_blocks: Any) -> No
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform or top-heavy"):
+    with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform, top-heavy or upper"):
         sample_layers(12, 4, scheme="bottom-heavy")
 
 
 @pytest.mark.parametrize("num_blocks", [0, 3])
 def test_an_explicit_list_overrides_the_scheme(num_blocks: int) -> None:
     assert sample_layers(12, num_blocks, scheme="top-heavy", layers=[1, 4, 12]) == (1, 4, 12)
+    assert sample_layers(12, num_blocks, layers=[0, 4, 12]) == (0, 4, 12)
 
 
-@pytest.mark.parametrize("layers", [[4, 1, 12], [4, 4, 12], [0, 12], [-1, 12], [1, 4], [1, 12, 13]])
+@pytest.mark.parametrize("layers", [[4, 1, 12], [4, 4, 12], [-1, 12], [1, 4], [1, 12, 13]])
 def test_an_explicit_list_must_ascend_and_end_with_the_last_layer(layers: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"must ascend from 1 .* last layer 12"):
+    with pytest.raises(ArgumentError, match=r"must ascend from 0 .* last layer 12"):
         sample_layers(12, 0, layers=layers)
 
 

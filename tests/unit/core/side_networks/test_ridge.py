@@ -84,3 +84,31 @@ def test_the_penalty_rises_with_the_noise_of_the_targets() -> None:
     signal = rows @ torch.linspace(-1, 1, 20).double()[:, None]
     noise = torch.randn(300, 1, generator=torch.Generator().manual_seed(3)).double()
     assert solved(rows, signal + 20 * noise, weights).penalty > 10 * solved(rows, signal + 0.1 * noise, weights).penalty
+
+
+@pytest.mark.parametrize(("count", "width"), [(60, 90), (400, 20)])
+def test_known_noise_in_the_rows_is_not_taken_for_what_cannot_be_learned(count: int, width: int) -> None:
+    """The penalty is chosen for rows without noise, on which the solution is then better."""
+    rows, targets, weights = draw(count, width)
+    others, wanted, _ = draw(4000, width, seed=1)
+    rule = torch.randn(width, 2, generator=torch.Generator().manual_seed(7)).double()
+    targets, wanted = rows @ rule, others @ rule
+    noisy = rows + 0.7 * torch.randn(count, width, generator=torch.Generator().manual_seed(2)).double()
+    errors, penalties = [], []
+    for variance in (0.0, 0.49):
+        regression = Ridge(width, 2, noise=torch.full((width,), variance))
+        regression.add(noisy, targets, weights)
+        solution = regression.solve()
+        errors.append(float((others @ solution.weight.T + solution.bias - wanted).square().mean()))
+        penalties.append(solution.penalty)
+    assert penalties[1] <= penalties[0]
+    assert errors[1] <= errors[0]
+
+
+def test_a_gram_matrix_is_made_of_blocks_of_its_lower_triangle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "_BLOCK", 4)
+    factor, total = draw(7, 10)[0], torch.zeros(10, 10).double()
+    for part in factor.split(3):
+        ridge._add_gram(total, part)
+    torch.testing.assert_close(ridge._whole(total), factor.T @ factor)
+    assert total[0, 4:].abs().max() == 0

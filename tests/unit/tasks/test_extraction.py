@@ -1,0 +1,73 @@
+"""Which layers are sampled where `activations.sampling=auto`: the server's fleet decides, and a device agrees."""
+
+from __future__ import annotations
+
+import pytest
+
+from mobillm_flower import load_settings
+from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.strategies.run_plan import make_plan
+from mobillm_flower.tasks.extraction import extraction_spec
+from tests.support.caches import CONTRACT
+
+
+def info(depth: int = 6, *, family: str = "bert", name: str = "a") -> BackboneInfo:
+    return BackboneInfo(
+        name=name,
+        family=family,
+        causal=family == "llama",
+        depth=depth,
+        width=32,
+        precision="fp32",
+        fingerprint=name * 64,
+        base_prediction="constant",
+    )
+
+
+def layers_of(*words: str, family: str = "bert") -> tuple[int, ...]:
+    settings = load_settings(overrides=words)
+    return extraction_spec(info(family=family), settings, num_blocks=settings.activations.num_blocks).layers
+
+
+def test_an_encoder_alone_that_is_solved_sends_its_embeddings_and_upper_layers() -> None:
+    assert layers_of() == (0, 3, 4, 5, 6)
+    assert layers_of("activations.sampling=upper", "activations.num-blocks=2") == layers_of("activations.layers=0,6")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["activations.sampling=uniform"],
+        ["side-network.name=additive"],
+        ["activations.pivot=first+mean"],
+        ["activations.noise-sigma=1", "activations.clip-norm=1"],
+        ["activations.layers=1,2,3,4,5,6"],
+    ],
+)
+def test_otherwise_every_layer_is_sampled(words: list[str]) -> None:
+    assert layers_of(*words) == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_causal_model_s_last_token_is_no_bag_of_words() -> None:
+    assert layers_of(family="llama") == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_mixed_fleet_samples_as_many_layers_of_each_type_evenly() -> None:
+    settings = load_settings()
+    types = {"a" * 64: info(4), "b" * 64: info(6, name="b")}
+    assert [spec.layers for spec in make_plan(settings, CONTRACT, types, [9]).specs.values()] == [
+        (1, 2, 3, 4),
+        (2, 3, 5, 6),
+    ]
+
+
+@pytest.mark.parametrize("there", ["a", "b", "ab"])
+def test_a_run_that_goes_on_samples_as_it_did_whatever_types_are_there(there: str) -> None:
+    settings = load_settings()
+    types = {name * 64: info(depth, name=name) for name, depth in (("a", 4), ("b", 6))}
+    for first in ("a", "b", "ab"):
+        begun = make_plan(settings, CONTRACT, {name * 64: types[name * 64] for name in first}, [9])
+        like = next(iter(begun.specs.values()))
+        resumed = make_plan(settings, CONTRACT, {name * 64: types[name * 64] for name in there}, [9], like=like)
+        same = begun.specs.keys() & resumed.specs.keys()
+        assert {name: begun.specs[name].layers for name in same} == {name: resumed.specs[name].layers for name in same}
