@@ -32,7 +32,10 @@ def open_array(content: RecordDict, name: str) -> npt.NDArray[Any]:
     record = open_arrays(content)
     if name not in record:
         raise MismatchError(f"a message carries no array {name!r}; do server and devices run the same strategy?")
-    return record[name].numpy()
+    try:
+        return record[name].numpy()
+    except Exception as error:  # whatever damaged bytes raise
+        raise MismatchError(f"array {name!r} of a message cannot be read ({type(error).__name__})") from error
 
 
 def tensor_array(tensor: torch.Tensor) -> npt.NDArray[Any]:
@@ -77,8 +80,10 @@ def open_holdings(content: RecordDict) -> tuple[TaskContract, int, int]:
     record = content.get(keys.DEVICE)
     if not isinstance(record, ConfigRecord) or keys.BACKBONE in record:
         raise MismatchError("a device does not answer as a baseline's does; give it the ClientApp of BaselineClient")
-    numbers = (record.get(keys.NUM_TRAIN), record.get(keys.NUM_TEST))
-    return TaskContract.from_json(str(record.get(keys.CONTRACT))), int(str(numbers[0])), int(str(numbers[1]))
+    num_train, num_test = record.get(keys.NUM_TRAIN), record.get(keys.NUM_TEST)
+    if not (isinstance(num_train, int) and isinstance(num_test, int) and min(num_train, num_test) >= 0):
+        raise MismatchError("a device does not say with whole numbers how many samples it has")
+    return TaskContract.from_json(str(record.get(keys.CONTRACT))), num_train, num_test
 
 
 def server_round(content: RecordDict) -> int:

@@ -115,7 +115,8 @@ def open_description(content: RecordDict) -> DeviceDescription:
         )
     if record.get(keys.VERSION) != keys.SCHEMA_VERSION:
         raise PacketRejected(
-            "schema-version", f"version {record.get(keys.VERSION)!r}, this server reads {keys.SCHEMA_VERSION}"
+            "schema-version",
+            f"version {plain(record.get(keys.VERSION), 40)!r}, this server reads {keys.SCHEMA_VERSION}",
         )
     try:
         values = json.loads(str(record[keys.BACKBONE]))
