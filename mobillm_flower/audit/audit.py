@@ -36,6 +36,7 @@ from mobillm_flower.audit.uploads import RememberingBackbone
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from mobillm_flower.privacy.accounting import gaussian_sigma, guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -92,6 +93,11 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
     """
     started, size = time.perf_counter(), QUICK if quick else FULL
     settings = subject.settings([])
+    if settings.strategy == ANALYTIC:
+        raise UnsupportedError(
+            "strategy=analytic sends no sample whose upload could be attacked; what sums tell of one is measured by "
+            "benchmarks/studies/sums.py, and the attacks are in mobillm_flower.audit.attacks.sums"
+        )
     devices = load_devices(settings, len(subject.run.device_folders()) if subject.run else 0)
     remarks: list[str] = []
     backbone = _backbone(settings, devices[0], remarks)

@@ -124,7 +124,7 @@ def _sum(
         targets = exact_targets(part.labels, base, contract)
         rows = torch.stack([sample.flatten() for sample in extraction.activations]).double().numpy()
         values += sample_statistic(rows, targets.double().numpy(), sums)
-    return seconds, _shortened(values, sums), used
+    return seconds, shortened(values, sums), used
 
 
 def sample_statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], sums: SumsSpec) -> NDArray[np.int64]:
@@ -143,7 +143,7 @@ def sample_statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], su
     return values
 
 
-def _shortened(values: NDArray[np.int64], sums: SumsSpec) -> NDArray[np.int64]:
+def shortened(values: NDArray[np.int64], sums: SumsSpec) -> NDArray[np.int64]:
     """Return the statistic with a norm of at most √2·`device_rows` samples', where a device is what is protected."""
     if not sums.device_rows:
         return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
@@ -37,7 +38,21 @@ def not_protected(source: ReportSource) -> list[Statement]:
     ]
 
 
+def _sums(source: ReportSource) -> bool:
+    """Whether devices sent sums and no sample."""
+    return bool(source.setting("strategy") == ANALYTIC)
+
+
 def _labels(source: ReportSource) -> Iterator[str]:
+    if _sums(source):
+        yield (
+            "No label of a sample leaves a device: each device sends Σz·Δyᵀ and ΣΔy over all its samples. How many of "
+            "them have each label follows from ΣΔy, as a rule exactly, and the server sees it of each device."
+            if not source.setting("privacy.central-epsilon")
+            else "No label of a sample leaves a device. Each device's Σz·Δyᵀ, which the server holds without noise, "
+            "tells about how many of its samples have each label."
+        )
+        return
     if source.predicts_tokens:
         if source.setting("loss.objective") == "label":
             yield "Not protected: each device sends every token in the loss as it is: the whole response, or text."
@@ -80,6 +95,14 @@ def _labels(source: ReportSource) -> Iterator[str]:
 
 
 def _texts(source: ReportSource) -> Iterator[str]:
+    if _sums(source):
+        fewest = _shown(source.setting("privacy.min-samples"))
+        yield (
+            "No vector of a sample leaves a device: each device sends Σz and Σzzᵀ over its samples, at least "
+            f"{fewest}. Sums of few samples still tell much of each: whoever has the same backbone can test whether a "
+            "text was among them, and whoever knows all of a device's samples but one has the last one."
+        )
+        return
     prepared = source.run.last(Prepared)
     pivots = sorted(set(prepared.pivots.values()) if prepared else ()) or [source.setting("activations.pivot")]
     named = ", ".join(str(pivot) for pivot in pivots)
@@ -119,6 +142,14 @@ def _guarantee(source: ReportSource) -> Iterator[str]:
         if parts:
             yield f"Protected by themselves are {'; '.join(parts)}."
         yield f"No ε can be named for a sample: {guarantee['reason']}."
+        return
+    if _sums(source):
+        yield (
+            f"The side network is differentially private: {'; '.join(parts)} (discrete Gaussian noise, replacement). "
+            "The server adds the noise and is trusted: it holds each device's sums without it. Devices that are left "
+            "out later, or a total that is solved again with others, are another release, whose ε adds up with this."
+        )
+        yield "Outside it are metrics, times, counts and the fact of taking part."
         return
     epsilon, delta = f"{guarantee['epsilon']:.3g}", f", δ = {guarantee['delta']:g}" if guarantee["delta"] else ""
     yield (
@@ -162,11 +193,11 @@ def _releases(source: ReportSource) -> str:
 
 def _kept(source: ReportSource) -> Iterator[str]:
     last = source.run.last(Round)
-    amount = ""
+    amount, what = "", "sums" if _sums(source) else "activations and targets"
     if last and last.num_held is not None and last.cache_bytes is not None:
         amount = f" ({last.num_held:,} samples, {bytes_text(last.cache_bytes)} at the last round)"
     yield (
-        f"{source.run.folder.cache.name} in the run's folder holds all uploaded activations and targets{amount}, with "
+        f"{source.run.folder.cache.name} in the run's folder holds all uploaded {what}{amount}, with "
         "device pseudonyms, unencrypted, readable by the file's owner alone."
     )
     days = source.setting("cache.retention-days")

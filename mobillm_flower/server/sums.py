@@ -26,8 +26,8 @@ from mobillm_flower.wire.window import SampleBytes
 
 _NOISE_KEY = "noise-key"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
-_OF_THE_NOISE = 0.12
-"""λ over the noise's spectral norm σ·√(2D); chosen on CLINC150 and SMS spam, see benchmarks/studies/sums.py."""
+OF_THE_NOISE = 0.5
+"""λ over the noise's spectral norm σ·√(2D); chosen on AG News and SMS spam, see benchmarks/studies/sums.py."""
 
 
 def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False) -> int:
@@ -133,7 +133,7 @@ def solve_sums(
         words = total(cache, name, spec)
         if words is None:
             continue
-        weight, bias, loss, count = (_noised if spec.epsilon else _exact)(words, spec, cache)
+        weight, bias, loss, count = (_noised if spec.epsilon else solve_exact)(words, spec, cache)
         head = network.heads[name]
         head.load_state_dict({**head.state_dict(), "weight": weight.T * scale, "bias": bias * scale})
         parts += 1
@@ -142,8 +142,8 @@ def solve_sums(
     return Measured(parts, losses / samples if samples else None, None)
 
 
-def _exact(
-    words: Words, spec: SumsSpec, _cache: ActivationCache
+def solve_exact(
+    words: Words, spec: SumsSpec, _cache: ActivationCache | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
     """Solve with λ by generalized cross-validation: W [D, K], b [K], loss, n."""
     row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
@@ -161,26 +161,44 @@ def _exact(
 def _noised(
     words: Words, spec: SumsSpec, cache: ActivationCache
 ) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
-    """Add noise, cut negative eigenvalues, and solve with λ from the noise alone (AdaSSP, Wang 2018, 1803.02596).
-
-    The same sums have the same noise, drawn under a key of the run: another look is no other draw.
-    """
+    """Add noise and solve; the same sums have the same noise, of a key of the run: another look is no other draw."""
     key = cache.meta(_NOISE_KEY)
     if key is None:
         key = secrets.token_hex(32)
         cache.set_meta(_NOISE_KEY, key)
-    drawn = discrete_gaussian(
-        noise_variances(spec), key=derive(bytes.fromhex(key), hashlib.sha256(words.tobytes()).hexdigest())
-    )
-    values: NDArray[np.float64] = (lift(words) + drawn).astype(np.float64)
-    _, _, _, triangle, moment = spec.shape.split(values)
+    of_these = hashlib.sha256(words.tobytes()).hexdigest()
+    drawn = discrete_gaussian(noise_variances(spec), key=derive(bytes.fromhex(key), of_these))
+    weight, bias = solve_noised(lift(words) + drawn, spec)
+    return weight, bias, None, 0
+
+
+def solve_noised(
+    values: NDArray[np.int64], spec: SumsSpec, *, of_the_noise: float = OF_THE_NOISE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut negative eigenvalues of noised sums and solve with λ from the noise alone (AdaSSP, Wang 2018, 1803.02596).
+
+    Parameters
+    ----------
+    values : ndarray
+        [W], the noise in it.
+    spec : SumsSpec
+        What they are.
+    of_the_noise : float
+        λ over the spectral norm of the Gram matrix's noise.
+
+    Returns
+    -------
+    tuple
+        W [D, K] and b [K] for z without the constant.
+    """
+    _, _, _, triangle, moment = spec.shape.split(values.astype(np.float64))
     row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
     gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    penalty = _OF_THE_NOISE * spec.sigma * math.sqrt(2 * spec.width) * (spec.scale.radius / row) ** 2
+    penalty = of_the_noise * spec.sigma * math.sqrt(2 * spec.width) * (spec.scale.radius / row) ** 2
     inverse = vectors / (eigenvalues.clamp_min(0) + penalty) @ vectors.T
     whole = inverse @ torch.from_numpy(moment / (row * target))
-    return whole[:-1] * math.sqrt(1 - spec.intercept**2), whole[-1] * spec.intercept, None, 0
+    return whole[:-1] * math.sqrt(1 - spec.intercept**2), whole[-1] * spec.intercept
 
 
 def noise_variances(spec: SumsSpec) -> NDArray[np.float64]:

@@ -75,7 +75,7 @@ class Intake:
                 _stop_asking(run, error)
         values: dict[str, int | float | list[int] | list[float]] = {
             "num-examples": samples,
-            "num-held": len(run.cache),
+            "num-held": sum(run.samples_held().values()),
             "num-rejected": rejected,
             "cache-bytes": run.cache.num_bytes,
         }

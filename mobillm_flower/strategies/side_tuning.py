@@ -256,7 +256,7 @@ class SideTuningStrategy(Strategy):
             raise RunFailed(
                 f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
             )
-        run.folder.append(events.Ingested(len(run.cache), run.plan.options.epochs))
+        run.folder.append(events.Ingested(sum(run.samples_held().values()), run.plan.options.epochs))
         plan_what_is_held(run.trainer)
         position = run.trainer.position
         if not run.trainer.run_epochs(stop=run.stopping.ends_training):

@@ -1,0 +1,173 @@
+"""Sums on the server: what no samples can have is refused by name, and what they have is solved exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from mobillm_flower.clients.summing import sample_statistic, shortened
+from mobillm_flower.core.sums import wrap
+from mobillm_flower.errors import PacketRejected
+from mobillm_flower.privacy.accounting import sums_sigma
+from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
+from mobillm_flower.server.sums import check_sums, noise_variances, solve_exact, solve_noised
+from mobillm_flower.tasks.sums import INTERCEPT, room_for
+from mobillm_flower.wire.sums import SumsSpec
+
+WIDTH, OUTPUTS, COUNT = 10, 3, 60
+
+
+def spec_of(**changes: object) -> SumsSpec:
+    values: dict[str, object] = {"width": WIDTH, "num_outputs": OUTPUTS, "capacity": room_for(COUNT)}
+    values |= {"min_samples": 5, "held_out": 0.0, "target_bound": 1.0}
+    return SumsSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def private(unit: str = "sample", rows: int = 0) -> SumsSpec:
+    sigma = sums_sigma(4.0, 1e-5, device_rows=rows)
+    own = {"intercept": INTERCEPT, "epsilon": 4.0, "delta": 1e-5, "sigma": sigma, "unit": unit, "device_rows": rows}
+    return spec_of(width=WIDTH + 1, **own)
+
+
+def samples(count: int = COUNT, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(count, WIDTH))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    targets = np.eye(OUTPUTS)[random.integers(0, OUTPUTS, count)] - 1 / OUTPUTS
+    return rows, targets
+
+
+@pytest.mark.parametrize("spec", [spec_of(), private(), private("device", 5)])
+def test_what_samples_give_is_taken(spec: SumsSpec) -> None:
+    words = wrap(shortened(sample_statistic(*samples(), spec), spec), spec.scale.bits)
+    assert check_sums(words, spec, most=COUNT) == (0 if spec.unit == "device" else COUNT)
+
+
+def too_many(values: np.ndarray, _spec: SumsSpec) -> None:
+    values[0] += 1
+
+
+def long_vectors(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[3][:] *= 4
+
+
+def no_sum_of_squares(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[3][1] += int(COUNT * spec.scale.levels**2 * 0.9)
+
+
+def far_moment(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[4][0] += int(COUNT * spec.scale.levels**2)
+
+
+def far_targets(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[2][:] = COUNT * spec.scale.levels
+
+
+def negative(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[3][0] = -1
+
+
+@pytest.mark.parametrize(
+    ("lie", "rule"),
+    [
+        (too_many, "counts"),
+        (long_vectors, "trace"),
+        (no_sum_of_squares, "gram"),
+        (negative, "gram"),
+        (far_moment, "moment"),
+        (far_targets, "targets"),
+    ],
+)
+def test_what_no_samples_have_is_refused_by_name(lie: Callable[[np.ndarray, SumsSpec], None], rule: str) -> None:
+    spec = spec_of()
+    values = sample_statistic(*samples(), spec)
+    lie(values, spec)
+    with pytest.raises(PacketRejected, match=rule):
+        check_sums(wrap(values, spec.scale.bits), spec, most=COUNT)
+
+
+def test_sums_of_too_few_samples_are_refused() -> None:
+    spec = spec_of()
+    with pytest.raises(PacketRejected, match="from 5 to 60"):
+        check_sums(wrap(sample_statistic(*samples(4), spec), spec.scale.bits), spec, most=COUNT)
+
+
+def test_sums_of_vectors_beside_noise_are_refused() -> None:
+    spec = private()
+    values = sample_statistic(*samples(), spec)
+    spec.shape.split(values)[1][0] = 1
+    with pytest.raises(PacketRejected, match="beside noise"):
+        check_sums(wrap(values, spec.scale.bits), spec, most=COUNT)
+
+
+def test_the_solution_of_sums_is_ridge_regression_of_the_samples() -> None:
+    spec = spec_of()
+    rows, targets = samples(400)
+    values = sample_statistic(rows, targets, spec_of(capacity=1 << 10))
+    weight, bias, loss, count = solve_exact(wrap(values, 32), spec_of(capacity=1 << 10))
+    centred, wanted = rows - rows.mean(0), targets - targets.mean(0)
+    best = min(
+        (
+            np.linalg.solve(centred.T @ centred + penalty * np.eye(WIDTH), centred.T @ wanted)
+            for penalty in 10.0 ** np.arange(-4, 4, 0.25)
+        ),
+        key=lambda one: float(np.abs(one - weight.numpy()).max()),
+    )
+    assert np.abs(best - weight.numpy()).max() < 0.1 * max(np.abs(best).max(), 1e-3)
+    assert count == 400
+    assert loss == pytest.approx(float(np.square(wanted).sum() / 400), rel=0.2)
+    assert bias.numpy() == pytest.approx(targets.mean(0) - rows.mean(0) @ weight.numpy(), abs=1e-3)
+    assert spec.shape.num_words == len(values)
+
+
+def weighted(values: np.ndarray, spec: SumsSpec) -> np.ndarray:
+    """What the noise's σ is a multiple of: each word over its own noise's deviation, at σ = 1."""
+    deviations = np.sqrt(noise_variances(spec)) / spec.sigma
+    return np.asarray(np.divide(values, deviations, out=np.zeros(len(values)), where=deviations > 0))
+
+
+def test_replacing_a_sample_moves_the_sums_by_at_most_the_sensitivity() -> None:
+    spec, worst = private(), 0.0
+    random = np.random.default_rng(0)
+    for _ in range(400):
+        rows = random.normal(size=(2, WIDTH)) * random.choice([0.1, 1.0, 10.0])
+        targets = random.normal(size=(2, OUTPUTS)) * random.choice([0.1, 10.0])
+        one, other = (sample_statistic(rows[[i]], targets[[i]], spec) for i in range(2))
+        worst = max(worst, float(np.linalg.norm(weighted(one - other, spec))))
+    assert worst <= math.sqrt(4.5)
+
+
+def test_the_sensitivity_is_reached_by_some_pair() -> None:
+    worst = 0.0
+    for cosine in np.linspace(-1, 1, 201):
+        for of_targets in (-1.0, 1.0):
+            worst = max(worst, 2 - 2 * cosine**2 + 2 - 2 * cosine * of_targets)
+    assert worst == pytest.approx(4.5, abs=1e-3)
+
+
+def test_a_device_counts_for_no_more_than_its_rows() -> None:
+    spec = private("device", 5)
+    values = shortened(sample_statistic(*samples(), spec), spec)
+    assert float(np.linalg.norm(weighted(values, spec))) <= math.sqrt(2) * 5
+    assert values.any()
+
+
+def test_no_word_overflows_under_noise() -> None:
+    spec = private()
+    deviations = np.sqrt(noise_variances(spec)).max()
+    assert spec.capacity * spec.scale.levels**2 + 12 * deviations < 2 ** (spec.scale.bits - 1)
+
+
+def test_a_strong_signal_survives_the_noise() -> None:
+    spec = private()
+    rows, _ = samples(COUNT)
+    direction = np.eye(OUTPUTS)[(rows[:, 0] > 0).astype(int)] - 1 / OUTPUTS
+    values = sample_statistic(np.repeat(rows, 500, 0), np.repeat(direction, 500, 0), spec)
+    noised = values + discrete_gaussian(noise_variances(spec), key=bytes(32))
+    weight, _ = solve_noised(noised, spec)
+    scores = torch.from_numpy(rows) @ weight
+    assert float((scores.argmax(1).numpy() == direction.argmax(1)).mean()) > 0.8
