@@ -168,7 +168,10 @@ class Bench:
             assert batch.sequences is not None
             assert targets.labels is not None
             with torch.inference_mode():
-                base, tuned = head.inputs(batch.rows[:, -1]), head.inputs(model._tuned(batch.rows, batch.sequences))
+                base, tuned = (
+                    head.inputs(batch.rows[:, -1]),
+                    head.inputs(model.tuned_states(batch.rows, batch.sequences)),
+                )
             steps, weights = correction(tuned.clone(), targets.labels, head)
             (target,) = encode_corrections([(tuned - base + steps, weights)], spec)
             ((blob, _),) = by_label.read([row.id])
@@ -264,7 +267,7 @@ def measure(task: str, arguments: argparse.Namespace, work: Path) -> dict[str, A
     rule = prediction_rule(plan, send_base=False)
     base = SideTunedModel(bench.backbone, None, spec=spec, contract=bench.data.contract, rule=rule)
     found["base"] = base.evaluate(bench.data.test)
-    found["test_tokens"] = len(base.log_probabilities(bench.data.test))
+    found["test_tokens"] = len(base.token_scores(bench.data.test).log_probabilities)
     rows: dict[str, list[float]] = {}
     say(task, sent, found["base"], told)
     for seed in range(arguments.seeds):

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mobillm_flower.cli.audit import audit
 from mobillm_flower.cli.cache import app as cache
+from mobillm_flower.cli.chat import chat
 from mobillm_flower.cli.compare import compare
 from mobillm_flower.cli.data import data
 from mobillm_flower.cli.mixing_key import mixing_key
@@ -38,6 +39,7 @@ app.command()(status)
 app.command()(plan)
 app.command()(compare)
 app.command()(predict)
+app.command()(chat)
 app.add_typer(cache, name="cache")
 app.command()(settings)
 app.command()(report)

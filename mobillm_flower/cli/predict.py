@@ -1,4 +1,4 @@
-"""`mobillm predict`: labels of texts from a trained side network."""
+"""`mobillm predict`: labels of texts from a trained side network; of a language model responses or next words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from mobillm_flower.cli.options import AsJson
-from mobillm_flower.cli.output import print_rows
+from mobillm_flower.cli.output import plain_line, print_rows
 from mobillm_flower.cli.run_paths import run_settings, side_network
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mobillm_flower.wire.contract import TaskContract
 
 _BATCH = 64  # texts whose activations are in memory at once
+_WRITTEN = 8  # texts that are written at once
 
 
 def predict(
@@ -52,6 +53,19 @@ def predict(
     base: Annotated[
         bool, typer.Option("--base", help="Predict with the backbone alone, where it has a prediction of its own.")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Of a language model: its response to each text, or how the text goes on."),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a response, with --generate.")] = 64,
+    suggest: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of a language model: so many suggestions of the next word of each text, by the backbone alone and "
+            "tuned.",
+        ),
+    ] = 0,
     backbone: Annotated[
         str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
     ] = "",
@@ -60,12 +74,22 @@ def predict(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Predict labels of texts: label, score and text, one line each; for a regression the number and the text."""
+    """Predict labels of texts: label, score and text, one line each; for a regression the number and the text.
+
+    Of a language model the text and its response (--generate), or its next words (--suggest).
+    """
     from mobillm_flower.models.saved import saved_contract
     from mobillm_flower.models.side_tuned import SideTunedModel
 
     folder = side_network(run)
-    reading = _Reading.of(run, folder, saved_contract(folder))
+    contract = saved_contract(folder)
+    if contract.per_token is not (generate or suggest > 0) or (generate and suggest) or (suggest and base):
+        raise SettingsError(
+            "this run's model writes texts: give --generate, or --suggest without --base"
+            if contract.per_token
+            else "this run's model predicts no texts; leave out --generate and --suggest"
+        )
+    reading = _Reading.of(run, folder, contract)
     reading = replace(
         reading,
         text_column=text_column or reading.text_column,
@@ -80,7 +104,12 @@ def predict(
         public_text=reading.public_text,
         mixing_key=mixing_key or reading.mixing_key,
     )
-    rows = _predictions(_base(model) if base else model, texts)
+    if suggest:
+        rows = _suggestions(model, texts, suggest)
+    elif generate:
+        rows = _responses(model.with_network(None) if base else model, texts, max_new_tokens)
+    else:
+        rows = _predictions(_base(model) if base else model, texts)
     if as_json:
         _print_json(rows)
     elif Console().is_terminal:
@@ -110,6 +139,7 @@ class _Reading:
         run = None if folder == named.expanduser() else named
         settings = Settings() if run is None else load_settings(file=run_settings(run))
         pair_column = settings.data.pair_column or ("text_pair" if contract.kind == "pairs" else "")
+        pair_column = "" if contract.per_token else pair_column  # responses are what is wanted
         return cls(
             run,
             settings.data.text_column,
@@ -165,17 +195,37 @@ def _base(model: SideTunedModel) -> SideTunedModel:
 
 def _predictions(model: SideTunedModel, texts: Iterator[Text]) -> Iterator[dict[str, Any]]:
     names = model.contract.labels
-    number = 0
-    while batch := list(itertools.islice(texts, _BATCH)):
-        for number, (text, _) in enumerate(batch, start=number + 1):  # noqa: B020 - counts on over the batches
-            if not text.strip():
-                raise DataError(f"text {number} is empty; remove it")
+    for batch in _batches(texts, _BATCH):
         firsts = [text for text, _ in batch]
         seconds = [pair for _, pair in batch if pair is not None]
         predictions = model.predict(firsts, seconds or None)
         for (text, pair), label, scores in zip(batch, predictions.labels, predictions.scores, strict=True):
             row = {"label": label, "score": scores[names.index(label)].item()} if names else {"value": label}
             yield row | {"text": text} | ({} if pair is None else {"pair": pair})
+
+
+def _responses(model: SideTunedModel, texts: Iterator[Text], most: int) -> Iterator[dict[str, Any]]:
+    for batch in _batches(texts, _WRITTEN):
+        prompts = [text for text, _ in batch]
+        for text, response in zip(prompts, model.generate(prompts, max_new_tokens=most), strict=True):
+            yield {"text": text, "response": response}
+
+
+def _suggestions(model: SideTunedModel, texts: Iterator[Text], num: int) -> Iterator[dict[str, Any]]:
+    base = model.with_network(None)
+    for batch in _batches(texts, 1):
+        for text, _ in batch:
+            both = {"base": base.suggest(text, num=num), "tuned": model.suggest(text, num=num)}
+            yield {"text": text, **{name: [word for word, _ in words] for name, words in both.items()}}
+
+
+def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
+    number = 0
+    while batch := list(itertools.islice(texts, size)):
+        for number, (text, _) in enumerate(batch, start=number + 1):  # noqa: B020 - counts on over the batches
+            if not text.strip():
+                raise DataError(f"text {number} is empty; remove it")
+        yield batch
 
 
 def _print_json(rows: Iterable[dict[str, Any]]) -> None:
@@ -193,8 +243,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     print_rows("Predictions", names, [[_cell(row[name]) for name in names] for row in rows])
 
 
-def _cell(value: str | float) -> str:
+def _cell(value: str | float | list[str]) -> str:
     """Return a value on one line, without what would move a terminal's cursor."""
     if isinstance(value, float):
         return f"{value:.4f}"
-    return "".join(character if character.isprintable() else " " for character in value)
+    return plain_line(value if isinstance(value, str) else " | ".join(value))

@@ -54,13 +54,45 @@ def cross_entropy(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
     return _sum(inputs, head, of_chunk) / max(1, len(inputs))
 
 
-@torch.inference_mode()
 def log_probabilities(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
     """Return log p(label) of each token, [N] float32, in nats."""
-    found = [inputs.new_zeros(0, dtype=torch.float32)]
+    return token_scores(inputs, labels, head)[0]
+
+
+@torch.inference_mode()
+def token_scores(
+    inputs: Tensor, labels: Tensor, head: Head, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how likely each token is, beside others.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        u, [N, d_u] float32.
+    labels : Tensor
+        [N] int64.
+    head : Head
+        The frozen head.
+    candidates : Tensor, optional
+        [V] bool: the tokens that a label is ranked among; by default all.
+
+    Returns
+    -------
+    tuple
+        log p(label) [N] float32 in nats; the label's rank among the candidates, [N] int64 from 1; the most likely token
+        of all, [N] int64.
+    """
+    among = None if candidates is None else candidates[: head.vocabulary].to(inputs.device)
+    scores: list[list[Tensor]] = [[inputs.new_zeros(0)], [labels.new_zeros(0)], [labels.new_zeros(0)]]
     for part in _chunks(len(inputs), head):
-        found.append(head.logits(inputs[part]).log_softmax(1).gather(1, labels[part, None])[:, 0])
-    return torch.cat(found)
+        logits = head.logits(inputs[part])
+        own = logits.gather(1, labels[part, None])
+        better = logits > own
+        scores[0].append((own - logits.logsumexp(1, keepdim=True))[:, 0])
+        scores[1].append(1 + (better if among is None else better & among).sum(1))
+        scores[2].append(logits.argmax(1))
+    log_p, ranks, best = (torch.cat(parts) for parts in scores)
+    return log_p, ranks, best
 
 
 def correction(inputs: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tensor]:

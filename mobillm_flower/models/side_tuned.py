@@ -21,14 +21,12 @@ from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
-from mobillm_flower.core.language import log_probabilities
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import (
     ActivationBatch,
     RunsUpperLayers,
     SideNetworkConfig,
-    StepsThroughTokens,
     state_for,
 )
 from mobillm_flower.core.targets import base_prediction
@@ -50,12 +48,9 @@ from mobillm_flower.runs.events import Evaluation
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
-from mobillm_flower.tasks.language import prompt_tokens, read_tokens
-from mobillm_flower.tasks.metrics import TOKEN_METRICS
+from mobillm_flower.tasks.metrics import TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.task import TASKS, Samples, measure
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
-
-_READ = 64  # samples of language modelling whose activations are held at a time
 
 
 @dataclass(frozen=True)
@@ -195,25 +190,9 @@ class SideTunedModel:
         >>> from transformers import pipeline  # doctest: +SKIP
         >>> write = pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)  # doctest: +SKIP
         """
-        from mobillm_flower.backbones.attach import Mixer, with_side_output  # loads transformers
+        from mobillm_flower.models.language import tuned_language_model  # loads transformers
 
-        network = None if self.side_network is None else copy.deepcopy(self.side_network).to(self._head.device)
-
-        def tuned(rows: Tensor) -> Tensor:
-            side = rows.new_zeros(()) if network is None else network([ActivationBatch(self.spec.backbone, rows)])
-            return self.rule.scores(side, rows[:, -1])
-
-        stepping: object = network  # mypy takes no nn.Module for one that has the method
-
-        def step(rows: Tensor, before: Tensor | None, seen: Tensor) -> tuple[Tensor, Tensor]:
-            assert isinstance(stepping, StepsThroughTokens)
-            side, left = stepping.step(ActivationBatch(self.spec.backbone, rows), before, seen)
-            return self.rule.scores(side, rows[:, -1]), left
-
-        mixer = None
-        if isinstance(stepping, StepsThroughTokens):
-            mixer = Mixer(step, prompts=bool(self.contract.prompt))
-        return with_side_output(self.backbone, self.spec.layers, tuned, mixer)
+        return tuned_language_model(self)
 
     @property
     def tokenizer(self) -> Any:
@@ -231,7 +210,6 @@ class SideTunedModel:
         ----------
         texts : str or sequence of str
             What the task's prompt and the tokenizer's chat template are filled with; the beginnings of plain texts.
-            Where the model's positions end before the last new token, the beginning is cut off.
         max_new_tokens : int
             Most tokens of a response.
         options
@@ -244,8 +222,10 @@ class SideTunedModel:
 
         Raises
         ------
+        DataError
+            A prompt is empty, or the model's positions end before the last new token: nothing is cut.
         UnsupportedError
-            The backbone has no language-model head, or no position is left for a prompt.
+            The backbone has no language-model head.
 
         Examples
         --------
@@ -253,25 +233,32 @@ class SideTunedModel:
         >>> from transformers import TextStreamer  # doctest: +SKIP
         >>> model.generate("…", streamer=TextStreamer(model.tokenizer, skip_prompt=True))  # doctest: +SKIP
         """
-        model, tokenizer = self.language_model, self.tokenizer
-        prompt = self.contract.prompt or "{text}"
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        room = self.backbone.positions - max_new_tokens if self.backbone.positions else None
-        if room is not None and room < 1:
-            raise UnsupportedError(
-                f"max_new_tokens={max_new_tokens} leaves no room for a prompt: the model has {self.backbone.positions} "
-                "positions; ask for fewer"
-            )
-        prompts = [prompt_tokens(tokenizer, prompt.format(text=text)) for text in wanted]
-        prompts = [ids[-room:] if room else ids for ids in prompts]
-        length = max(map(len, prompts), default=0)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)  # left-padded
-        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        options = {"max_new_tokens": max_new_tokens, "pad_token_id": pad, "do_sample": False, **options}
-        made = model.generate(input_ids=ids, attention_mask=mask, **options)
-        found: list[str] = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
-        return found[0] if isinstance(texts, str) else found
+        from mobillm_flower.models.language import generate
+
+        made = generate(self, [texts] if isinstance(texts, str) else texts, max_new_tokens=max_new_tokens, **options)
+        return made[0] if isinstance(texts, str) else made
+
+    def suggest(self, text: str, *, num: int = 5) -> list[tuple[str, float]]:
+        """Return the most likely next words of a text, as a keyboard shows them, each with its probability.
+
+        The most likely tokens that begin a word, each completed by the most likely tokens up to the word's end; the
+        probability is that of the whole word.
+
+        Raises
+        ------
+        DataError
+            The text has no token, or more than the model has positions.
+        UnsupportedError
+            The backbone has no language-model head.
+
+        Examples
+        --------
+        >>> model.suggest("wake me up at", num=3)  # doctest: +SKIP
+        [('seven', 0.21), ('six', 0.18), ('half', 0.12)]
+        """
+        from mobillm_flower.models.language import suggest
+
+        return suggest(self, text, num=num)
 
     def with_network(self, side_network: nn.Module | None) -> SideTunedModel:
         """Return the same with another side network of its shape, or with none."""
@@ -290,32 +277,23 @@ class SideTunedModel:
     def evaluate(self, samples: Samples) -> float:
         """Return the contract's metric on labelled samples, or on prompts with responses."""
         if self.contract.per_token:
-            return TOKEN_METRICS[self.contract.metric](self.log_probabilities(samples).numpy())
+            return TOKEN_METRICS[self.contract.metric](self.token_scores(samples))
         return measure(self.scores(samples), samples.labels, self.contract)
 
-    def log_probabilities(self, samples: Samples) -> Tensor:
-        """Return log p of each token in the loss of all samples, [N] float32 in nats: language modelling.
+    def token_scores(self, samples: Samples) -> TokenScores:
+        """Return how well the model predicts texts: language modelling, a few texts at a time."""
+        from mobillm_flower.models.language import token_scores
 
-        The texts are run through the backbone a few at a time.
-        """
-        head = self._head
-        found = [torch.zeros(0)]
-        for start in range(0, len(samples), _READ):
-            part = samples.take(range(start, min(len(samples), start + _READ)))
-            activations, labels = read_tokens(self.backbone, part, self.contract, self.spec)
-            rows = torch.cat(activations).flatten(2)  # [N, M, 1, d_b] -> [N, M, d_b]
-            with torch.inference_mode():
-                inputs = head.inputs(self._tuned(rows, torch.tensor([len(tokens) for tokens in labels])))
-                found.append(log_probabilities(inputs, torch.cat(labels).to(head.device), head).cpu())
-        return torch.cat(found)
+        return token_scores(self, samples)
 
     @property
-    def _head(self) -> LanguageHead:
+    def head(self) -> LanguageHead:
+        """The backbone's language-model head; raises UnsupportedError where it has none."""
         if self.backbone.head is None:
             raise UnsupportedError("the backbone was loaded without its language-model head, or the task has labels")
         return self.backbone.head
 
-    def _tuned(self, rows: Tensor, sequences: Tensor) -> Tensor:
+    def tuned_states(self, rows: Tensor, sequences: Tensor) -> Tensor:
         """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b] of texts of so many tokens, [S]."""
         last = rows[:, -1]
         if self.side_network is None:

@@ -3,7 +3,7 @@
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, read_rows
 from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows, windows_of
-from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
+from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.readers import Text, text_lines
 from mobillm_flower.tasks.rows import LeftOut, both_splits
 from mobillm_flower.tasks.sources import load_splits
@@ -20,6 +20,7 @@ __all__ = [
     "Samples",
     "Task",
     "Text",
+    "TokenScores",
     "TokenWindow",
     "both_splits",
     "check_prompt",

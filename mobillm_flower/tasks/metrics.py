@@ -1,8 +1,9 @@
-"""Metrics by name; those of labels and numbers are larger for better, those of tokens smaller."""
+"""Metrics by name; larger is better, but for `SMALLER_IS_BETTER`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,25 +24,62 @@ RANGES: dict[str, tuple[float, float]] = {
     "pearson": (-1.0, 1.0),
     "cross-entropy": (0.0, 1e3),
     "perplexity": (1.0, 1e9),
+    "next-word-top-1": (0.0, 1.0),
+    "next-word-top-3": (0.0, 1.0),
 }
 """Least and largest value of a metric, rounding apart; a registered one may enter its own here."""
 
-TokenMetric = Callable[[np.ndarray], float]
+SMALLER_IS_BETTER = frozenset({"cross-entropy", "perplexity"})
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """How well a model predicts texts.
+
+    Parameters
+    ----------
+    log_probabilities : ndarray
+        log p of each token in the loss, [N] float32 in nats.
+    word_ranks : ndarray
+        Place of each word in the list of suggestions for it, [W] int64 from 1: see `mobillm_flower.tasks.words`.
+    """
+
+    log_probabilities: np.ndarray
+    word_ranks: np.ndarray
+
+
+TokenMetric = Callable[[TokenScores], float]
 
 TOKEN_METRICS: Registry[TokenMetric] = Registry("metric of language modelling")
-"""log p of each token in the loss, [N] in nats -> float."""
+"""`TokenScores` of all texts -> float."""
 
 
 @TOKEN_METRICS.register("cross-entropy")
-def cross_entropy(log_probabilities: np.ndarray) -> float:
+def cross_entropy(scores: TokenScores) -> float:
     """Mean of −log p over tokens, in nats."""
-    return float(-log_probabilities.mean())
+    return float(-scores.log_probabilities.mean())
 
 
 @TOKEN_METRICS.register("perplexity")
-def perplexity(log_probabilities: np.ndarray) -> float:
+def perplexity(scores: TokenScores) -> float:
     """Exponential of the cross-entropy: of how many equally likely tokens one is chosen."""
-    return float(np.exp(-log_probabilities.mean()))
+    return float(np.exp(-scores.log_probabilities.mean()))
+
+
+@TOKEN_METRICS.register("next-word-top-1")
+def next_word_top_1(scores: TokenScores) -> float:
+    """Share of words that are the first suggestion for them; 0 where there are no words."""
+    return _suggested(scores, 1)
+
+
+@TOKEN_METRICS.register("next-word-top-3")
+def next_word_top_3(scores: TokenScores) -> float:
+    """Share of words that are among the first three suggestions for them; 0 where there are no words."""
+    return _suggested(scores, 3)
+
+
+def _suggested(scores: TokenScores, most: int) -> float:
+    return float((scores.word_ranks <= most).mean()) if len(scores.word_ranks) else 0.0
 
 
 @METRICS.register("accuracy")

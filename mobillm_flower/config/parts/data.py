@@ -113,8 +113,8 @@ class TaskSettings:
     max_length : int
         Tokens a sample is cut to; for language modelling those of a window, of which a long sample has several.
     metric : str
-        accuracy, macro-f1, f1, matthews, spearman, pearson (for language modelling cross-entropy or perplexity), or a
-        registered one; auto: the task's own.
+        accuracy, macro-f1, f1, matthews, spearman, pearson (for language modelling cross-entropy, perplexity,
+        next-word-top-1, next-word-top-3), or a registered one; auto: the task's own.
     responses : int
         Test prompts of language modelling that `mobillm run` lets the model respond to after the run, before and after
         training, in at most `max_length` / 4 tokens, for ROUGE; 0: none. It needs the extra `text` and all texts in one

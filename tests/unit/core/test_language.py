@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -14,12 +15,12 @@ from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
-from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import ArgumentError, DataError, SettingsError, UnsupportedError
 from mobillm_flower.server.objective import make_loss
-from mobillm_flower.tasks import TOKEN_METRICS, Samples, read_tokens, token_windows
+from mobillm_flower.tasks import TOKEN_METRICS, Samples, TokenScores, read_tokens, token_windows
 from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.metrics import RANGES
+from mobillm_flower.tasks.words import NEVER
 from mobillm_flower.wire.target_bytes import (
     TargetBatch,
     check_token_targets,
@@ -28,6 +29,7 @@ from mobillm_flower.wire.target_bytes import (
     encode_token_labels,
     target_size,
 )
+from tests.support.language import tuned_model
 from tests.support.packets import make_contract, make_packet, make_spec, random_activations
 from tests.support.present import present
 from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
@@ -107,10 +109,33 @@ def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded() -> None:
     assert torch.allclose(-weights[:, None] * corrections, leaf.grad, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", "perplexity"])
-def test_token_metrics(name: str) -> None:
-    found = TOKEN_METRICS[name](torch.tensor([0.5, 0.25]).log().numpy())
-    assert found == pytest.approx({"cross-entropy": 1.0397, "perplexity": 8**0.5}[name], rel=1e-4)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("cross-entropy", 1.0397), ("perplexity", 8**0.5), ("next-word-top-1", 0.25), ("next-word-top-3", 0.5)],
+)
+def test_token_metrics(name: str, expected: float) -> None:
+    scores = TokenScores(torch.tensor([0.5, 0.25]).log().numpy(), np.array([1, 3, 4, NEVER]))
+    assert TOKEN_METRICS[name](scores) == pytest.approx(expected, rel=1e-4)
+    low, high = RANGES[name]
+    assert low <= expected <= high
+    no_word = TOKEN_METRICS[name](dataclasses.replace(scores, word_ranks=np.zeros(0, np.int64)))
+    assert no_word == (0.0 if "word" in name else pytest.approx(expected, rel=1e-4))
+
+
+def test_token_scores_are_those_of_the_whole_table(small_chunks: None) -> None:
+    head, generator = LinearHead(), torch.Generator().manual_seed(3)
+    inputs = torch.randn(TOKENS, WIDTH, generator=generator)
+    labels = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    candidates = torch.arange(VOCABULARY) % 3 == 0
+    log_p, ranks, best = language.token_scores(inputs, labels, head, candidates)
+    table = (inputs @ head.weight.T).log_softmax(1)
+    assert torch.allclose(log_p, table[torch.arange(TOKENS), labels], atol=1e-6)
+    assert torch.equal(best, table.argmax(1))
+    expected = [
+        1 + sum(bool(row[j] > row[label]) for j in range(0, VOCABULARY, 3))
+        for row, label in zip(table, labels, strict=True)
+    ]
+    assert ranks.tolist() == expected
 
 
 # tokens ------------------------------------------------------------------------------------------------------------
@@ -303,24 +328,6 @@ def test_language_modelling_needs_a_head() -> None:
 # generation --------------------------------------------------------------------------------------------------------
 
 
-def tuned_model(folder: str) -> SideTunedModel:
-    """A model with a side network that is not zero."""
-    backbone = load_backbone(folder, device="cpu", language_model=True)
-    settings = load_settings({"backbone.name": folder, "loss.objective": "label"})
-    spec = extraction_spec(backbone.info, settings, num_blocks=2)
-    types = {spec.backbone: spec.alignment}
-    config = SideNetworkConfig.of(types, name="additive", num_blocks=2, bottleneck=4, num_outputs=spec.width)
-    network = config.build()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
-    contract = dataclasses.replace(CONTRACT, max_length=32)
-    return SideTunedModel(
-        backbone, network, spec=spec, contract=contract, rule=PredictionRule("square", 1.0), side_config=config
-    )
-
-
 @pytest.mark.parametrize("name", DECODERS)
 def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders: Any, name: str) -> None:
     model = tuned_model(folders[name])
@@ -338,7 +345,7 @@ def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders: An
     sequence = made.sequences[0].tolist()
     found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
     with torch.inference_mode():
-        states = model._tuned(found.flatten(2), torch.tensor([len(found)]))
+        states = model.tuned_states(found.flatten(2), torch.tensor([len(found)]))
         head = present(model.backbone.head)
         expected = head.logits(head.inputs(states))
         plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
@@ -354,11 +361,17 @@ def test_generate_answers_one_or_several_prompts_of_different_lengths(folders: A
     alone = [model.generate(text, max_new_tokens=6) for text in TEXTS[:3]]
     assert model.generate(TEXTS[:3], max_new_tokens=6) == alone
     assert alone != [model.with_network(None).generate(text, max_new_tokens=6) for text in TEXTS[:3]]
+
+
+def test_a_prompt_is_read_whole_or_refused(folders: Any) -> None:
+    model = tuned_model(folders["llama"])
     words = TEXTS[0].split() * 20
-    long, end = (" ".join(part) for part in (words, words[-60:]))  # of 64 positions
-    assert model.generate(long, max_new_tokens=4) == model.generate(end, max_new_tokens=4)
-    with pytest.raises(UnsupportedError, match="no room for a prompt"):
-        model.generate(long, max_new_tokens=64)
+    whole = " ".join(words[-60:])  # of 64 positions
+    assert model.generate(whole, max_new_tokens=4) is not None
+    with pytest.raises(DataError, match="60 tokens, and with 5 new ones it is longer than the model's 64 positions"):
+        model.generate(whole, max_new_tokens=5)
+    with pytest.raises(DataError, match="the prompt has no token"):
+        model.generate("", max_new_tokens=5)
 
 
 def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(

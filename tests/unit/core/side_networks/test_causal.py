@@ -166,8 +166,10 @@ def test_each_generated_token_has_the_logits_that_training_computes(folders: Any
     start = ids.shape[1] - 1
     rows = found.flatten(2)[start if prompt else 0 :]
     with torch.inference_mode():
-        expected = model._head.logits(model._head.inputs(model._tuned(rows, torch.tensor([len(rows)]))))
-        unmixed = model._head.logits(model._head.inputs(model._tuned(rows, torch.ones(len(rows), dtype=torch.long))))
+        expected = model.head.logits(model.head.inputs(model.tuned_states(rows, torch.tensor([len(rows)]))))
+        unmixed = model.head.logits(
+            model.head.inputs(model.tuned_states(rows, torch.ones(len(rows), dtype=torch.long)))
+        )
     first = 0 if prompt else start
     steps = torch.cat(made.logits)  # [8, V]
     assert torch.allclose(steps, expected[first : first + 8], atol=1e-4)
@@ -194,8 +196,8 @@ def test_the_memory_follows_the_key_value_cache(folders: Any, options: Any) -> N
     (sequence,) = beams.sequences.tolist()
     rows = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
     with torch.inference_mode():
-        inputs = model._head.inputs(model._tuned(rows.flatten(2), torch.tensor([len(rows)])))
-        logs = model._head.logits(inputs).log_softmax(1)
+        inputs = model.head.inputs(model.tuned_states(rows.flatten(2), torch.tensor([len(rows)])))
+        logs = model.head.logits(inputs).log_softmax(1)
     picked = [float(logs[i - 1, sequence[i]]) for i in range(ids.shape[1], len(sequence))]
     assert sum(picked) == pytest.approx(float(beams.sequences_scores[0]), abs=1e-3)
 
@@ -212,8 +214,8 @@ def test_a_network_that_remembers_responses_needs_the_cache(folders: Any) -> Non
 def test_evaluation_sees_each_text_by_itself(folders: Any) -> None:
     model = tuned_model(folders["opt"], "{text}")
     samples = Samples([TEXTS[0], TEXTS[3]], ["the dog sat", TEXTS[2]], torch.zeros(2))
-    together = model.log_probabilities(samples)
-    alone = [model.log_probabilities(samples.take([i])) for i in range(2)]
+    together = torch.from_numpy(model.token_scores(samples).log_probabilities)
+    alone = [torch.from_numpy(model.token_scores(samples.take([i])).log_probabilities) for i in range(2)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
     activations, _ = read_tokens(model.backbone, samples, model.contract, model.spec)
     assert [len(a) for a in activations] == [len(a) for a in alone]
