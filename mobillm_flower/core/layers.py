@@ -6,6 +6,21 @@ from collections.abc import Sequence
 
 from mobillm_flower.errors import ArgumentError
 
+_MANY, _BLOCKS_OF_MANY = 12, 10
+
+
+def automatic_blocks(depth: int) -> int:
+    """Return M where nobody says it: a block a layer, and ten of a backbone of more than twelve layers.
+
+    With thirty layers ten are as good as all (`docs/decisions/0018-a-real-language-model.md`).
+
+    Examples
+    --------
+    >>> [automatic_blocks(depth) for depth in (6, 12, 24)]
+    [6, 12, 10]
+    """
+    return depth if depth <= _MANY else _BLOCKS_OF_MANY
+
 
 def sample_layers(
     depth: int, num_blocks: int, *, scheme: str = "uniform", layers: Sequence[int] = ()
@@ -22,7 +37,7 @@ def sample_layers(
     depth : int
         L, the number of layers of the backbone as it is loaded.
     num_blocks : int
-        M; 0 means one block a layer, with `upper` two thirds of the layers.
+        M; 0: `automatic_blocks`, with `upper` two thirds of the layers.
     scheme : {"uniform", "top-heavy", "upper"}
         `uniform`: block ends at round(i·L/M). `top-heavy`: block ends at L·(1 − (1 − i/M)²), so that blocks shrink
         towards the output; our reading, the paper gives no formula. `upper`: the embeddings and the last M - 1 layers.
@@ -62,7 +77,7 @@ def sample_layers(
                 "layers", list(chosen), f"names {len(chosen)} layers, but {num_blocks} blocks are asked for"
             )
         return chosen
-    num_blocks = num_blocks or (1 + -(-2 * depth // 3) if scheme == "upper" else depth)
+    num_blocks = num_blocks or (1 + -(-2 * depth // 3) if scheme == "upper" else automatic_blocks(depth))
     if not 1 <= num_blocks <= depth + (scheme == "upper"):
         raise ArgumentError(
             "num_blocks", num_blocks, f"cannot be had: a backbone of {depth} layers has at most {depth} blocks"

@@ -93,6 +93,13 @@ def first_and_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([first.select(hidden, mask), mean.select(hidden, mask)], 1)
 
 
+@PIVOTS.register("last+mean")
+@pivot(num_vectors=2)
+def last_and_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Last token and mean, P = 2: what a causal model predicts next, and what it read."""
+    return torch.cat([last.select(hidden, mask), mean.select(hidden, mask)], 1)
+
+
 @PIVOTS.register("all")
 @pivot(num_vectors=None)
 def every_token(hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001 - a pivot takes both

@@ -21,6 +21,7 @@ from mobillm_flower.config.compatibility import ANALYTIC, AUTO, check_training, 
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.layers import automatic_blocks
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken, needs_of
@@ -81,7 +82,7 @@ def make_plan(
     contract : TaskContract
         What the fleet agreed on.
     backbones : mapping of str to BackboneInfo
-        Types by fingerprint; M is the depth of the shallowest unless the settings name it.
+        Types by fingerprint; M is `automatic_blocks` of the shallowest unless the settings name it.
     num_train : sequence of int
         Samples of each device, for the length of the learning rate's schedule.
     overlap : Overlap
@@ -98,7 +99,7 @@ def make_plan(
     check_parts(settings)
     blocks = settings.activations.num_blocks or len(settings.activations.layers)
     if not blocks and (like or len(backbones) > 1):
-        blocks = len(like.layers) if like else min(info.depth for info in backbones.values())
+        blocks = len(like.layers) if like else automatic_blocks(min(info.depth for info in backbones.values()))
     scheme = like.scheme if like else ""
     specs = {
         name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs, scheme=scheme)

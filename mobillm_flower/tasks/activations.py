@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from mobillm_flower.backbones.backbone import Backbone, Extraction
 from mobillm_flower.core.pairs import compare
 from mobillm_flower.errors import DataError
+from mobillm_flower.tasks.calibration import uninformed
 from mobillm_flower.tasks.task import Samples, render
 from mobillm_flower.tasks.tokens import tokenize
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -42,7 +44,10 @@ def read_activations(
     layers, pivot = spec.layers, spec.pivot
     if not spec.bi_encoder:
         tokens = tokenize(backbone, samples, contract)
-        return backbone.extract(tokens, layers=layers, pivot=pivot, transform=transform)
+        read = backbone.extract(tokens, layers=layers, pivot=pivot, transform=transform)
+        if read.base_logits is None or not contract.calibration:
+            return read
+        return replace(read, base_logits=read.base_logits - uninformed(backbone, contract))
     texts, pairs = render(samples, contract)
     if pairs is None:
         raise DataError("activations.bi-encoder compares two texts, and these samples have one; give both")

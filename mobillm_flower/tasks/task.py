@@ -262,6 +262,8 @@ def _contract(settings: Settings, labels: tuple[str, ...], metric: str, *, per_t
         label_range=tuple(task.label_range) if regression else (),
         metric=metric,
         per_token=per_token,
+        chat_template=task.chat_template and bool(task.prompt) and not per_token,
+        calibration="" if task.calibration == "none" or not task.label_words else task.calibration,
     )
 
 

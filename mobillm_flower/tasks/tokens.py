@@ -15,6 +15,7 @@ from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import NO_TOKENS
 
 Tokens = list[dict[str, list[int]]]
+_PLACE = "TheTextOfTheMessage"
 
 
 def tokenize(backbone: Backbone, samples: Samples, contract: TaskContract) -> Tokens:
@@ -30,6 +31,7 @@ def tokenize(backbone: Backbone, samples: Samples, contract: TaskContract) -> To
     SettingsError
         The prompt alone is too long, or the model has fewer positions than `max_length`.
     """
+    contract = as_read(backbone, contract)
     texts, pairs = render(samples, contract)
     tokens = backbone.tokenize(texts, pairs, contract.max_length)
     if not contract.prompt or _ends_with_its_text(contract.prompt):
@@ -42,8 +44,29 @@ def tokenize(backbone: Backbone, samples: Samples, contract: TaskContract) -> To
     return tokens
 
 
+def as_read(backbone: Backbone, contract: TaskContract) -> TaskContract:
+    """Return a contract whose prompt is what this model reads: with its chat template around it, where that is asked.
+
+    A model without a template reads the prompt as it is. A token that the tokenizer puts before every text is left to
+    it.
+    """
+    tokenizer = backbone.tokenizer
+    if not contract.chat_template or not getattr(tokenizer, "chat_template", None):
+        return replace(contract, chat_template=False)
+    message = [{"role": "user", "content": _PLACE}]
+    before, _, after = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False).partition(
+        _PLACE
+    )
+    begin = getattr(tokenizer, "bos_token", None)
+    if begin and tokenizer("", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]:
+        before = before.removeprefix(begin)
+    before, after = (part.replace("{", "{{").replace("}", "}}") for part in (before, after))
+    return replace(contract, prompt=f"{before}{contract.prompt}{after}", chat_template=False)
+
+
 def check_prompt(backbone: Backbone, contract: TaskContract) -> None:
     """Refuse a prompt that leaves no room for a text; raises SettingsError."""
+    contract = as_read(backbone, contract)
     if contract.prompt and not contract.per_token:
         alone = _length(backbone, contract.prompt.format(text="", text_pair=""))
         if alone >= contract.max_length:
@@ -94,7 +117,7 @@ def _empty(backbone: Backbone, samples: Samples, contract: TaskContract, apart: 
         return [i for i, count in enumerate(num_loss_tokens(tokenizer, samples, contract)) if not count]
     if not len(samples) or tokenizer("", verbose=False)["input_ids"]:
         return []  # begins or ends each text with a token of its own
-    texts, pairs = render(samples, contract)
+    texts, pairs = render(samples, as_read(backbone, contract))
     first = _has_tokens(backbone, texts)
     if pairs is None:
         return [i for i, has in enumerate(first) if not has]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from mobillm_flower.core.side_networks import AlignmentSpec
 from mobillm_flower.errors import MismatchError
@@ -34,11 +34,17 @@ def _fits(value: object, annotation: str) -> bool:
 
 @dataclass(frozen=True)
 class _Agreed:
-    """A frozen set of values with a canonical JSON form, compared field by field."""
+    """A frozen set of values with a canonical JSON form, compared field by field.
+
+    Fields in `_LATER` are left out of it at their defaults, so that whoever does not use them has the form of before.
+    """
+
+    _LATER: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no spaces."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in self._LATER}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -52,9 +58,10 @@ class _Agreed:
         try:
             values = json.loads(text)
             names = {item.name for item in dataclasses.fields(cls)}
-            if not isinstance(values, dict) or set(values) != names:
+            if not isinstance(values, dict) or not names - cls._LATER <= set(values) <= names:
                 raise ValueError
-            if not all(_fits(values[item.name], str(item.type)) for item in dataclasses.fields(cls)):
+            annotations = {item.name: str(item.type) for item in dataclasses.fields(cls)}
+            if not all(_fits(value, annotations[name]) for name, value in values.items()):
                 raise ValueError
         except (ValueError, RecursionError) as error:
             raise MismatchError(f"{cls._title()} is not of the form that this version reads") from error
@@ -106,7 +113,13 @@ class TaskContract(_Agreed):
         Name of the metric that is reported first.
     per_token : bool
         Language modelling: each token in the loss has a target of its own, and there are no labels.
+    chat_template : bool
+        The prompt is a user's message in the model's chat template, where it has one.
+    calibration : str
+        What the base prediction of label words is divided by: "content-free" or "public"; empty: nothing.
     """
+
+    _LATER = frozenset({"chat_template", "calibration"})
 
     kind: str
     labels: tuple[str, ...]
@@ -116,6 +129,8 @@ class TaskContract(_Agreed):
     label_range: tuple[float, ...]
     metric: str
     per_token: bool = False
+    chat_template: bool = False
+    calibration: str = ""
 
     @property
     def num_outputs(self) -> int:

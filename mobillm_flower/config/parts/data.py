@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mobillm_flower.config.parts.ranges import number
+from mobillm_flower.config.parts.ranges import number, one_of
 
 
 class Partition(StrEnum):
@@ -110,6 +110,12 @@ class TaskSettings:
         modelling what a response follows, with `{text}` alone.
     label_words : list of str
         One word a label, whose logits are a causal model's own prediction.
+    chat_template : bool
+        Put the prompt into the model's chat template, as a user's message, where the model has one; what is read ends
+        where the answer begins. Language modelling with a prompt always does.
+    calibration : str
+        What label words' probabilities are divided by: none; content-free (its own mean for "N/A", "[MASK]" and no
+        text in the prompt); public (its mean for the package's public sentences).
     max_length : int
         Tokens a sample is cut to; for language modelling those of a window, of which a long sample has several.
     metric : str
@@ -131,6 +137,8 @@ class TaskSettings:
     )
     prompt: str = ""
     label_words: list[str] = field(default_factory=list)
+    chat_template: bool = False
+    calibration: str = one_of("none", "none", "content-free", "public")
     max_length: int = number(128, at_least=4)
     metric: str = "auto"
     responses: int = number(0, at_least=0)

@@ -14,8 +14,8 @@ class ActivationSettings:
     Parameters
     ----------
     num_blocks : int
-        M, the layers that are sampled; 0: with sampling upper the embeddings and two thirds of them, otherwise one
-        a layer of the shallowest backbone.
+        M, the layers that are sampled; 0: with sampling upper the embeddings and two thirds of them, otherwise as many
+        as the shallowest backbone has, ten if it has more than twelve.
     sampling : str
         uniform, top-heavy (finer near the output) or upper (the embeddings and the last M - 1 layers); auto: upper for
         encoders of one type whose side network is solved in closed form, else uniform.

@@ -81,6 +81,11 @@ def test_zero_blocks_means_one_block_a_layer(scheme: str) -> None:
     assert sample_layers(7, 0, scheme=scheme) == tuple(range(1, 8))
 
 
+def test_of_deep_backbones_zero_blocks_means_ten() -> None:
+    assert [len(sample_layers(depth, 0)) for depth in (11, 12, 13, 30)] == [11, 12, 10, 10]
+    assert sample_layers(30, 0) == tuple(range(3, 31, 3))
+
+
 @pytest.mark.parametrize("scheme", ["uniform", "top-heavy"])
 @pytest.mark.parametrize("num_blocks", [-1, 13])
 def test_more_blocks_than_layers_are_refused(scheme: str, num_blocks: Any) -> None:
