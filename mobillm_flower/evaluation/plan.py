@@ -169,6 +169,10 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     per_sample = _sample_bytes(spec, contract, rows)
     window = settings.rounds.window or share
     up = share * (per_sample + _RELEASE + _LENGTHS) + math.ceil(share / window) * _WINDOW_HEADER
+    cached = work.num_samples * (per_sample + _CACHE_ROW)
+    if plan.sums:  # one message, however many samples there are
+        (sums,) = plan.sums.values()
+        up, cached = sums.num_bytes + 2 * _WINDOW_HEADER, work.num_devices * (sums.num_bytes + _CACHE_ROW)
 
     lengths = _drawn(work.lengths, math.ceil(share * work.windows))
     longest = max(lengths)
@@ -207,7 +211,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     return Forecast(
         ours,
         lora,
-        cache_bytes=work.num_samples * (per_sample + _CACHE_ROW),
+        cache_bytes=cached,
         bytes_a_sample=a_sample,
         adapter_bytes=adapter,
         side_network_bytes=network,

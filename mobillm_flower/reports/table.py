@@ -74,7 +74,10 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         add("privacy of a sample", *_privacy(guarantee))
     up = sum(window.bytes for window in windows)
     down = [device.bytes_down for device in devices if device.bytes_down is not None]  # known when a run has ended
-    add("devices, samples", f"{len(devices)}, {samples:,}", "each sample uploaded once")
+    started = run.last(events.Started)
+    only_sums = started is not None and started.strategy == "AnalyticMobiLLM"
+    sent = "sums of each device's samples, sent once" if only_sums else "each sample uploaded once"
+    add("devices, samples", f"{len(devices)}, {samples:,}", sent)
     add("bytes up, a device", bytes_text(up / count), f"{bytes_text(up / max(1, samples))} a sample")
     if down:
         add("bytes down, a device", bytes_text(sum(down) / count), "requests, and the side network to evaluate")

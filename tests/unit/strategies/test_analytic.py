@@ -199,3 +199,47 @@ def test_sums_are_whole_numbers_of_the_word_that_follows(tmp_path: Path, backbon
     for held, _ in rows:
         values = np.frombuffer(held, np.uint32 if spec.scale.bits == 32 else np.uint64)
         assert len(values) == spec.shape.num_words
+
+
+def numbers(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Texts with a number each, the words in it."""
+    train, test = few_rows(context)
+    return [{**row, "intent": float(len(row["text"].split()))} for row in train], [
+        {**row, "intent": 4.0} for row in test
+    ]
+
+
+def pairs(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Pairs of texts."""
+    train, test = few_rows(context)
+    return [{**row, "other": row["text"]} for row in train], [{**row, "other": "no"} for row in test]
+
+
+@pytest.mark.parametrize(
+    ("load", "changes"),
+    [
+        (numbers, {"task__kind": "regression", "task__labels": [], "task__label_range": [0.0, 40.0]}),
+        (pairs, {"task__kind": "pairs", "data__pair_column": "other"}),
+    ],
+)
+def test_numbers_and_pairs_have_sums_too(tmp_path: Path, backbone: Path, load: Any, changes: dict[str, Any]) -> None:
+    config = config_of(tmp_path / "run", backbone, **changes)
+    nodes = [{"partition-id": i, "num-partitions": 2} for i in range(2)]
+    strategy = make_strategy(load_settings(config))
+    strategy.poll_s = 0.0
+    result = strategy.start(LocalGrid(SideTuningClient(load_data=load).app, nodes, config), ArrayRecord())
+    assert result.evaluate_metrics_clientapp
+    assert all(tensor.isfinite().all() for tensor in strategy.trainer.state.values())
+    assert any(bool(tensor.any()) for name, tensor in strategy.trainer.state.items() if name.endswith("weight"))
+
+
+def test_each_backbone_type_has_sums_and_a_solution_of_its_own(tmp_path: Path, backbone: Path) -> None:
+    config = config_of(tmp_path / "run", backbone) | {
+        "backbone.name": "by-partition",
+        "backbone.choices": [f"{backbone}@1", f"{backbone}@2"],
+        "activations.projection": 12,
+    }
+    strategy = run(config, devices=2)
+    assert len(strategy.plan.sums) == 2
+    solved = [bool(tensor.any()) for name, tensor in strategy.trainer.state.items() if name.endswith("weight")]
+    assert solved == [True, True]
