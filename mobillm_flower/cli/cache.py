@@ -17,7 +17,7 @@ from mobillm_flower.cli.run_paths import run_cache, run_settings
 from mobillm_flower.errors import CacheError
 
 if TYPE_CHECKING:
-    from mobillm_flower.server import Holding
+    from mobillm_flower.server import ActivationCache, Holding
 
 app = typer.Typer(no_args_is_help=True, help="What a run's activation cache holds; checking it; forgetting a device.")
 
@@ -114,6 +114,7 @@ def forget(
     folder = RunFolder(file.parent)
     with folder.hold(), closing(ActivationCache(file)) as cache:
         held = cache.devices()
+        _require_no_group(cache, device)
         name = _one_device(device, list(held))
         if retrain:
             from mobillm_flower.config import load_settings
@@ -151,6 +152,18 @@ def forget(
             f"without them, delete {' and '.join(left)} and start the run again with the same settings and "
             f"--out {relative(folder.path)}; it trains from what is held."
         )
+
+
+def _require_no_group(cache: ActivationCache, start: str) -> None:
+    """Say which group's sum is to be forgotten for a device that sent a secure sum; raises CacheError."""
+    from mobillm_flower.strategies.secure_groups import groups_held
+
+    for group, devices in groups_held(cache).items():
+        if start and any(name.startswith(start.lower()) for name in devices):
+            raise CacheError(
+                f"device {start} is in the sum of group {group[:12]}, with {len(devices) - 1} others, and cannot be "
+                "taken out of it; forget the group, and start the run again without the device: the others are summed afresh"
+            )
 
 
 def _one_device(start: str, held: list[str]) -> str:

@@ -75,10 +75,15 @@ def are_secure(run: RunState, private: PrivacySettings) -> bool:
     return known == "yes"
 
 
+def groups_held(cache: ActivationCache) -> dict[str, list[str]]:
+    """Return the groups whose sums are held, and the pseudonyms of their devices."""
+    known: dict[str, list[str]] = json.loads(cache.meta(_GROUPS) or "{}")
+    return {name: devices for name, devices in known.items() if cache.held(name)}
+
+
 def grouped(cache: ActivationCache) -> frozenset[str]:
     """Return the devices whose sums are held in that of a group, by pseudonym."""
-    groups: dict[str, list[str]] = json.loads(cache.meta(_GROUPS) or "{}")
-    return frozenset(device for name, devices in groups.items() if cache.held(name) for device in devices)
+    return frozenset(device for devices in groups_held(cache).values() for device in devices)
 
 
 def collect(run: RunState, private: PrivacySettings, config: ConfigRecord, *, round_: int) -> None:

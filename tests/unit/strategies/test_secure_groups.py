@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
@@ -16,6 +18,7 @@ from mobillm_flower.errors import RunFailed
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.secure_sums import PHASES
+from tests.support.cli import lines, parsed, refused
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
 from tests.support.tiny_models import save_tiny
@@ -37,11 +40,13 @@ def config_of(folder: Path, backbone: Path, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "side-network.bottleneck"} | {"preset": "analytic"}
 
 
-def run(config: dict[str, Any], devices: int = 4, **grid_options: Any) -> Any:
-    nodes = [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
+def run(config: dict[str, Any], devices: int = 4, *, nodes: Any = None, run_id: int = 1, **grid_options: Any) -> Any:
+    nodes = nodes or [{"partition-id": i, "num-partitions": devices} for i in range(devices)]
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
-    strategy.start(LocalGrid(SideTuningClient().app, nodes, config, **grid_options), ArrayRecord())
+    grid = LocalGrid(SideTuningClient().app, nodes, config, **grid_options)
+    TaskIdentity.run_id = run_id
+    strategy.start(grid, ArrayRecord())
     return strategy
 
 
@@ -108,6 +113,21 @@ def test_one_of_four_devices_stops_in_a_phase_and_the_sum_is_that_of_the_others(
     assert log.count('"event": "group-summed"') == 1
     assert len(held(tmp_path / "run")) == 1
     assert sum(device.done for device in strategy.fleet) == others
+
+
+def test_forgetting_a_device_is_a_fresh_sum_of_its_group_without_it(tmp_path: Path, backbone: Path) -> None:
+    folder, nodes = tmp_path / "run", [{"partition-id": i, "num-partitions": 5} for i in range(5)]
+    strategy = run(config_of(folder, backbone), nodes=nodes)
+    gone = strategy.fleet.devices[100].description.pseudonym
+    message = refused("cache", "forget", folder, gone, "--yes")
+    assert "with 4 others, and cannot be taken out of it; forget the group" in message
+    (group,) = parsed("cache", "ls", folder)["devices"]
+    lines("cache", "forget", folder, group["device"], "--yes")
+    assert not held(folder)
+    for made_with_it in ("side_network", "checkpoint"):
+        shutil.rmtree(folder / made_with_it)
+    again = weights(run(config_of(folder, backbone), nodes=nodes[1:], run_id=2))
+    assert again == weights(run(config_of(tmp_path / "never", backbone), nodes=nodes[1:]))
 
 
 def test_too_few_devices_are_refused_with_the_number_and_the_setting(tmp_path: Path, backbone: Path) -> None:
