@@ -162,7 +162,8 @@ def _require_no_group(cache: ActivationCache, start: str) -> None:
         if start and any(name.startswith(start.lower()) for name in devices):
             raise CacheError(
                 f"device {start} is in the sum of group {group[:12]}, with {len(devices) - 1} others, and cannot be "
-                "taken out of it; forget the group, and start the run again without the device: the others are summed afresh"
+                "taken out of it; forget the group, and start the run again without the device: the others "
+                "are summed afresh"
             )
 
 
