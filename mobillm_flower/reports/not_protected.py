@@ -9,7 +9,7 @@ from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.runs.events import Prepared, Round
+from mobillm_flower.runs.events import GroupSummed, Prepared, Round
 
 Statement = tuple[str, str]
 """What it is about, and what holds for this run."""
@@ -38,12 +38,26 @@ def not_protected(source: ReportSource) -> list[Statement]:
     ]
 
 
+def _groups(source: ReportSource) -> str:
+    """Return what holds of sums where the server had those of groups alone; empty where it had each device's."""
+    sizes = [len(group.devices) for group in source.run.all(GroupSummed)]
+    if not sizes:
+        return ""
+    return (
+        f"The server had the sum of groups of at least {min(sizes)} devices, and no device's own (secure sums). It can "
+        "get one only if it makes up the other devices of a group, or a third of a group works with it."
+    )
+
+
 def _sums(source: ReportSource) -> bool:
     """Whether devices sent sums and no sample."""
     return bool(source.setting("strategy") == ANALYTIC)
 
 
 def _labels(source: ReportSource) -> Iterator[str]:
+    if groups := _groups(source):
+        yield f"{groups} Of a group it knows, as a rule exactly, how many samples have each label."
+        return
     if _sums(source):
         yield (
             "No label of a sample leaves a device: each device sends Σz·Δyᵀ and ΣΔy over all its samples. How many of "
@@ -95,6 +109,9 @@ def _labels(source: ReportSource) -> Iterator[str]:
 
 
 def _texts(source: ReportSource) -> Iterator[str]:
+    if groups := _groups(source):
+        yield f"{groups} A group's Σz and Σzzᵀ tell of its samples what a device's would, only of more of them."
+        return
     if _sums(source):
         fewest = _shown(source.setting("privacy.min-samples"))
         yield (
@@ -146,8 +163,8 @@ def _guarantee(source: ReportSource) -> Iterator[str]:
     if _sums(source):
         yield (
             f"The side network is differentially private: {'; '.join(parts)} (discrete Gaussian noise, replacement). "
-            "The server adds the noise and is trusted: it holds each device's sums without it. Devices that are left "
-            "out later, or a total that is solved again with others, are another release, whose ε adds up with this."
+            "The server adds the noise and is trusted: it holds the sums of each device, or group, without it. Devices that "
+            "are left out later, or a total that is solved again with others, are another release, whose ε adds up with this."
         )
         yield "Outside it are metrics, times, counts and the fact of taking part."
         return

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import RunFailed
+from mobillm_flower.reports.not_protected import not_protected
+from mobillm_flower.reports.source import read_source
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.secure_sums import PHASES
@@ -94,6 +96,10 @@ def test_the_solution_is_that_of_plain_sums_and_no_message_holds_a_devices_own(t
     assert not any(vector in message for vector in own for message in sent)
     open_sums = list((tmp_path / "secure").rglob("*.open.json"))
     assert not open_sums  # their secrets are deleted afterwards
+    said = dict(not_protected(read_source(tmp_path / "secure")))
+    assert "the sum of groups of at least 4 devices" in said["Labels"]
+    assert "the sum of groups" in said["Texts"]
+    assert "sum of groups" not in dict(not_protected(read_source(tmp_path / "plain")))["Labels"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
