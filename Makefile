@@ -14,10 +14,11 @@ OTHER := .venv/flower-$(VERSION)
 LATEST := .venv/latest
 NEWEST := transformers flwr flwr-datasets datasets bitsandbytes peft
 
-.PHONY: demo test test-slow test-flower test-latest test-latest-few check docs pages bench bench-gpu examples clean help
+.PHONY: demo demo-lm test test-slow test-flower test-latest test-latest-few check docs pages bench bench-gpu examples clean help
 
 help:
 	@echo "make demo   set up, run the quickstart (twenty devices, one a person), print the results table"
+	@echo "make demo-lm   set up, run the keyboard example with SmolLM2, print suggestions of next words before and after"
 	@echo "make test   set up, run the tests but the slow ones (whole runs on a SuperLink: make test-slow)"
 	@echo "make test-flower VERSION=1.41.0   one simulation and one SuperLink run with another version of Flower"
 	@echo "make test-latest   the tests but the slow ones, with the newest transformers, flwr, datasets, bitsandbytes and peft"
@@ -38,6 +39,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/mobillm run examples/quickstart
+
+demo-lm: $(STAMP)
+	rm -rf runs/keyboard
+	$(BIN)/mobillm run examples/keyboard --out runs/keyboard
+	$(BIN)/mobillm predict runs/keyboard --suggest 5 --file examples/keyboard/typed.txt
 
 # One process a core, one thread a process. Slow tests mostly wait for programs that start, so they share cores well;
 # none asserts a time, and what they measure of memory is of a process of its own.

@@ -15,11 +15,14 @@ from mobillm_flower.config import Partition, Settings, load_settings
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import TASKS, load_central_data, load_splits
+from mobillm_flower.tasks import TASKS, TOKEN_METRICS, load_central_data, load_splits
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 SPEAKERS = 30
 """Most values of `data.partition-column` that are measured: those with the most test texts."""
+
+SHOWN = ("cross-entropy", "next-word-top-1", "next-word-top-3")
+"""Metrics of each speaker's texts, beside the run's own."""
 
 
 def measure_language(run_path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def measure_language(run_path: Path, overrides: Sequence[str] = ()) -> dict[str,
     dict
         Where `task.responses` is above 0, `responses`: `num`, the F-measures `base` and `tuned` by `ROUGE`, and with
         `task.show-responses` the first prompts under `shown`, each with `prompt`, `reference`, `base` and `tuned`. With
-        `data.partition=natural`, `speakers`: `column` and `rows` of (value, test texts, base, tuned) in the run's
-        metric.
+        `data.partition=natural`, `speakers`: `column`, `rows` of (value, test texts, base, tuned) in the run's
+        metric, under `metrics` of each of `SHOWN` [base, tuned] by value, and `unseen`, the values without train texts.
 
     Raises
     ------
@@ -96,14 +99,26 @@ def _generate(model: SideTunedModel, prompts: Sequence[str]) -> list[str]:
 
 
 def _speakers(model: SideTunedModel, settings: Settings) -> dict[str, Any]:
-    _, test = load_splits(settings.data)
-    column = settings.data.partition_column
+    train, test = load_splits(settings.data)
     places: dict[str, list[int]] = {}
-    for i, value in enumerate(test[column][:]):
-        places.setdefault(str(value), []).append(i)
+    for i, value in enumerate(_texts_of(test, settings)):
+        places.setdefault(value, []).append(i)
     most = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:SPEAKERS]
-    base, rows = model.with_network(None), []
+    base, rows, metrics = model.with_network(None), [], {name: {} for name in SHOWN}  # type: Any, list[Any], Any
     for name, members in most:
         samples = TASKS[settings.task.kind].samples(test.select(members), settings, model.contract)
-        rows.append([name, len(members), base.evaluate(samples), model.evaluate(samples)])
-    return {"column": column, "rows": rows}
+        scores = [one.token_scores(samples) for one in (base, model)]
+        for metric in SHOWN:
+            metrics[metric][name] = [TOKEN_METRICS[metric](of_model) for of_model in scores]
+        rows.append([name, len(members), *(TOKEN_METRICS[model.contract.metric](of_model) for of_model in scores)])
+    seen = set(_texts_of(train, settings))
+    return {
+        "column": settings.data.partition_column,
+        "rows": rows,
+        "unseen": [name for name, _ in most if name not in seen],
+        "metrics": metrics,
+    }
+
+
+def _texts_of(rows: Any, settings: Settings) -> list[str]:
+    return [str(value) for value in rows[settings.data.partition_column][:]]

@@ -34,9 +34,27 @@ def speakers(source: ReportSource) -> Markup | None:
     measured: dict[str, Any] = source.references.get("speakers") or {}
     if not measured:
         return None
-    rows = [(name, f"{count:,}", f"{base:.4f}", f"{tuned:.4f}") for name, count, base, tuned in measured["rows"]]
     metric = str(source.references.get("metric", "metric"))
+    of_each: dict[str, dict[str, list[float]]] = {metric: {row[0]: row[2:] for row in measured["rows"]}}
+    of_each |= measured.get("metrics", {})
+    unseen = set(measured.get("unseen", ()))
+    rows = [
+        (
+            f"{name} (unseen)" if name in unseen else name,
+            f"{count:,}",
+            *(f"{value:.4f}" for values in of_each.values() for value in values[name]),
+        )
+        for name, count, *_ in measured["rows"]
+    ]
+    heading = [
+        measured["column"],
+        "test texts",
+        *(f"{name}, {when}" for name in of_each for when in ("before", "after")),
+    ]
     return join(
-        table(metric, (measured["column"], "test texts", "before", "after"), rows, numeric=[1, 2, 3]),
-        paragraph(f"{metric} of next tokens on each one's own test texts, smaller is better; those with most of them."),
+        table("Each one's texts", heading, rows, numeric=list(range(1, len(heading)))),
+        paragraph(
+            "Of each one's own test texts; those with most of them. Smaller is better of cross-entropy and perplexity; "
+            "next-word-top-k is the share of words among the first k suggestions."
+        ),
     )

@@ -10,6 +10,7 @@ from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import events
 from mobillm_flower.runs.devices import device_records
 from mobillm_flower.runs.record import RunRecord
+from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 from mobillm_flower.wire.left_out import left_out_text
 
 Row = tuple[str, str, str]
@@ -154,10 +155,27 @@ def _language_rows(references: dict[str, Any]) -> list[Row]:
         before, after = (responses[name]["rougeL"] for name in ("base", "tuned"))
         rows.append(("ROUGE-L of responses", f"{after:.4f}", f"{before:.4f} before; {responses['num']} test prompts"))
     if speakers := references.get("speakers"):
-        better = [(base - tuned) / base for _, _, base, tuned in speakers["rows"]]
-        remark = f"of {len(better)}; {references.get('metric', 'metric')} changed by {-100 * max(better):.1f} to "
-        remark += f"{-100 * min(better):.1f} %"
-        rows.append((f"better, by {speakers['column']}", str(sum(gain > 0 for gain in better)), remark))
+        metric = references.get("metric", "metric")
+        sign = -1 if metric in SMALLER_IS_BETTER else 1
+        changes = [tuned - base for _, _, base, tuned in speakers["rows"]]
+        remark = f"of {len(changes)}; {metric} changed by {min(changes):+.4f} to {max(changes):+.4f}"
+        rows.append((f"better, by {speakers['column']}", str(sum(sign * change > 0 for change in changes)), remark))
+        rows += _speaker_rows(speakers)
+    return rows
+
+
+def _speaker_rows(speakers: dict[str, Any]) -> list[Row]:
+    """Return the mean metrics of speakers with and without train texts, before and after, weighted by their texts."""
+    rows: list[Row] = []
+    unseen = set(speakers.get("unseen", ()))
+    for kind in ("seen", "unseen"):
+        counts = {name: count for name, count, *_ in speakers["rows"] if (name in unseen) is (kind == "unseen")}
+        for metric, values in speakers.get("metrics", {}).items():
+            if counts:
+                pairs = [(values[name], count) for name, count in counts.items()]
+                before, after = (sum(pair[i] * n for pair, n in pairs) / sum(counts.values()) for i in (0, 1))
+                label = f"{metric}, {len(counts)} {kind} by {speakers['column']}"
+                rows.append((label, f"{after:.4f}", f"{before:.4f} before"))
     return rows
 
 

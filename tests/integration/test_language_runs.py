@@ -231,7 +231,13 @@ def test_each_speakers_texts_are_measured_before_and_after(tmp_path: Path, backb
     found = measure_language(tmp_path / "run")["speakers"]
     assert [row[:2] for row in found["rows"]] == [["A", 18], ["B", 6]]
     assert all(tuned < base for _, _, base, tuned in found["rows"])
-    references = {"metric": "cross-entropy", "speakers": found}
+    assert found["metrics"]["cross-entropy"] == {name: [base, tuned] for name, _, base, tuned in found["rows"]}
+    assert found["unseen"] == []
+    references = {"metric": "cross-entropy", "speakers": {**found, "unseen": ["B"]}}
+    shown = {row[0]: row[1:] for row in results_rows(read_run(tmp_path / "run"), references)}
+    before, after = found["metrics"]["cross-entropy"]["B"]
+    assert shown["cross-entropy, 1 unseen by who"] == (f"{after:.4f}", f"{before:.4f} before")
+    assert "next-word-top-3, 1 seen by who" in shown
     assert ("better, by who", "2") in [row[:2] for row in results_rows(read_run(tmp_path / "run"), references)]
     assert "test texts" in measured_page(tmp_path / "run")
 

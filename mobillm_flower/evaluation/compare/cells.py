@@ -31,6 +31,7 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 
 APP = Path(__file__).parent / "app"
 CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
@@ -235,10 +236,11 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     samples, up = (sum(values) / devices for values in zip(*of_devices.values(), strict=True))
     down = sum(device.bytes_down for device in run.all(DeviceSummary)) / devices  # the side network once
     trained, ingested = run.last(Trained), run.last(Ingested)
+    sign = -1 if data.contract.metric in SMALLER_IS_BETTER else 1
     assert trained is not None
     assert ingested is not None
     point = Point(
-        metric=-model.evaluate(data.test) if data.contract.per_token else model.evaluate(data.test),
+        metric=sign * model.evaluate(data.test),
         rounds=max(event.round for event in windows),
         passes=samples * devices / len(data.train),
         samples=samples,
