@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ def test_a_reference_that_takes_longer_than_it_may_is_left_out_and_named(
     passed: dict[str, Any] = {}
     monkeypatch.setattr(references, "measure_references", lambda _path, **given: passed.update(given) or {"tuned": 1.0})
     monkeypatch.setattr(device_cost, "measure_memory", lambda _path: None)
-    monkeypatch.setattr(responses, "measure_language", lambda _path: {})
+    monkeypatch.setattr(responses, "measure_language", lambda _path, _overrides: {})
     command = import_module("mobillm_flower.cli.run")  # its package names the function the same
-    command._references(trained_run(tmp_path), Watcher(quiet=False), at_most=at_most)
+    command._references(trained_run(tmp_path), Watcher(quiet=False), nullcontext([]), at_most=at_most)
     assert set(passed["left_out"]) == ({"logistic_regression", "centralized"} if left_out is None else left_out)
     said = capsys.readouterr().err
     assert ("logistic regression (about 3 s)" in said) == (left_out is not None)
