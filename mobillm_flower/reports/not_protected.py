@@ -164,8 +164,8 @@ def _guarantee(source: ReportSource) -> Iterator[str]:
         yield (
             f"The side network is differentially private: {'; '.join(parts)} (discrete Gaussian noise, replacement). "
             "The server adds the noise and is trusted: it holds the sums of each device, or group, without it. Devices "
-            "that are left out later, or a total that is solved again with others, are another release, whose ε adds up "
-            "with this."
+            "that are left out later, or a total that is solved again with others, are another release, whose ε adds "
+            "up with this."
         )
         yield "Outside it are metrics, times, counts and the fact of taking part."
         return
