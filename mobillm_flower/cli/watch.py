@@ -88,6 +88,8 @@ class Watcher:
                     f"{event.devices} devices with {event.num_train:,} samples; side network of "
                     f"{event.parameters:,} parameters, {event.num_blocks} blocks"
                 )
+            case events.StartedAgain():
+                self.say(str(event))
             case events.Window():
                 self._held += event.new
                 self._show("devices upload", self._held, None)

@@ -102,6 +102,8 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
     if finished:
         add("run", f"{finished.seconds:.0f} s", finished.outcome)
+    if again := run.session.all(events.StartedAgain):
+        add("started again", again[-1].what, str(again[-1]))
     rows += _left_out_rows(run)
     troubled = [device for device in devices if device.troubled]
     if troubled:

@@ -75,6 +75,38 @@ class Prepared(Event, kind="prepared"):
 
 
 @dataclass(frozen=True)
+class StartedAgain(Event, kind="started-again"):
+    """The folder held a run already, and what becomes of it.
+
+    Parameters
+    ----------
+    what : str
+        "resumes": it was interrupted, and goes on; "learns": its side network is trained anew from all that is held,
+        since samples came after its training had begun; "nothing new": it had ended, and its side network stays.
+    held, new : int, int
+        Samples that are held, and those of them that no training has seen.
+    gone : int
+        Samples that are held of rows which their devices have no more.
+    time, run : float, str
+        See `Event`.
+    """
+
+    what: str
+    held: int
+    new: int = 0
+    gone: int = 0
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        said = {
+            "resumes": f"an interrupted run goes on; {self.held:,} samples are held",
+            "learns": f"{self.new:,} new samples: the side network is trained anew, from all {self.held:,} held",
+            "nothing new": f"nothing new came: the side network stays as it is, trained on {self.held:,} samples",
+        }.get(self.what, self.what)
+        return said + (f"; the rows of {self.gone:,} are on their devices no more" if self.gone else "")
+
+
+@dataclass(frozen=True)
 class Ingested(Event, kind="ingested"):
     """All samples have come that will; epochs from the cache follow."""
 

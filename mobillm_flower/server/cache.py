@@ -42,6 +42,11 @@ CREATE TABLE IF NOT EXISTS samples (
 );
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+_UNTRAINED = "untrained"
+_COUNT_UNTRAINED = """
+INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
+ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
+"""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,7 @@ class ActivationCache:
                     rows,
                 )
                 added = self._db.total_changes - before
+                self._db.execute(_COUNT_UNTRAINED, {"key": _UNTRAINED, "added": added})
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._db.in_transaction:
@@ -202,6 +208,16 @@ class ActivationCache:
                 ) from error
             self._known_size = (count + added, size)
             return added
+
+    @property
+    def num_untrained(self) -> int:
+        """Rows that were committed since training from the cache last began; see `note_training`."""
+        text = self.meta(_UNTRAINED) or "0"
+        return int(text) if text.isdecimal() else 0
+
+    def note_training(self) -> None:
+        """Remember that training begins from all rows that are held now."""
+        self.set_meta(_UNTRAINED, "0")
 
     def held(self, device: str) -> frozenset[bytes]:
         """Return the release ids of a device that are committed."""

@@ -106,3 +106,9 @@ class Position:
     finished: bool = False
     newcomer_steps: dict[str, int] = field(default_factory=dict)
     fitted_rows: int = 0
+
+    @property
+    def in_epochs(self) -> bool:
+        """Whether training from all rows has begun: rows that come now would be in its later steps alone."""
+        solves = self.fitted_rows > 0  # each solution is an epoch, those of rows that were there early too
+        return self.finished or (not solves and bool(self.epoch or self.epoch_step))

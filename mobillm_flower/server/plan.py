@@ -259,9 +259,9 @@ def last_round(cache: ActivationCache) -> int:
     return int(cache.meta(_LAST_ROUND) or 0)
 
 
-def note_stop(cache: ActivationCache, steps: int) -> None:
-    """Remember that training was ended after so many steps, before its schedule was."""
-    cache.set_meta(_STOPPED, str(steps))
+def note_stop(cache: ActivationCache, steps: int | None) -> None:
+    """Remember that training was ended after so many steps, before its schedule was; None: it was not."""
+    cache.set_meta(_STOPPED, "" if steps is None else str(steps))
 
 
 def note_warm_start(cache: ActivationCache) -> None:
@@ -310,4 +310,4 @@ def train_again(trainer: Trainer) -> None:
             pass
     plan_what_is_held(trainer)
     stopped = cache.meta(_STOPPED)
-    trainer.run_epochs(stop=lambda: stopped is not None and trainer.position.steps >= int(stopped))
+    trainer.run_epochs(stop=lambda: bool(stopped) and trainer.position.steps >= int(stopped or 0))

@@ -21,6 +21,7 @@ from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped
 from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import DeviceDescription
 from mobillm_flower.wire.sums import SumsReply, SumsRequest, open_sums, pack_sums_request
 
 
@@ -79,9 +80,9 @@ class AnalyticMobiLLM(SideTuningStrategy):
         """Need objective `difference`; the other needs are the settings' own."""
         check_difference_strategy(settings)
 
-    def num_held(self, cache: ActivationCache, pseudonym: str) -> int:
-        """Return more than any device has where its sums are held."""
-        return 1 << 62 if cache.held(pseudonym) or pseudonym in grouped(cache) else 0
+    def is_done(self, cache: ActivationCache, device: DeviceDescription) -> bool:
+        """Whether a device's sums are held, or it has nothing to add up."""
+        return bool(not device.num_train or cache.held(device.pseudonym) or device.pseudonym in grouped(cache))
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
         """Ask for the sums, each device's own or those of groups; returns the last round's number."""

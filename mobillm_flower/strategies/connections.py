@@ -16,6 +16,7 @@ from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Clock, Exchange
 from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.messages import DeviceDescription
 from mobillm_flower.wire.proof import make_greeting
 from mobillm_flower.wire.window import record_bytes
 
@@ -48,8 +49,8 @@ class Connections:
         Seconds between looks when there is nothing else to do.
     clock : Clock
         What tells the time.
-    num_held : callable
-        Pseudonym -> samples that the server holds.
+    is_done : callable
+        Whether nothing is asked of a device.
     on_event : callable
         Called with each event, for the run's log.
     """
@@ -63,14 +64,18 @@ class Connections:
         timeout_s: float,
         poll_s: float,
         clock: Clock,
-        num_held: Callable[[str], int],
+        is_done: Callable[[DeviceDescription], bool],
         on_event: OnEvent,
     ) -> None:
         self.clock, self.timeout_s = clock, timeout_s
-        self._grid, self._settings, self._poll_s, self._num_held = grid, settings, poll_s, num_held
+        self._grid, self._settings, self._poll_s = grid, settings, poll_s
         rounds = settings.rounds
         self.fleet = Fleet(
-            agreement, max_strikes=rounds.max_strikes, max_failures=rounds.max_failures, on_event=on_event
+            agreement,
+            max_strikes=rounds.max_strikes,
+            max_failures=rounds.max_failures,
+            is_done=is_done,
+            on_event=on_event,
         )
         self.exchange = Exchange(
             grid,
@@ -134,7 +139,7 @@ class Connections:
         """Take in the device that described itself."""
         node = self.exchange.sender(reply)
         assert node is not None
-        self.fleet.meet(node, reply, self._num_held, asked=self._greetings.pop(node), present=self.present)
+        self.fleet.meet(node, reply, asked=self._greetings.pop(node), present=self.present)
 
     def note_absent(self) -> None:
         """Drop devices that have been away for too long; take back those that were dropped for it and are there."""

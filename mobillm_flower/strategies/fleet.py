@@ -15,7 +15,7 @@ from mobillm_flower.runs.plain import plain
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.wire.contract import TaskContract
-from mobillm_flower.wire.messages import open_description, refusal
+from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal
 from mobillm_flower.wire.proof import require_proof
 
 logger = getLogger("flwr")
@@ -35,6 +35,8 @@ class Fleet:
         The task and the backbone types.
     max_strikes, max_failures : int
         See `rounds` in the settings.
+    is_done : callable
+        Whether nothing is asked of a device; by default where it has no samples.
     on_event : callable
         Called with each event, for the run's log.
     """
@@ -46,9 +48,10 @@ class Fleet:
         max_strikes: int,
         max_failures: int,
         on_event: events.OnEvent,
+        is_done: Callable[[DeviceDescription], bool] = lambda device: not device.num_train,
     ) -> None:
         self.agreement, self.max_strikes, self.max_failures = agreement, max_strikes, max_failures
-        self._event = on_event
+        self._event, self._is_done = on_event, is_done
         self._accept: Callable[[BackboneInfo], None] = lambda _backbone: None
         self.devices: dict[int, DeviceState] = {}
         self._nodes: dict[str, int] = {}  # by pseudonym
@@ -123,7 +126,6 @@ class Fleet:
         self,
         node: int,
         reply: Message,
-        num_held: Callable[[str], int],
         *,
         asked: Message,
         present: Collection[int],
@@ -134,8 +136,6 @@ class Fleet:
         ----------
         node, reply
             The node and its answer.
-        num_held : callable
-            Pseudonym -> samples that the server holds.
         asked : Message
             What it answers, whose nonce its description is signed with.
         present : collection of int
@@ -147,7 +147,7 @@ class Fleet:
             if self._unanswered[node] < self.max_failures:
                 return
         try:
-            self._admit(node, reply, num_held, asked, present)
+            self._admit(node, reply, asked, present)
         except MobiLLMError as error:
             self.refuse(node, str(error))
 
@@ -204,17 +204,6 @@ class Fleet:
         self.fail(device, reason)
         return not device.record.dropped
 
-    def note_held(self, num_held: Callable[[str], int]) -> None:
-        """Ask devices again for samples that are held no more.
-
-        Parameters
-        ----------
-        num_held : callable
-            Pseudonym -> samples that the server holds.
-        """
-        for device in self:
-            device.done = num_held(device.description.pseudonym) >= device.description.num_train
-
     def drop_absent(self, device: DeviceState, reason: str) -> None:
         """Drop a device for being away, until `take_back`."""
         device.left = True
@@ -241,9 +230,7 @@ class Fleet:
         device.record.take(event)
         self._event(event)
 
-    def _admit(
-        self, node: int, reply: Message, num_held: Callable[[str], int], asked: Message, present: Collection[int]
-    ) -> None:
+    def _admit(self, node: int, reply: Message, asked: Message, present: Collection[int]) -> None:
         """Take a device in; raises where it does not fit the fleet."""
         if reply.has_error():
             raise RunFailed(f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}")
@@ -264,7 +251,7 @@ class Fleet:
         if backbone.fingerprint not in self.backbones:
             self._accept(backbone)
         self.agreement.add(backbone)
-        done = num_held(description.pseudonym) >= description.num_train
+        done = self._is_done(description)
         device = self.devices.pop(before.node_id) if before else DeviceState(node, description)
         device.node_id, device.description, device.done, device.failures_in_a_row = node, description, done, 0
         self.devices[node] = device

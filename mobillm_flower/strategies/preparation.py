@@ -7,8 +7,8 @@ import dataclasses
 from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError
-from mobillm_flower.runs.events import Epoch, Prepared
-from mobillm_flower.server import ActivationCache
+from mobillm_flower.runs.events import Epoch, Prepared, StartedAgain
+from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, note_backbones
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.fleet import Fleet
@@ -73,26 +73,30 @@ def prepare(
     plan = stored or fresh
     require_room(plan)
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
-    trainer = plan.trainer(
-        cache,
-        scores=rule.scores,
-        memory_bytes=settings.cache.memory_mib << 20,
-        checkpoint=folder.checkpoint,
-        on_epoch=on_epoch,
-        device=training_device(settings),
-        frozen=load_frozen_parts(plan, settings, known),
-    )
+    frozen = load_frozen_parts(plan, settings, known)
+
+    def make_trainer(of: TrainingPlan) -> Trainer:
+        return of.trainer(
+            cache,
+            scores=rule.scores,
+            memory_bytes=settings.cache.memory_mib << 20,
+            checkpoint=folder.checkpoint,
+            on_epoch=on_epoch,
+            device=training_device(settings),
+            frozen=frozen,
+        )
+
+    trainer = make_trainer(plan)
     started.keep_settings()
     if stored is None:
         plan.store(cache)
     note_backbones(cache, as_named_here({name: known[name] for name in fresh.specs}, settings))
-    if cache.expire(settings.cache.retention_days * 86400):
-        fleet.note_held(lambda pseudonym: len(cache.held(pseudonym)))
-    return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation)
+    cache.expire(settings.cache.retention_days * 86400)
+    return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation, make_trainer)
 
 
 def log_prepared(run: RunState, *, delta: float) -> None:
-    """Log what the run keeps fixed; the guarantee is for this δ."""
+    """Log what the run keeps fixed, and whether it was interrupted before; the guarantee is for this δ."""
     plan = run.plan
     if plan.sums:
         guarantee = sums_guarantee(next(iter(plan.sums.values())))
@@ -113,6 +117,8 @@ def log_prepared(run: RunState, *, delta: float) -> None:
         guarantee=dataclasses.asdict(guarantee),
     )
     run.folder.append(prepared)
+    if len(run.cache) and not run.trainer.position.finished:
+        run.folder.append(StartedAgain("resumes", len(run.cache)))
 
 
 def _fresh_plan(

@@ -12,11 +12,12 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.models.saved import save_side_network
-from mobillm_flower.runs.events import Gates, TypeJoined
+from mobillm_flower.runs.events import Gates, StartedAgain, TypeJoined
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, Trainer
-from mobillm_flower.server.plan import TrainingPlan, known_backbones, last_round, note_backbones
+from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, last_round, note_backbones
 from mobillm_flower.strategies.connections import Connections
+from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Exchange
 from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.run_plan import as_named_here, require_room
@@ -64,6 +65,8 @@ class RunState:
         What ends the run before its schedule does.
     own_evaluation : OwnEvaluation
         What the caller of `start` adds to the evaluation.
+    make_trainer : callable
+        Makes a trainer of a plan, which goes on from the checkpoint if there is one.
     result : Result
         Arrays and metrics, as Flower returns them.
     """
@@ -76,6 +79,7 @@ class RunState:
     trainer: Trainer
     stopping: Stopping
     own_evaluation: OwnEvaluation
+    make_trainer: Callable[[TrainingPlan], Trainer]
     result: Result = field(default_factory=Result)
 
     @property
@@ -114,6 +118,32 @@ class RunState:
         for round_ in range(1, last + 1):
             self.take_steps_of(round_)
         return last
+
+    def seems_held(self, device: DeviceState) -> bool:
+        """Whether a device that has sent nothing since the run was started again is held by the number of its rows."""
+        return not device.record.windows and self._num_held(device) >= device.description.num_train
+
+    def learn_what_is_new(self) -> None:
+        """Train anew from all that is held where samples came after training had begun; say what a run does.
+
+        The side network is then the one of a run that held them all from the start. A run that began from given weights
+        goes on from those that it has.
+        """
+        new, begun = self.cache.num_untrained, self.trainer.position.in_epochs
+        if begun and new:
+            weights = None if can_replay(self.cache) else self.trainer.state
+            self.folder.checkpoint.unlink(missing_ok=True)
+            self.trainer = self.make_trainer(self.plan)
+            if weights is not None:
+                self.trainer.start_from(weights)
+            self.catch_up()
+        if begun and (new or self.trainer.position.finished):
+            gone = sum(max(0, self._num_held(d) - d.description.num_train) for d in self.fleet if not d.record.dropped)
+            self.folder.append(StartedAgain("learns" if new else "nothing new", len(self.cache), new, gone))
+        self.cache.note_training()
+
+    def _num_held(self, device: DeviceState) -> int:
+        return len(self.cache.held(device.description.pseudonym))
 
     def add_type(self, backbone: BackboneInfo, spec: ExtractionSpec, settings: Settings) -> None:
         """Go on with one more backbone type; raises MismatchError where there is no room for it."""

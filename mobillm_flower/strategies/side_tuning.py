@@ -45,6 +45,7 @@ from mobillm_flower.strategies.run_state import EvaluateFn, OwnEvaluation, RunSt
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.messages import DeviceDescription
 
 logger = getLogger("flwr")
 
@@ -163,9 +164,14 @@ class SideTuningStrategy(Strategy):
             messages = list(self.configure_train(round_ + 1, ArrayRecord(), config, grid))
             if not messages and not run.exchange.out(self.asks):
                 break
+            asked = {message.metadata.dst_node_id for message in messages}
+            expected = [device for device in run.fleet if device.node_id in asked and not run.seems_held(device)]
+            steps = partial(run.trainer.overlap_step, round_ + 1) if expected else lambda: False
+            replies = run.exchange.exchange(messages, self.asks, steps)
+            _, metrics = self.aggregate_train(round_ + 1, replies)
+            if not expected and metrics is not None and not metrics["num-examples"]:
+                continue  # devices of a run that is started again have nothing new: this is no round
             round_ += 1
-            replies = run.exchange.exchange(messages, self.asks, partial(run.trainer.overlap_step, round_))
-            _, metrics = self.aggregate_train(round_, replies)
             run.take_steps_of(round_)
             note_round(run.cache, round_)
             if metrics is not None:
@@ -197,9 +203,9 @@ class SideTuningStrategy(Strategy):
                 f"backbone {backbone.name} with {backbone.depth} layers is not among those the run started with"
             )
 
-    def num_held(self, cache: ActivationCache, pseudonym: str) -> int:
-        """Return samples of a device that need not be asked for again."""
-        return len(cache.held(pseudonym))
+    def is_done(self, cache: ActivationCache, device: DeviceDescription) -> bool:
+        """Whether nothing is asked of a device; one whose rows are all held may have others in their place: it is."""
+        return not device.num_train
 
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
@@ -236,7 +242,7 @@ class SideTuningStrategy(Strategy):
             timeout_s=timeout_s,
             poll_s=self.poll_s,
             clock=self.clock,
-            num_held=partial(self.num_held, cache),
+            is_done=partial(self.is_done, cache),
             on_event=started.folder.append,
         )
         started.before_the_end(connections.fleet.log_summaries)
@@ -257,10 +263,12 @@ class SideTuningStrategy(Strategy):
                 f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
             )
         run.folder.append(events.Ingested(sum(run.samples_held().values()), run.plan.options.epochs))
+        run.learn_what_is_new()
         plan_what_is_held(run.trainer)
         position = run.trainer.position
-        if not run.trainer.run_epochs(stop=run.stopping.ends_training):
-            note_stop(run.cache, position.steps)
+        ended = run.trainer.run_epochs(stop=run.stopping.ends_training)
+        note_stop(run.cache, None if ended else position.steps)
+        if not ended:
             run.folder.append(events.Stopped(run.stopping.reason))
         run.folder.append(events.Trained(position.steps, position.epoch, solved=position.fitted_rows > 0))
 
