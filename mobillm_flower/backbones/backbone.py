@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.tokenizers import require_embedded
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.pivots import PIVOTS, Pivot
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
@@ -124,6 +125,8 @@ class Backbone:
             A text has no tokens.
         SettingsError
             `max_length` is beyond the model's positions.
+        UnsupportedError
+            The model has no embedding for a token or token type.
         """
         self.check_length(max_length)
         arguments = [list(texts)] + ([list(pairs)] if pairs is not None else [])
@@ -133,6 +136,7 @@ class Backbone:
         for i, sample in enumerate(samples):
             if not sample["input_ids"]:
                 raise DataError(f"sample {i} has no tokens; remove empty texts from the data")
+        require_embedded(samples, self.tokenizer, getattr(self.model, "config", None), self.info.name)
         return samples
 
     def check_length(self, max_length: int) -> None:

@@ -14,13 +14,14 @@ import typer
 from mobillm_flower.cli.options import AppFolder, AsJson, Config
 from mobillm_flower.cli.output import print_rows, relative, say_json
 from mobillm_flower.cli.watch import Watcher
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from mobillm_flower.launch import RunOutcome
+    from mobillm_flower.config import Settings
+    from mobillm_flower.launch import App, RunOutcome
     from mobillm_flower.runs.record import RunRecord
 
 _NOT_ALL = 3  # exit code of a run that completed without some devices
@@ -60,6 +61,8 @@ def run(
     settings = flower_app.settings(words)
     if flwr_home is not None and superlink is None:
         raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
+    if superlink is None:
+        _look_at_data(flower_app, settings)
     with Watcher(quiet=as_json) as watcher:
         try:
             if superlink is None:
@@ -91,6 +94,19 @@ def run(
         files = {"side network": run.side_network, "all figures": run.results, "report": page}
         typer.echo("   ".join(f"{name}: {relative(file)}" for name, file in files.items() if file))
     raise typer.Exit(results["exit_code"])
+
+
+def _look_at_data(app: App, settings: Settings) -> None:
+    """Refuse what a simulation's devices could not read, unless they load rows of their own."""
+    from mobillm_flower.evaluation.first_look import preflight
+    from mobillm_flower.launch.own_rows import app_loader
+
+    try:
+        own = app_loader(app)
+    except MobiLLMError:  # what is wrong with the app's module, Flower says
+        return
+    if own is None:
+        preflight(settings)
 
 
 def _report(path: Path | None) -> Path | None:

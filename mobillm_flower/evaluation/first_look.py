@@ -9,15 +9,44 @@ import numpy as np
 
 from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
-from mobillm_flower.config import CHOOSERS, Settings
+from mobillm_flower.config import CHOOSERS, Partition, Settings
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
-from mobillm_flower.tasks import LocalData, load_splits, tokenize, with_tokens
+from mobillm_flower.tasks import TASKS, LocalData, load_splits, tokenize, with_tokens
 from mobillm_flower.tasks.data import Splits
 from mobillm_flower.tasks.labels import value_text
+from mobillm_flower.tasks.partitions import natural_names
 
 _FEW, _SHOWN = 16, 60  # rows whose base prediction is taken; characters of a text that are shown
 _MOST_DEVICES, _MOST_LENGTHS = 200, 2000
+
+
+def preflight(settings: Settings) -> None:
+    """Refuse, before a simulation is started, what would end it at its first device: splits, columns, labels, prompt.
+
+    Tasks that only an app registers are left to it.
+
+    Raises
+    ------
+    MobiLLMError
+        As `first_look`, without what needs the backbone or all rows.
+    """
+    if settings.task.kind not in TASKS:
+        return
+    splits, cut = Splits.of(*load_splits(settings.data), settings), settings.data
+    splits.read(settings, [], [])
+    rule = splits.train_rule
+    if rule is not None and not any(rule(value) is not None for value in splits.train[cut.label_column][:]):
+        raise DataError(f"train split: no row has a class of task.labels in data.label-column={cut.label_column!r}")
+    if cut.partition == Partition.natural:
+        for name, rows in (("train", splits.train), ("test", splits.test)):
+            if len(rows) and not natural_names(rows, cut):
+                raise DataError(f"{name} split: no row has a value of data.partition-column={cut.partition_column!r}")
+        if len(splits.test) and not set(natural_names(splits.train, cut)) & set(natural_names(splits.test, cut)):
+            raise DataError(
+                f"no test row is on any device: no value of data.partition-column={cut.partition_column!r} is in both "
+                "splits"
+            )
 
 
 def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False) -> dict[str, Any]:

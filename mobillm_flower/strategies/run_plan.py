@@ -32,6 +32,7 @@ from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
 from mobillm_flower.strategies.trackers import TRACKERS
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import require_task, room_for, sums_spec
+from mobillm_flower.tasks.task import check_task
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.sums import SumsSpec
 
@@ -180,7 +181,7 @@ def check_parts(settings: Settings) -> None:
     Raises
     ------
     SettingsError
-        A name is unknown, or `check_used` objects.
+        A name is unknown, or `check_used` or `check_task` objects.
     """
     name = settings.side_network.name
     check_used(settings, _TAKEN_BY_EITHER if name == AUTO else fields_taken(name))
@@ -188,6 +189,7 @@ def check_parts(settings: Settings) -> None:
         CODECS[codec]
     for tracker in settings.run.trackers:
         TRACKERS[tracker]
+    check_task(settings)
 
 
 def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[str, ExtractionSpec]) -> str:

@@ -201,22 +201,52 @@ def make_contract(settings: Settings, label_column: Sequence[Any]) -> TaskContra
         Unknown task or metric, a prompt without ``{text}``, or not one label word a label.
     """
     task = TASKS[settings.task.kind]
-    labels = task.labels(label_column, settings)
+    return _agreed(settings, task.labels(label_column, settings))
+
+
+def check_task(settings: Settings) -> None:
+    """Refuse, before anything is asked of a device, what `make_contract` would refuse of settings alone.
+
+    Class names that only data have, and tasks that are registered on devices alone, are left to devices.
+
+    Raises
+    ------
+    SettingsError
+        As `make_contract`, or a task of two texts has no column for the second.
+    """
+    if settings.task.kind not in TASKS:
+        return
+    task = TASKS[settings.task.kind]
+    check_pair_column(settings, needs_pair=getattr(task, "needs_pair", False), needs_response=False)
+    if settings.task.labels or predicts_tokens(settings) or getattr(task, "regression", False):
+        _agreed(settings, task.labels((), settings))
+    else:
+        _prompt_fields(settings.task.prompt)
+
+
+def _prompt_fields(prompt: str) -> set[str]:
+    """Return what stands in a prompt's braces; raises SettingsError where it is not what a prompt may hold."""
+    if not prompt:
+        return set()
+    try:
+        parsed = [part for part in string.Formatter().parse(prompt) if part[1] is not None]
+    except ValueError as error:
+        raise SettingsError(f"task.prompt={prompt!r} has unbalanced braces: {error}") from error
+    fields = {name for _, name, _, _ in parsed if name is not None}
+    plain = not any(form or conversion for _, _, form, conversion in parsed)
+    if "text" not in fields or fields - {"text", "text_pair"} or not plain:
+        raise SettingsError(
+            f"task.prompt={prompt!r} must hold {{text}}, may hold {{text_pair}}, and nothing else in braces"
+        )
+    return fields
+
+
+def _agreed(settings: Settings, labels: tuple[str, ...]) -> TaskContract:
+    task = TASKS[settings.task.kind]
     metric = settings.task.metric if settings.task.metric != "auto" else task.default_metric()
     per_token = predicts_tokens(settings)
     TOKEN_METRICS[metric] if per_token else METRICS[metric]
-    prompt, fields = settings.task.prompt, set[str]()
-    if prompt:
-        try:
-            parsed = [part for part in string.Formatter().parse(prompt) if part[1] is not None]
-        except ValueError as error:
-            raise SettingsError(f"task.prompt={prompt!r} has unbalanced braces: {error}") from error
-        fields = {name for _, name, _, _ in parsed if name is not None}
-        plain = not any(form or conversion for _, _, form, conversion in parsed)
-        if "text" not in fields or fields - {"text", "text_pair"} or not plain:
-            raise SettingsError(
-                f"task.prompt={prompt!r} must hold {{text}}, may hold {{text_pair}}, and nothing else in braces"
-            )
+    fields = _prompt_fields(settings.task.prompt)
     check_labels(settings, labels, predicts_tokens=per_token, pair_in_prompt="text_pair" in fields)
     return _contract(settings, labels, metric, per_token=per_token)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -11,10 +13,11 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
-from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import read_rows, tokenize, with_tokens
 from mobillm_flower.tasks.extraction import extraction_spec
+from tests.support.tiny_models import save_tiny
 
 WORDS = (
     "[PAD] [UNK] </s> a joy every morning it broke on the first day where is parcel All in all was Review : Then yes"
@@ -105,3 +108,19 @@ def test_a_row_without_a_token_costs_no_other(folder: Path, tmp_path: Path, capl
     refusing = settings(folder, data__bad_rows="refuse")
     with pytest.raises(DataError, match=r"1 train row without a token .*data.bad-rows=drop"):
         with_tokens(read_rows(train, train, refusing), device.backbone, refusing)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_tokens_and_token_types_without_an_embedding_are_refused_by_number(tmp_path: Path, pairs: bool) -> None:
+    changes: dict[str, Any] = {"type_vocab_size": 1} if pairs else {"vocab_size": 10}
+    path = save_tiny(tmp_path / "model", "bert", **changes)
+    file = path / "tokenizer_config.json"
+    named = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | named), "utf-8")
+    loaded = load_backbone(str(path), device="cpu")
+    assert loaded.tokenize(["the"], None, 16)
+    message = (
+        "token type 1, and the model has embeddings for 1 token" if pairs else r"token \d+, .* for 10 tokens, 0 to 9"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        loaded.tokenize(["the bad"], ["good"] if pairs else None, 16)

@@ -1,0 +1,93 @@
+"""What no device could read is refused before Flower is started, and what settings alone tell by the server app."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mobillm_flower import launch, load_settings, make_strategy
+from mobillm_flower.errors import SettingsError
+from tests.support.cli import refused
+
+APP = """
+[tool.flwr.app]
+publisher = "me"
+[tool.flwr.app.components]
+serverapp = "preflight_app:app"
+clientapp = "preflight_app:app"
+[tool.flwr.app.config]
+settings = ""
+"""
+CLIENT = "from mobillm_flower import SideTuningClient\n\napp = SideTuningClient({}).app\n"
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def started(*_arguments: object, **_named: object) -> None:
+        raise AssertionError("Flower was started")
+
+    monkeypatch.setattr(launch, "run_app", started)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "preflight_app", raising=False)
+    (tmp_path / "pyproject.toml").write_text(APP, "utf-8")
+    (tmp_path / "preflight_app.py").write_text(
+        "from mobillm_flower import SideTuningClient\n\napp = SideTuningClient().app\n"
+    )
+    rows = [f"text {i},{['bad', 'good'][i % 2]},{i},u{i % 2}" for i in range(20)]
+    for split, user in (("train", "u"), ("test", "v")):
+        lines = [",".join(["text,label,number,user"])] + [row.replace(",u", f",{user}") for row in rows]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.label-column=intent"], "data.label-column='intent' is none of the data's 4 columns"),
+        (["data.text-column=body"], "data.text-column='body' is none"),
+        (["data.pair-column=other", "task.kind=pairs"], "data.pair-column='other' is none"),
+        (["data.test-split=dev"], "dev"),
+        (["data.source=nowhere/at-all"], "data.source='nowhere/at-all'"),
+        (["data.pair-column=user", "task.prompt={text} is"], "does not hold {text_pair}"),
+        (["task.prompt=It is"], "must hold {text}"),
+        (["task.kind=pairs"], "needs data.pair-column"),
+        (["task.label-words=one,two,three"], "3 words for 2 labels"),
+        (["task.labels=1,2,3"], "no row has a class of task.labels in data.label-column='label'"),
+        (["data.partition=natural", "data.partition-column=who"], "data.partition-column='who' is none"),
+        (["data.partition=natural", "data.partition-column=user"], "no test row is on any device"),
+        (["task.metric=bleu"], "bleu"),
+    ],
+)
+def test_what_no_device_could_read_is_refused_before_anything_is_started(
+    app: Path, settings: list[str], message: str
+) -> None:
+    words = [word for setting in (f"data.source={app}", *settings) for word in ("-c", setting)]
+    assert message in refused("run", app, *words)
+    assert not (app / "runs").exists()
+
+
+def test_an_app_that_loads_its_own_rows_is_not_asked_for_others(app: Path) -> None:
+    (app / "preflight_app.py").write_text(
+        "from mobillm_flower import SideTuningClient\n\napp = SideTuningClient(load_data=print).app\n"
+    )
+    with pytest.raises(AssertionError, match="Flower was started"):
+        refused("run", app, "-c", "data.label-column=intent")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task.prompt": "It is"}, "must hold {text}"),
+        ({"task.prompt": "{text} {"}, "unbalanced braces"),
+        ({"task.kind": "pairs"}, "needs data.pair-column"),
+        ({"task.labels": "a,b", "task.label-words": "x"}, "1 words for 2 labels"),
+        ({"task.labels": "a,b", "task.prompt": "{text}", "data.pair-column": "c"}, "is read by nobody"),
+        ({"task.kind": "regression", "task.metric": "bleu"}, "bleu"),
+    ],
+)
+def test_a_server_refuses_what_settings_alone_tell(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        make_strategy(load_settings(settings))
+    assert message in str(error.value)
