@@ -20,6 +20,7 @@ def copied_log(folder: RunFolder) -> Iterator[None]:
     """Copy into run.log, inside, what is printed and what is logged to Flower's logger."""
     with folder.log.open("a", encoding="utf-8", buffering=1) as stream:
         handler = logging.StreamHandler(stream)
+        handler.setLevel(logging.INFO)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         logger.addHandler(handler)
         try:
