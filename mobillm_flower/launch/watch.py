@@ -157,7 +157,8 @@ def watch(
                 )
             if status not in (known, "unknown"):
                 known, changed = status, asked
-                on_event(FlowerStatus(status))
+                if not seen.begun:  # a run that has begun says itself how far it is
+                    on_event(FlowerStatus(status))
             if known in _WAITING and not seen.begun and asked - changed > _PENDING_S:
                 raise RunFailed(_not_begun(connection.name, run_id, known, is_submitted=foreign))
         time.sleep(_LOOK_S)

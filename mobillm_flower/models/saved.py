@@ -131,7 +131,7 @@ def save_side_network(
         "side_network": side_config.to_dict(),
         "specs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
         "backbones": backbones,
-        "contract": dataclasses.asdict(contract),
+        "contract": json.loads(contract.to_json()),
         "prediction": dataclasses.asdict(rule),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

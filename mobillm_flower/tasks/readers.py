@@ -323,7 +323,7 @@ def _text(file: Path, form: FileForm) -> IO[str]:
 
 def _undecodable(file: Path, codec: str) -> str:
     """Return which line is not text in an encoding, as far as lines of bytes can be told."""
-    with contextlib.suppress(OSError), contextlib.closing(_stream(file)) as stream:
+    with contextlib.suppress(OSError, EOFError, lzma.LZMAError), contextlib.closing(_stream(file)) as stream:
         for number, line in enumerate(io.BufferedReader(stream), start=1):
             try:
                 line.decode(codec)
