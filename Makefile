@@ -73,6 +73,9 @@ $(LATEST)/.installed: $(STAMP)
 	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
 		"$$($(LATEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(NEWEST) -e .
+	@# Flower's programs must lie beside this Python, also where the main environment has the newest already.
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-installed \
+		"flwr==$$($(LATEST)/bin/python -c 'from importlib.metadata import version; print(version("flwr"))')"
 	@touch $@
 
 test-latest: $(LATEST)/.installed
