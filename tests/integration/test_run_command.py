@@ -63,7 +63,7 @@ def test_a_run_that_fails_says_why_in_one_paragraph_and_exits_with_1(tmp_path: P
     assert "Traceback" not in answer.stderr
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error ")]
     assert "ended as finished:failed" in line
-    assert "backbone.name='no/such-model' is no registered name (minilm)" in line
+    assert "backbone.name='no/such-model' is no registered name (minilm, smollm2)" in line
     assert f"report: {tmp_path / 'run' / 'report.html'}" in answer.stderr.splitlines()
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert '<p class="state failed">' in page
