@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,10 +37,13 @@ from mobillm_flower.core.language import cross_entropy
 from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
 from mobillm_flower.core.side_networks.ridge import Ridge
 from mobillm_flower.core.targets import predict_square
-from mobillm_flower.evaluation.turns import Report
+from mobillm_flower.errors import RunFailed
+from mobillm_flower.evaluation.turns import Report, run_fresh, take_turns
 from mobillm_flower.server import ActivationCache
 
 FORWARD_BAR = 1.05
+_ROOT = Path(__file__).parents[2]
+_BESIDE = {"PYTHONPATH": str(_ROOT)}
 Figures = dict[str, Any]
 
 
@@ -103,13 +107,9 @@ def clocked(work: Callable[[], object]) -> float:
 
 def in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Return each side's seconds, taken in turns after one turn that is not counted."""
-    for work in sides.values():
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, work in sides.items():
-            seconds[name].append(clocked(work))
-    return seconds
+    clocks = {name: partial(clocked, work) for name, work in sides.items()}
+    take_turns(clocks, 1)
+    return take_turns(clocks, repeats)
 
 
 def peak(work: Callable[[], object]) -> int:
@@ -127,22 +127,13 @@ def peak(work: Callable[[], object]) -> int:
 
 # ---- the parts ----------------------------------------------------------------------------------------------------
 def correctness(_scale: Scale) -> Figures:
-    """Run the tests that compare the GPU with the CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.xml"
-        ended = subprocess.run(
-            [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", f"--junitxml={results}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[2],
-        )
-        if not results.exists():
-            return {"skipped": (ended.stdout + ended.stderr)[-1000:]}
-        suite = next(ET.parse(results).iter("testsuite"))
-        failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    return counts | {"failed": failed} | ({"output": ended.stdout[-6000:]} if failed else {})
+    """Run the tests that compare the GPU with the CPU, but the simulation."""
+    return _tests("not simulation")
+
+
+def simulation(_scale: Scale) -> Figures:
+    """Run the test of a simulation whose devices share a GPU."""
+    return _tests("simulation")
 
 
 def forward(scale: Scale) -> Figures:
@@ -277,17 +268,31 @@ def copies(scale: Scale) -> Figures:
 
 
 PARTS: Mapping[str, tuple[Callable[[Scale], Figures], int]] = {
-    "correctness": (correctness, 150),
-    "forward": (forward, 90),
-    "closed-form": (closed_form, 90),
-    "server": (server, 60),
-    "roofline": (roofline, 75),
-    "copies": (copies, 30),
+    "correctness": (correctness, 110),
+    "forward": (forward, 80),
+    "closed-form": (closed_form, 80),
+    "server": (server, 50),
+    "roofline": (roofline, 60),
+    "simulation": (simulation, 60),
+    "copies": (copies, 20),
 }
-"""Parts by name, with the seconds that each may take: 495 in all, of which a GPU needs few."""
+"""Parts by name, with the seconds that each may take: 460 in all, of which a GPU needs few."""
 
 
 # ---- what the parts are made of -----------------------------------------------------------------------------------
+def _tests(which: str) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder) / "results.xml"
+        words = [sys.executable, "-m", "pytest", "-m", "gpu", "-k", which, "tests/gpu", f"--junitxml={results}"]
+        ended = subprocess.run(words, capture_output=True, text=True, check=False, cwd=_ROOT)
+        if not results.exists():
+            return {"skipped": (ended.stdout + ended.stderr)[-1000:]}
+        suite = next(ET.parse(results).iter("testsuite"))
+        failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    return counts | {"failed": failed} | ({"output": ended.stdout[-6000:]} if failed else {})
+
+
 def _backbone(scale: Scale) -> Backbone:
     precision = "bf16" if scale.dtype == torch.bfloat16 else "fp32"
     with tempfile.TemporaryDirectory() as folder:
@@ -384,6 +389,14 @@ def _token_losses(scale: Scale) -> Figures:
     }
 
 
+def _measured(name: str, *, tiny: bool) -> Figures:
+    try:
+        size = "tiny" if tiny else "full"
+        return run_fresh("benchmarks.overhead.gpu", name, size, seconds=PARTS[name][1], environment=_BESIDE)
+    except RunFailed as error:
+        return {"skipped": str(error)}
+
+
 # ---- running them -------------------------------------------------------------------------------------------------
 def bench_gpu(
     *,
@@ -408,7 +421,7 @@ def bench_gpu(
     for name in parts or tuple(PARTS):
         say(f"{name}, at most {PARTS[name][1]} s")
         began = time.perf_counter()
-        figures = _fresh(name, tiny=tiny, seconds=PARTS[name][1])
+        figures = _measured(name, tiny=tiny)
         if "skipped" in figures and len(figures) == 1:
             report.skipped[name] = figures["skipped"]
         else:
@@ -417,24 +430,6 @@ def bench_gpu(
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(json.dumps(report.to_dict(), indent=1) + "\n", "utf-8")
     return report
-
-
-def _fresh(name: str, *, tiny: bool, seconds: int) -> Figures:
-    words = [sys.executable, "-m", "benchmarks.overhead.gpu", name, "tiny" if tiny else "full"]
-    try:
-        ended = subprocess.run(
-            words, capture_output=True, text=True, check=False, timeout=seconds, cwd=Path(__file__).parents[2]
-        )
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"not done within {seconds} s"}
-    found = next(_json_lines(ended.stdout), None)
-    return found if found is not None else {"skipped": f"ended with {ended.returncode}: {ended.stderr[-1500:]}"}
-
-
-def _json_lines(text: str) -> Iterator[Figures]:
-    for line in reversed(text.splitlines()):
-        if line.startswith("{"):
-            yield json.loads(line)
 
 
 if __name__ == "__main__":

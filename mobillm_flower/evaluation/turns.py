@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
 import mobillm_flower
@@ -212,25 +213,50 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def run_fresh(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run_fresh(
+    module: str, *arguments: object, environment: Mapping[str, str] | None = None, seconds: float | None = None
+) -> dict[str, Any]:
     """Run a module in a fresh process and return the JSON of its last line.
+
+    Parameters
+    ----------
+    module, arguments
+        What `python -m` is given.
+    environment : mapping, optional
+        Variables besides this process's.
+    seconds : float or None
+        After these it is ended, and all that it started.
 
     Raises
     ------
     RunFailed
-        It ended without one; its last words are in the message.
+        It ended without one, and its last words are in the message; or it was not done in time.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})}
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
     )
+    with started as process:
+        try:
+            output, words = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()
+            raise RunFailed(f"{module} was not done within {seconds:g} s") from error
+        except BaseException:
+            process.kill()
+            raise
     try:
-        result = json.loads(answer.stdout.strip().splitlines()[-1])
+        result = json.loads(output.strip().splitlines()[-1])
     except (IndexError, ValueError) as error:
-        words = answer.stderr.strip()[-300:] or "nothing was said"
-        raise RunFailed(f"{module} ended with code {answer.returncode} and measured nothing: {words}") from error
-    if answer.returncode or not isinstance(result, dict):
-        raise RunFailed(f"{module} ended with code {answer.returncode}: {answer.stderr.strip()[-300:]}")
+        words = words.strip()[-300:] or "nothing was said"
+        raise RunFailed(f"{module} ended with code {process.returncode} and measured nothing: {words}") from error
+    if process.returncode or not isinstance(result, dict):
+        raise RunFailed(f"{module} ended with code {process.returncode}: {words.strip()[-300:]}")
     return result
 
 

@@ -5,6 +5,7 @@ Without a GPU they run on the CPU on both sides, which shows that the tests them
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.core import language
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.launch.app import read_app
 from mobillm_flower.launch.run import run_app
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -165,9 +167,7 @@ def test_out_of_memory_halves_the_token_budget_once(folder: Path) -> None:
     samples = backbone.tokenize(TEXTS, None, 32) * 20_000
     free, _ = torch.cuda.mem_get_info()
     ballast = torch.empty(max(0, free - (1 << 30)), dtype=torch.uint8, device=GPU)
-    try:
+    with contextlib.suppress(UnsupportedError):  # half may be too much as well
         backbone.extract(samples, layers=(1,), pivot="mean")
-    except Exception as error:
-        assert "lower backbone.token-budget" in str(error)  # noqa: PT017 - either way is right
-    assert backbone.token_budget <= 1 << 20
     del ballast
+    assert backbone.token_budget == 1 << 19
