@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError, CacheFull
 from mobillm_flower.server.rows import RowRef, Rows
@@ -42,7 +43,15 @@ CREATE TABLE IF NOT EXISTS samples (
 );
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-_UNTRAINED = "untrained"
+# the column `stage` is the row's task: 0 but in a run that goes on with a finished one
+_REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
+_UNTRAINED, _TASK = "untrained", "task"
+_CARRY_OVER = """
+INSERT OR IGNORE INTO samples
+    (device, release, backbone, stage, round, tokens, received, digest, activations, target)
+SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target
+FROM earlier.samples ORDER BY id
+"""
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
@@ -59,6 +68,8 @@ class Holding:
         Its pseudonym.
     backbone : str
         Fingerprint of its type.
+    task : int
+        Which task of a sequence they are of, counted from 0.
     samples, num_bytes : int
         Rows, and bytes of their activations and targets.
     first, last : float
@@ -67,6 +78,7 @@ class Holding:
 
     device: str
     backbone: str
+    task: int
     samples: int
     num_bytes: int
     first: float
@@ -105,6 +117,12 @@ class ActivationCache:
     quota_bytes : int
         Most bytes of activations and targets (0: no limit).
 
+    Attributes
+    ----------
+    task : int
+        Which task of a sequence it takes rows of, counted from 0: `add`, `held` and `devices` are of this task alone.
+        Rows of earlier ones are there for training.
+
     Raises
     ------
     CacheError
@@ -119,7 +137,13 @@ class ActivationCache:
         self.file.chmod(0o600)
         self._lock = threading.RLock()
         try:
-            self._db = sqlite3.connect(self.file, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                f"file:{quote(str(self.file.resolve()))}",
+                uri=True,  # so that another file can be attached for reading alone
+                timeout=_LOCK_WAIT_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA secure_delete=ON")
@@ -136,6 +160,7 @@ class ActivationCache:
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int] | None = None
         self._data_version = 0
+        self.task = int(self.meta(_TASK) or 0)
 
     def close(self) -> None:
         """Close the file."""
@@ -159,7 +184,7 @@ class ActivationCache:
                 self._known_size = (int(count), int(size))
             return self._known_size
 
-    def add(self, device: str, samples: Sequence[SampleBytes], *, backbone: str, round_: int, stage: int = 0) -> int:
+    def add(self, device: str, samples: Sequence[SampleBytes], *, backbone: str, round_: int) -> int:
         """Commit a window, all of it or nothing; rows that are held already stay as they are.
 
         Returns
@@ -176,7 +201,18 @@ class ActivationCache:
         """
         now = time.time()
         rows = [
-            (device, s.release, backbone, stage, round_, s.tokens, now, _digest(backbone, s), s.activations, s.target)
+            (
+                device,
+                s.release,
+                backbone,
+                self.task,
+                round_,
+                s.tokens,
+                now,
+                _digest(backbone, s),
+                s.activations,
+                s.target,
+            )
             for s in samples
         ]
         with self._lock:
@@ -221,34 +257,33 @@ class ActivationCache:
 
     def held(self, device: str) -> frozenset[bytes]:
         """Return the release ids of a device that are committed."""
+        query = "SELECT release FROM samples WHERE device = ? AND stage = ?"
         with self._access():
-            return frozenset(
-                row[0] for row in self._db.execute("SELECT release FROM samples WHERE device = ?", (device,))
-            )
+            return frozenset(row[0] for row in self._db.execute(query, (device, self.task)))
 
     def devices(self) -> dict[str, int]:
         """Return the number of samples of each device."""
+        query = "SELECT device, COUNT(*) FROM samples WHERE stage = ? GROUP BY device ORDER BY device"
         with self._access():
-            return dict(self._db.execute("SELECT device, COUNT(*) FROM samples GROUP BY device ORDER BY device"))
+            return dict(self._db.execute(query, (self.task,)))
 
     def holdings(self) -> list[Holding]:
-        """Return what is held of each device, in the order of their pseudonyms."""
+        """Return what is held of each device and task, in the order of their pseudonyms."""
         query = (
-            "SELECT device, backbone, COUNT(*), SUM(LENGTH(activations) + LENGTH(target)), MIN(received), "
-            "MAX(received) FROM samples GROUP BY device, backbone ORDER BY device, backbone"
+            "SELECT device, backbone, stage, COUNT(*), SUM(LENGTH(activations) + LENGTH(target)), MIN(received), "
+            "MAX(received) FROM samples GROUP BY device, backbone, stage ORDER BY device, backbone, stage"
         )
         with self._access():
             return [Holding(*row) for row in self._db.execute(query)]
 
     def rows(self, *, before_round: int | None = None) -> Rows:
         """Return references in the order of their digests, optionally only those committed before a round."""
-        columns = "SELECT digest, id, backbone, tokens, round, device FROM samples"
         with self._access(), self._one_state():
             self._notice_other_writers()
             if self._rows is None:
-                self._rows = Rows(self._db.execute(f"{columns} ORDER BY digest, id"), len(self))
+                self._rows = Rows(self._db.execute(f"{_REFERENCE} ORDER BY digest, id"), len(self))
             else:  # ids only grow, unless rows are deleted, and then nothing is known any more
-                new = self._db.execute(f"{columns} WHERE id > ?", (self._last_id,)).fetchall()
+                new = self._db.execute(f"{_REFERENCE} WHERE id > ?", (self._last_id,)).fetchall()
                 self._rows = self._rows.with_new(new) if new else self._rows
             (self._last_id,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM samples").fetchone()
             rows = self._rows
@@ -366,6 +401,47 @@ class ActivationCache:
                     "forget`, or start in another folder"
                 )
             count = self._db.execute("DELETE FROM samples WHERE received < ?", (oldest,)).rowcount
+            self._shrink(count)
+            return int(count)
+
+    def begin_task(self, task: int, earlier: Path) -> int:
+        """Take rows of another task from now on, and copy what an earlier cache holds; returns how many rows that are.
+
+        All of it or nothing. Copied rows keep their task and stand before the first round; those that are here already
+        are passed by.
+
+        Parameters
+        ----------
+        task : int
+            Which task of the sequence, counted from 0.
+        earlier : path
+            The cache of the run before.
+
+        Raises
+        ------
+        CacheError
+            One of the files cannot be used.
+        """
+        with self._access():
+            self._db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier.resolve()))}?mode=ro",))
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_TASK, str(task)))
+                copied = self._db.execute(_CARRY_OVER).rowcount
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self._db.execute("DETACH DATABASE earlier")
+            self.task = task
+            self._invalidate()
+            return int(copied)
+
+    def keep(self, ids: Iterable[int]) -> int:
+        """Delete all rows of the task but these, overwrite their pages, and return how many were deleted."""
+        query = "DELETE FROM samples WHERE stage = ? AND id NOT IN (SELECT value FROM json_each(?))"
+        with self._access():
+            count = self._db.execute(query, (self.task, json.dumps(list(ids)))).rowcount
             self._shrink(count)
             return int(count)
 

@@ -1,4 +1,4 @@
-"""References to the cache's rows, in the order of their digests: 56 bytes a row, not an object each."""
+"""References to the cache's rows, in the order of their digests: 60 bytes a row, not an object each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-_COLUMNS = {"digest": "V32", "id": "<i8", "backbone": "<i4", "tokens": "<i4", "round": "<i4", "device": "<i4"}
+_COLUMNS = {
+    "digest": "V32",
+    "id": "<i8",
+    "backbone": "<i4",
+    "tokens": "<i4",
+    "round": "<i4",
+    "device": "<i4",
+    "task": "<i4",
+}
 _FIELDS = np.dtype(list(_COLUMNS.items()))
 _CHUNK = 4096  # rows that are objects at a time in a loop over many
 _SPARE = 8  # a table that is full grows by an eighth: each row is copied a few times, little memory lies idle
 
-Value = tuple[bytes, int, str, int, int, str]
-"""(digest, id, backbone, tokens, round, device) of a row."""
+Value = tuple[bytes, int, str, int, int, str, int]
+"""(digest, id, backbone, tokens, round, device, task) of a row."""
 
 
 class RowRef(NamedTuple):
@@ -34,6 +42,8 @@ class RowRef(NamedTuple):
         Round in which it was committed.
     device : str
         Who sent it: for caps and diagnosis, never for the order.
+    task : int
+        Which task of a sequence it is of, counted from 0.
     """
 
     digest: bytes
@@ -42,6 +52,7 @@ class RowRef(NamedTuple):
     tokens: int
     round: int
     device: str
+    task: int = 0
 
 
 class _Numbers(dict[str, int]):
@@ -80,7 +91,7 @@ class _Table:
             column[count:needed] = entries[name]
         self.count = needed
 
-    def tuples(self, places: np.ndarray) -> Iterator[tuple[bytes, int, int, int, int, int]]:
+    def tuples(self, places: np.ndarray) -> Iterator[tuple[bytes, int, int, int, int, int, int]]:
         """Yield whole entries."""
         return zip(*(self.columns[name][places].tolist() for name in _COLUMNS), strict=True)
 
@@ -93,9 +104,9 @@ class _Table:
             known = self._derived[key] = np.concatenate([known, np.array(answers, bool)])
         return known
 
-    def _numbered(self, values: Iterable[Value]) -> Iterator[tuple[bytes, int, int, int, int, int]]:
-        for digest, id_, backbone, tokens, round_, device in values:
-            yield digest, id_, self.backbones[backbone], tokens, round_, self.devices[device]
+    def _numbered(self, values: Iterable[Value]) -> Iterator[tuple[bytes, int, int, int, int, int, int]]:
+        for digest, id_, backbone, tokens, round_, device, task in values:
+            yield digest, id_, self.backbones[backbone], tokens, round_, self.devices[device], task
 
 
 class Rows(Sequence[RowRef]):
@@ -106,7 +117,7 @@ class Rows(Sequence[RowRef]):
     Parameters
     ----------
     values : iterable of tuple
-        (digest, id, backbone, tokens, round, device) of each row.
+        (digest, id, backbone, tokens, round, device, task) of each row.
     count : int
         How many there are.
     """
@@ -169,7 +180,7 @@ class Rows(Sequence[RowRef]):
         return self.take(self.column("round") < round_)
 
     def column(self, name: str) -> np.ndarray:
-        """Return one value of each row: "tokens", "round", or the number of its "backbone" or "device"."""
+        """Return one value of each row: "tokens", "round", "task", or the number of its "backbone" or "device"."""
         values: np.ndarray = self._table.columns[name][self._places]
         return values
 
@@ -195,7 +206,7 @@ class Rows(Sequence[RowRef]):
         part._table, part._places = self._table, places
         return part
 
-    def _ref(self, entry: tuple[bytes, int, int, int, int, int]) -> RowRef:
-        digest, id_, backbone, tokens, round_, device = entry
+    def _ref(self, entry: tuple[bytes, int, int, int, int, int, int]) -> RowRef:
+        digest, id_, backbone, tokens, round_, device, task = entry
         table = self._table
-        return RowRef(digest, id_, table.backbones.names[backbone], tokens, round_, table.devices.names[device])
+        return RowRef(digest, id_, table.backbones.names[backbone], tokens, round_, table.devices.names[device], task)

@@ -225,7 +225,7 @@ def test_a_row_forgotten_while_in_use_is_an_error_not_a_zero(tmp_path: Path, sam
 def plainly(file: Path) -> Any:
     """Read all rows in the order of (digest, id), which every reader must see."""
     db = sqlite3.connect(file)
-    query = "SELECT digest, id, backbone, tokens, round, device FROM samples ORDER BY digest, id"
+    query = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples ORDER BY digest, id"
     found = [RowRef(*row) for row in db.execute(query)]
     db.close()
     return found
@@ -298,3 +298,58 @@ def test_counts_are_kept_as_windows_come(tmp_path: Path, samples: Any) -> None:
         counted = db.execute("SELECT COUNT(*), SUM(LENGTH(activations) + LENGTH(target)) FROM samples").fetchone()
         db.close()
         assert (len(cache), cache.num_bytes) == counted
+
+
+def test_a_task_that_begins_takes_the_rows_before_it_along_and_counts_its_own(tmp_path: Path, samples: Any) -> None:
+    earlier = ActivationCache(tmp_path / "first run" / "cache.sqlite")
+    earlier.add(ALICE, samples[:6], backbone=BACKBONE, round_=3)
+    cache = ActivationCache(tmp_path / "second #1?" / "cache.sqlite")
+    for copied in (6, 0):  # again after an interruption: nothing twice
+        assert cache.begin_task(1, earlier.file) == copied
+    cache.add(ALICE, samples[10:14], backbone=BACKBONE, round_=1)
+    assert (len(cache), cache.devices(), len(cache.held(ALICE))) == (10, {ALICE: 4}, 4)
+    assert [(held.device, held.task, held.samples) for held in cache.holdings()] == [(ALICE, 0, 6), (ALICE, 1, 4)]
+    again = ActivationCache(cache.file)
+    assert (again.task, again.devices()) == (1, {ALICE: 4})
+    rows = again.rows()
+    assert sorted(zip(rows.column("task").tolist(), rows.column("round").tolist(), strict=True)) == (
+        [(0, 0)] * 6 + [(1, 1)] * 4
+    )
+    assert {row.digest for row in rows if not row.task} == {row.digest for row in earlier.rows()}
+    assert (len(earlier), earlier.task) == (6, 0)  # only read
+    assert again.verify() == []
+
+
+def test_forgetting_a_device_takes_its_rows_of_every_task(tmp_path: Path, samples: Any) -> None:
+    earlier = ActivationCache(tmp_path / "first.sqlite")
+    earlier.add(ALICE, samples[:6], backbone=BACKBONE, round_=1)
+    cache = ActivationCache(tmp_path / "second.sqlite")
+    cache.begin_task(1, earlier.file)
+    cache.add(ALICE, samples[6:8], backbone=BACKBONE, round_=1)
+    cache.add(BOB, samples[8:10], backbone=BACKBONE, round_=1)
+    assert cache.forget(ALICE) == 8
+    assert (len(cache), cache.devices()) == (2, {BOB: 2})
+
+
+def test_only_named_rows_of_a_finished_task_are_kept(tmp_path: Path, samples: Any) -> None:
+    earlier = ActivationCache(tmp_path / "first.sqlite")
+    earlier.add(ALICE, samples[:6], backbone=BACKBONE, round_=1)
+    cache = ActivationCache(tmp_path / "second.sqlite")
+    cache.begin_task(1, earlier.file)
+    cache.add(BOB, samples[6:12], backbone=BACKBONE, round_=1)
+    kept = [row.id for row in cache.rows() if row.task == 1][:2]
+    assert cache.keep(kept) == 4
+    assert (len(cache), cache.devices()) == (8, {BOB: 2})
+    assert cache.keep([]) == 2
+    assert (len(cache), cache.devices()) == (6, {})  # what was there before it stays
+    assert samples[11].activations not in cache.file.read_bytes()  # nor in a free page
+
+
+def test_a_cache_to_go_on_from_that_is_none_changes_nothing(tmp_path: Path, samples: Any) -> None:
+    (tmp_path / "notes.sqlite").write_text("no cache at all" * 100)
+    cache = ActivationCache(tmp_path / "second.sqlite")
+    cache.add(ALICE, samples[:3], backbone=BACKBONE, round_=1)
+    for name in ("notes.sqlite", "missing.sqlite"):
+        with pytest.raises(CacheError, match="cannot be used"):
+            cache.begin_task(1, tmp_path / name)
+    assert (cache.task, cache.devices(), ActivationCache(cache.file).task) == (0, {ALICE: 3}, 0)

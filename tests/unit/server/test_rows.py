@@ -7,7 +7,7 @@ import pytest
 from mobillm_flower.server.rows import RowRef, Rows
 from tests.support.caches import fill, make_samples, make_spec
 
-VALUES = [(bytes([i]) * 30 + b"\0\0", 10 + i, "ab"[i % 2] * 64, 1 + i, i // 3, "xyz"[i % 3]) for i in range(9)]
+VALUES = [(bytes([i]) * 30 + b"\0\0", 10 + i, "ab"[i % 2] * 64, 1 + i, i // 3, "xyz"[i % 3], i % 2) for i in range(9)]
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_parts_are_those_of_a_list(rows: Any) -> None:
 
 
 def test_more_rows_than_one_chunk() -> None:
-    many = Rows(((number.to_bytes(32, "big"), number, "a" * 64, 1, 1, "x") for number in range(10_000)), 10_000)
+    many = Rows(((number.to_bytes(32, "big"), number, "a" * 64, 1, 1, "x", 0) for number in range(10_000)), 10_000)
     assert [row.id for row in many] == list(range(10_000))
 
 
-def test_a_row_takes_56_bytes_and_a_part_only_places(rows: Any) -> None:
-    assert sum(column.itemsize for column in rows._table.columns.values()) == 56
+def test_a_row_takes_60_bytes_and_a_part_only_places(rows: Any) -> None:
+    assert sum(column.itemsize for column in rows._table.columns.values()) == 60
     assert rows[1:]._table is rows._table
 
 
@@ -71,7 +71,7 @@ def ordered(values: Any) -> Any:
 def test_rows_that_come_bit_by_bit_are_in_the_order_of_all(sizes: Any) -> None:
     # digests that differ in their last byte alone, and equal ones, whose order is that of their ids
     digests = [bytes(31) + bytes([last]) for last in (7, 0, 7, 3, 255, 3, 1, 7, 0)]
-    values = [(digest, i + 1, "ab"[i % 2] * 64, 1, i, "xyz"[i % 3]) for i, digest in enumerate(digests)]
+    values = [(digest, i + 1, "ab"[i % 2] * 64, 1, i, "xyz"[i % 3], 0) for i, digest in enumerate(digests)]
     first, *others = sizes
     rows, done = Rows(ordered(values[:first]), first), first
     for size in others:
@@ -86,7 +86,7 @@ def test_rows_that_come_bit_by_bit_are_in_the_order_of_all(sizes: Any) -> None:
 
 def test_many_small_additions_outgrow_the_table_and_keep_old_parts_valid() -> None:
     generator = np.random.default_rng(0)
-    values = [(generator.bytes(32), i + 1, "a" * 64, 1, i // 7, f"device {i // 7}") for i in range(700)]
+    values = [(generator.bytes(32), i + 1, "a" * 64, 1, i // 7, f"device {i // 7}", 0) for i in range(700)]
     rows = Rows(ordered(values[:70]), 70)
     early, part = rows, rows[10:20]
     was = (list(early), list(part))
