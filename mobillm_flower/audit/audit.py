@@ -182,7 +182,8 @@ def _audit_cell(
                     if given is None and seed == 0:
                         remarks.append(
                             "The rows of the run's cache could not be matched to the texts they are of (that takes the "
-                            "devices' folders and one backbone type): uploads were made anew under its settings."
+                            "devices' folders, one backbone type, and --app where devices load their own rows): "
+                            "uploads were made anew under its settings."
                         )
                 attacked.append(
                     attack(

@@ -20,6 +20,7 @@ from mobillm_flower.audit.uploads import Uploads, at_places, decode_all, joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
+from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.events import Window
@@ -125,15 +126,24 @@ def _bytes_a_sample(run: RunFolder) -> float:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a cache as it is committed, without changing it."""
-    with (
-        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as from_,
-        closing(sqlite3.connect(target)) as to,
-    ):
+    with _opened(source) as from_, closing(sqlite3.connect(target)) as to:
         from_.backup(to)
 
 
 def _rows_by_release(file: Path) -> dict[bytes, int]:
     """Return where each release comes in the order of committing."""
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+    with _opened(file) as db:
         ordered = db.execute("SELECT release FROM samples ORDER BY id").fetchall()
     return {release: place for place, (release,) in enumerate(ordered)}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[sqlite3.Connection]:
+    """Open a cache's file to read; raises CacheError where SQLite cannot."""
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+            yield db
+    except sqlite3.DatabaseError as error:
+        raise CacheError(
+            f"{file} cannot be read ({error}); `mobillm cache verify` says which rows are damaged"
+        ) from error

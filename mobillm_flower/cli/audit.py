@@ -29,6 +29,10 @@ def audit(
     json_file: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Write privacy against accuracy to this SVG file.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
+    own: Annotated[
+        Path | None,
+        typer.Option("--app", help="Of a run whose devices load their own rows: the app's folder, to ask it for them."),
+    ] = None,
 ) -> None:
     """Attack what a server holds under a run's or other settings, and say what it could learn."""
     import torch
@@ -37,7 +41,7 @@ def audit(
     from mobillm_flower.reports.audit import frontier_file
 
     stack = ExitStack()
-    audited = _subject(subject.expanduser(), config or [], stack)
+    audited = _subject(subject.expanduser(), config or [], stack, own)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -61,7 +65,7 @@ def audit(
         typer.echo(f"report: {relative(write_report(audited.run.path).resolve())}")
 
 
-def _subject(path: Path, config: Sequence[str], stack: ExitStack) -> Subject:
+def _subject(path: Path, config: Sequence[str], stack: ExitStack, app_of_run: Path | None = None) -> Subject:
     from mobillm_flower.audit.audit import Subject
     from mobillm_flower.config import load_settings
     from mobillm_flower.errors import SettingsError
@@ -72,7 +76,15 @@ def _subject(path: Path, config: Sequence[str], stack: ExitStack) -> Subject:
     if run.settings.is_file():
         if config:
             raise SettingsError("-c changes what a run was; audit its app or a settings file with -c instead")
-        return Subject(lambda words: load_settings(file=run.settings, overrides=words), run=run)
+        rows: list[str] = []
+        if app_of_run is not None:
+            number = load_settings(file=run.settings).data.num_devices
+            rows = stack.enter_context(gathered(read_app(app_of_run), [f"data.num-devices={number}"]))
+            if not rows:
+                raise SettingsError(f"--app {app_of_run}: its devices load no rows of their own; leave it out")
+        return Subject(lambda words: load_settings(file=run.settings, overrides=[*rows, *words]), run=run)
+    if app_of_run is not None:
+        raise SettingsError(f"--app goes with a run's folder, and {path} is none; name the app in its place")
     if (path / "pyproject.toml").is_file():
         app = read_app(path)
         own = stack.enter_context(gathered(app, config))  # rows that its devices load by themselves

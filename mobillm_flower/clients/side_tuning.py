@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from mobillm_flower.config import to_yaml
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.privacy.ledger_file import damaged
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.masked import open_masked_request, pack_masked
 from mobillm_flower.wire.messages import (
@@ -148,6 +150,9 @@ class SideTuningClient:
         def answer(message: Message, context: Context) -> Message:
             try:
                 content = handle(self._device(context), message)
+            except sqlite3.DatabaseError as error:
+                logger.warning("%s", damaged(error))
+                content = pack_refusal(told(damaged(error), context))
             except MobiLLMError as error:
                 if is_own(context):  # the server is not told all of it
                     logger.warning("%s: %s", type(error).__name__, error)

@@ -268,6 +268,8 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
             raise SettingsError(f"{shown}={value!r} must not hold ${{…}} or ???; write the value itself")
         if isinstance(value, list) and isinstance(item, bool):
             raise SettingsError(f"{shown}={value!r} holds a YAML boolean; put words such as 'yes' in quotes")
+        if isinstance(value, list) and not isinstance(item, str | int | float):
+            raise SettingsError(f"{shown}={value!r} holds a {type(item).__name__}; list words or numbers alone")
     if OmegaConf.is_list(current) and isinstance(value, str):  # Flower's run_config has no lists
         entries = list_entries(value)
         value = list_entries(entries[0]) if len(entries) == 1 else entries  # the whole list may be in quotes

@@ -53,14 +53,19 @@ def open_ledger(file: Path) -> sqlite3.Connection:
         db.execute("PRAGMA secure_delete=ON")
     except sqlite3.DatabaseError as error:
         db.close()
-        raise ReleaseRefused(
-            f"the device folder's ledger cannot be read ({type(error).__name__}); restore the folder, or remove it to "
-            "start as a new device, which promises nothing for what was released before"
-        ) from error
+        raise damaged(error) from error
     except ReleaseRefused:
         db.close()
         raise
     return db
+
+
+def damaged(error: sqlite3.DatabaseError) -> ReleaseRefused:
+    """Return what a device says where SQLite cannot read its ledger; pages that are read later may be damaged, too."""
+    return ReleaseRefused(
+        f"the device folder's ledger cannot be read ({type(error).__name__}); restore the folder, or remove it to "
+        "start as a new device, which promises nothing for what was released before"
+    )
 
 
 @contextlib.contextmanager

@@ -43,8 +43,15 @@ def write_report(run_path: str | Path, out: str | Path | None = None) -> Path:
     source = read_source(run_path)
     file = Path(out).expanduser() if out else source.run.folder.report
     try:
+        content = page(source)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RunFailed(
+            f"{source.run.folder.path}: a file holds something else than a run writes ({type(error).__name__}); move "
+            f"{source.run.folder.results.name} or {source.run.folder.audit.name} away, or see `mobillm --debug report`"
+        ) from error
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page(source), "utf-8")
+        file.write_text(content, "utf-8")
     except OSError as error:
         raise RunFailed(f"{file} cannot be written: {error.strerror}; name another file with --out") from error
     return file

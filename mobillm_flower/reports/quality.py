@@ -11,7 +11,16 @@ from mobillm_flower.reports.markup import Markup, element, join, paragraph, tabl
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.table import results_rows
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.runs.events import Epoch, Evaluation, Gates, ServerEvaluation, Stopped, Trained, TypeEvaluation
+from mobillm_flower.runs.events import (
+    Epoch,
+    Evaluation,
+    Gates,
+    ServerEvaluation,
+    Stopped,
+    Trained,
+    TypeEvaluation,
+    figures,
+)
 
 _REFERENCES = (
     ("tuned", "side-tuned"),
@@ -145,8 +154,8 @@ def _types(source: ReportSource) -> list[Markup]:
 
 
 def _measured(metrics: Mapping[str, Any]) -> str:
-    """Return an evaluation's metrics in words; a user's own function may return lists, which are left out."""
-    return ", ".join(f"{key} {value:.4f}" for key, value in metrics.items() if isinstance(value, int | float))
+    """Return an evaluation's metrics in words."""
+    return ", ".join(f"{key} {value:.4f}" for key, value in figures(metrics).items())
 
 
 def _evaluations(source: ReportSource) -> list[Markup]:

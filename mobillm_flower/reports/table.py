@@ -66,7 +66,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     evaluation = run.last(events.Evaluation)
     if evaluation:
         on = f"{evaluation.num_examples} samples, {evaluation.devices} devices"
-        for name, value in evaluation.metrics.items():
+        for name, value in events.figures(evaluation.metrics).items():
             add(f"{name}, on the devices", f"{value:.4f}", on)
     rows += _type_rows(run, references)
     prepared = run.last(events.Prepared)

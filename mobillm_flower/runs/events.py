@@ -42,6 +42,11 @@ OnEvent = Callable[[Event], None]
 """Called with each event as it happens."""
 
 
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return those metrics that are single numbers: a user's own function may return lists."""
+    return {name: value for name, value in metrics.items() if type(value) in (int, float)}
+
+
 # ---- a run's life ------------------------------------------------------------------------------------------------
 
 

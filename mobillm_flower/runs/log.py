@@ -7,13 +7,18 @@ field that has its default is left out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.runs.events import KINDS, Event, Other, own_fields
+
+_LATEST = 1e11  # a time in the 52nd century
 
 
 def encode(event: Event, *, time: float, run: str) -> bytes:
@@ -34,19 +39,41 @@ def decode(line: bytes | str) -> Event:
     Raises
     ------
     ValueError, TypeError, KeyError
-        It is no event.
+        It is no event, or a field holds another type than its kind has.
     """
     values = json.loads(line)
     kind, time, run = values.pop("event"), values.pop("time"), values.pop("run", "")
-    if not isinstance(kind, str) or not time >= 0:
+    if not isinstance(kind, str) or not isinstance(run, str) or not 0 <= time < _LATEST:
         raise TypeError("neither kind nor time")
     cls = KINDS.get(kind)
     if cls is None:
         return Other(kind, values, time=time, run=run)
     known, others = _sorted_out(cls, values)
+    for name, value in known.items():
+        if not _fits(value, _types(kind)[name]):
+            raise TypeError(f"{name} is a {type(value).__name__}")
     if "metrics" in (item.name for item in own_fields(cls)):
         known["metrics"] = others | known.get("metrics", {})
     return cls(**known, time=time, run=run)
+
+
+@functools.cache
+def _types(kind: str) -> dict[str, Any]:
+    return typing.get_type_hints(KINDS[kind])
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a field's type; a whole number is one of any kind."""
+    form, of = typing.get_origin(kind), typing.get_args(kind)
+    if form is types.UnionType:
+        return any(_fits(value, one) for one in of)
+    if form is list:
+        return isinstance(value, list) and all(_fits(item, of[0]) for item in value)
+    if form is Mapping:
+        return isinstance(value, dict) and all(_fits(item, of[1]) for item in value.values())
+    if kind is Any:
+        return True
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

@@ -160,7 +160,7 @@ class _Reader:
             case events.Trained():
                 status.phase = "evaluating"
             case events.Evaluation():
-                status.metrics = dict(event.metrics)
+                status.metrics = events.figures(event.metrics)
             case events.Finished():
                 status.phase, status.reason = event.outcome, event.reason
             case events.NodeRefused():

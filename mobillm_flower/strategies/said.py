@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from mobillm_flower.runs.events import Evaluation
+from mobillm_flower.runs.events import Evaluation, figures
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 
@@ -33,8 +33,8 @@ def copied_log(folder: RunFolder) -> Iterator[None]:
 def log_result(folder: RunFolder) -> None:
     """Log, as the last line of a run, its metric and where its folder and report are."""
     last = read_run(folder.path).session.last(Evaluation)
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in last.metrics.items()) if last else ""
-    said = f"{figures} on {last.num_examples:,} test samples of {last.devices} devices" if last and figures else "done"
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures(last.metrics).items()) if last else ""
+    said = f"{shown} on {last.num_examples:,} test samples of {last.devices} devices" if last and shown else "done"
     logger.info("%s. Run folder: %s. For its report: mobillm report %s", said, folder.path, folder.path)
 
 

@@ -118,10 +118,7 @@ def _of_columns(columns: Mapping[str, list[Any]], split: str) -> datasets.Datase
     """Return columns as a data set; one of several types becomes one of texts."""
     made = {}
     for name, values in columns.items():
-        plain = [
-            value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value for value in values
-        ]
-        plain = [None if type(value).__name__ in ("NAType", "NaTType") else value for value in plain]
+        plain = [_plain(value) for value in values]
         try:
             made[name] = pa.array(plain, from_pandas=True)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):

@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mobillm_flower import SideTuningClient
 from mobillm_flower.audit.audit import Subject, run_audit
 from mobillm_flower.audit.draw import QUICK, Draw, draw, load_devices
+from mobillm_flower.audit.run_uploads import run_uploads
+from mobillm_flower.backbones import load_backbone
+from mobillm_flower.cli.audit import _subject
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.launch import read_app
+from mobillm_flower.launch.own_rows import app_loader
 from mobillm_flower.reports import write_report
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, refused
-from tests.support.runs import tiny_config, tiny_run
+from tests.support.runs import NUM_DEVICES, run, tiny_config, tiny_run
 from tests.support.tiny_models import save_tiny
 
 
@@ -249,3 +256,47 @@ def test_too_few_samples_are_refused() -> None:
 def test_what_cannot_be_audited_is_refused(audited: Any, tmp_path: Path) -> None:
     assert "is no run's folder, settings file or app's folder" in refused("audit", tmp_path / "nothing")
     assert "-c changes what a run was" in refused("audit", audited[0], "-c", "privacy.label-epsilon=1")
+
+
+OWN = """
+from mobillm_flower import SideTuningClient
+
+WORDS = "cat dog mat sat ran good bad first day parcel".split()
+
+
+def rows(context):
+    number = int(context.node_config["partition-id"])
+    held = [{"text": f"the {WORDS[i % 10]} {WORDS[(i * 3 + number) % 10]}", "intent": "ab"[i % 2]} for i in range(24)]
+    return held, held[:4]
+
+
+app = SideTuningClient(load_data=rows).app
+"""
+PROJECT = """
+[tool.flwr.app.components]
+serverapp = "own_rows_app:app"
+clientapp = "own_rows_app:app"
+[tool.flwr.app.config]
+settings = "task.labels=a,b data.label-column=intent data.num-devices=3"
+"""
+
+
+def test_a_run_whose_devices_load_their_own_rows_is_audited_by_its_app(tmp_path: Path) -> None:
+    folder, backbone = tmp_path / "app", save_tiny(tmp_path / "backbone", "bert")
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(PROJECT, "utf-8")
+    (folder / "own_rows_app.py").write_text(OWN, "utf-8")
+    config = tiny_config(tmp_path / "run", backbone, task__labels="a,b", data__num_devices=NUM_DEVICES)
+    load = app_loader(read_app(folder))
+    run(config, app=SideTuningClient(load).app)
+    with ExitStack() as stack:
+        subject = _subject(tmp_path / "run", [], stack, folder)
+        assert subject.run is not None
+        settings = subject.settings(["data.max-samples=0"])
+        devices = load_devices(settings)
+        drawn, loaded = draw(devices, QUICK, seed=0), load_backbone(str(backbone), device="cpu")
+        copy = tmp_path / "copy"
+        given = stack.enter_context(run_uploads(subject.run, settings, devices, drawn, loaded, copy))
+        assert given is not None
+        assert len(given[0].rows) == len(given[0].samples) > 0
+    assert "--app goes with a run's folder" in refused("audit", folder, "--app", folder)

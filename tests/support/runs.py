@@ -33,12 +33,12 @@ def tiny_config(folder: Path, backbone: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
-def run(config: dict[str, Any], **grid_options: Any) -> Any:
-    """Run to the end, devices and all; returns the strategy."""
+def run(config: dict[str, Any], *, app: Any = None, **grid_options: Any) -> Any:
+    """Run to the end, devices and all, of this ClientApp or the usual one; returns the strategy."""
     nodes = [{"partition-id": i, "num-partitions": NUM_DEVICES} for i in range(NUM_DEVICES)]
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
-    strategy.start(LocalGrid(SideTuningClient().app, nodes, config, **grid_options), ArrayRecord())
+    strategy.start(LocalGrid(app or SideTuningClient().app, nodes, config, **grid_options), ArrayRecord())
     return strategy
 
 

@@ -15,7 +15,31 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.log import EventReader, decode, encode
 from mobillm_flower.runs.record import read_run
 
-SAMPLES: dict[str, Any] = {"str": "a", "int": 3, "float": 0.5, "bool": True, "Path": Path("run")}
+SAMPLES: dict[str, Any] = {
+    "str": "a",
+    "int": 3,
+    "float": 0.5,
+    "bool": True,
+    "list[float]": [0.25, 1],
+    "list[str]": ["a"],
+    "Mapping[str, Any]": {"loss": [1, 2]},
+    "Mapping[str, int]": {"a": 1},
+    "Mapping[str, str]": {"a": "b"},
+    "Mapping[str, list[int]]": {"a": [1, 2]},
+    "Path": Path("run"),
+}
+WRONG: dict[str, list[Any]] = {
+    "str": [7, ["a"]],
+    "int": [1.5, True, "1"],
+    "float": ["1", True, []],
+    "bool": [1, "true"],
+    "list[float]": [["a"], {}, "a"],
+    "list[str]": [[1], "a"],
+    "Mapping[str, Any]": [[], "a", 7],
+    "Mapping[str, int]": [{"a": "b"}, {"a": 1.5}],
+    "Mapping[str, str]": [{"a": 1}, "a"],
+    "Mapping[str, list[int]]": [{"a": 1}, {"a": [None]}],
+}
 
 
 def sample(cls: type[events.Event]) -> events.Event:
@@ -23,7 +47,7 @@ def sample(cls: type[events.Event]) -> events.Event:
     values: dict[str, Any] = {}
     for item in events.own_fields(cls):
         kind = str(item.type).removesuffix(" | None")
-        values[item.name] = {"layers": [1, 2]} if kind.startswith("Mapping") else SAMPLES.get(kind, [0.25, 0.75])
+        values[item.name] = SAMPLES[kind]
     return cls(**values)
 
 
@@ -33,6 +57,23 @@ def test_each_kind_is_read_as_it_was_written(kind: str) -> None:
     line = encode(event, time=12.5, run="7")
     assert list(json.loads(line))[:3] == ["time", "event", "run"]
     assert decode(line) == dataclasses.replace(event, time=12.5, run="7")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in events.KINDS if kind not in ("folder-seen", "other")])
+def test_a_field_of_another_type_is_no_event(kind: str) -> None:
+    """Readers add up, sort and print what fields hold."""
+    line = json.loads(encode(sample(events.KINDS[kind]), time=12.5, run="7"))
+    for item in events.own_fields(events.KINDS[kind]):
+        for other in WRONG[str(item.type).removesuffix(" | None")]:
+            with pytest.raises(TypeError, match=f"{item.name} is a"):
+                decode(json.dumps({**line, item.name: other}))
+
+
+@pytest.mark.parametrize("head", [{"time": "1"}, {"time": None}, {"time": float("inf")}, {"run": 7}, {"event": 7}])
+def test_a_line_without_a_time_or_kind_is_no_event(head: dict[str, object]) -> None:
+    line = json.loads(encode(events.Stopped("a"), time=12.5, run="7"))
+    with pytest.raises(TypeError, match=r"neither kind nor time|not supported"):
+        decode(json.dumps(line | head))
 
 
 def test_fields_are_written_in_one_key_style_and_defaults_are_left_out() -> None:
