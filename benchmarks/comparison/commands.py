@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,10 @@ Work = Annotated[Path, typer.Option(help="Where finished runs are kept; the same
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
 Devices = Annotated[int, typer.Option(min=1, help="Devices of the fleet.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds of a peer.")]
+Before = Annotated[
+    Path | None,
+    typer.Option("--from", exists=True, dir_okay=False, help="Take finished runs from what --json wrote before."),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="Minutes: three methods, no trials, one seed, three devices.")]
 QuickVariants = Annotated[bool, typer.Option("--quick", help="Minutes: two variants, one seed, three devices.")]
 Precision = Annotated[str, typer.Option(help="Of every method's backbone; bf16 is faster on processors that have it.")]
@@ -51,17 +56,26 @@ def cost_to_target(
     down_mbit: DownMbit = 50.0,
     slowdown: Slowdown = 1.0,
     quick: Quick = False,
+    before: Before = None,
     json_file: JsonFile = None,
     page: PageFile = None,
 ) -> None:
     """Measure what a device pays until a target is reached: side-tuning and its peers, IID and Dirichlet 0.1."""
+    from benchmarks.comparison.restore import restore
     from mobillm_flower.evaluation.compare.cost_to_target import Link
     from mobillm_flower.evaluation.compare.cost_to_target import cost_to_target as measured
     from mobillm_flower.evaluation.compare.curves import draw_curves
 
     plan = _plan(_tasks(tasks, data), Words(methods, work, seeds, devices, rounds, precision, quick=quick))
     link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
-    show(measured(plan, draw_curves(plan, say=say), link), json_file, page)
+    result = json.loads(before.read_text("utf-8")) if before else None
+    taken = restore(result, plan) if result else {}
+    for task, names in taken.items():
+        say(f"{task}: runs of {', '.join(names)} are taken from {before}")
+    report = measured(plan, draw_curves(plan, say=say), link)
+    if result and taken:
+        report.settings["runs taken over"] = {"commit": result["commit"], "methods": taken}
+    show(report, json_file, page)
 
 
 @app.command(name="quality-under-budget")
@@ -294,7 +308,7 @@ def _variants(
     quick: bool,
 ) -> Report:
     from benchmarks.comparison.variants import bench_variants
-    from mobillm_flower.evaluation.compare.methods import PAE
+    from mobillm_flower.evaluation.compare.methods import BY_STEPS
 
     (result,) = _tasks(task, data)
     return bench_variants(
@@ -303,7 +317,7 @@ def _variants(
         dict(list(variants.items())[:2]) if quick else variants,
         seeds=range(1 if quick else seeds),
         num_devices=3 if quick else devices,
-        common={**PAE, **(_QUICK_SETTINGS if quick else {})},
+        common={**BY_STEPS, **(_QUICK_SETTINGS if quick else {})},
         work=work,
         say=say,
     )

@@ -36,8 +36,10 @@ from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 APP = Path(__file__).parent / "app"
 CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
 """Rounds after which a peer's model is measured, beside its last and every fifth."""
-SIDE_TUNING = ("pae", "mobillm", "fed", UPPER_LAYERS)
-"""Methods that are named as their presets."""
+ADDITIVE = "additive"
+"""Side-tuning as `pae`, with a side network of adapters that the server trains by steps."""
+SIDE_TUNING = ("pae", ADDITIVE, "mobillm", "fed", UPPER_LAYERS)
+"""Methods that are named as their presets, and `ADDITIVE`."""
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
 
@@ -123,7 +125,7 @@ class Cell:
             **partition_words(self.partition),
             "data.seed": str(self.seed),
             "run.seed": str(self.seed),
-            **({"preset": self.method} if self.method in SIDE_TUNING else peer),
+            **({"preset": _preset(self.method)} if self.method in SIDE_TUNING else peer),
             **self.settings,
         }
         return [f"{key}={value}" for key, value in words.items()]
@@ -159,6 +161,10 @@ class Cell:
     def tidy(self, work: Path) -> None:
         """Delete what is large of a run whose points are known."""
         RunFolder(self.folder(work)).delete_bulk()
+
+
+def _preset(method: str) -> str:
+    return "pae" if method == ADDITIVE else method
 
 
 def _central(settings: Settings) -> list[Point]:

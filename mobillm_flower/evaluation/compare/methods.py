@@ -6,22 +6,32 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
-from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA
+from mobillm_flower.evaluation.compare.cells import ADDITIVE, CENTRAL_LORA
 from mobillm_flower.evaluation.compare.curves import Method
 
-METHODS = ("pae", UPPER_LAYERS, "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
+METHODS = (
+    "pae",
+    ADDITIVE,
+    UPPER_LAYERS,
+    "fed-lora",
+    "fed-bitfit",
+    "fed-kseed",
+    "split-fed",
+    "upload-all",
+    CENTRAL_LORA,
+)
 QUICK = ("pae", "fed-lora", CENTRAL_LORA)
 """What is compared for a look in minutes."""
-PAE = {
+BY_STEPS = {
     "rounds.window": "256",
     "loss.name": "logit",
     "trainer.batch-size": "32",
     "side-network.codec": "int8",
     "side-network.name": "low-rank",
 }
-"""Side-tuning's settings, beside its preset's."""
-PAE_OF_PAIRS = {"activations.bi-encoder": "true", "activations.pivot": "mean"}
-"""What it adds where samples are pairs of texts."""
+"""Settings of side-tuning that trains by steps, beside its preset's."""
+OF_PAIRS = {"activations.bi-encoder": "true", "activations.pivot": "mean"}
+"""What side-tuning adds where samples are pairs of texts."""
 _CENTRAL_EPOCHS = 10
 
 
@@ -33,15 +43,17 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rounds : int
         Of a peer; a trial has a third of them.
     names : sequence of str
-        Of `METHODS`; also `fed`, side-tuning without barrier, with the settings of `pae`, and `mobillm`.
+        Of `METHODS`; also `fed`, side-tuning without barrier, and `mobillm`.
     trials : bool
-        Whether to choose among three learning rates; else the middle one is taken.
+        Whether to choose among three learning rates; else the middle one is taken. `pae` and `fed` have none: their
+        side network is the default one, a closed form.
     """
     peer, fewer = {"rounds.num-rounds": str(rounds)}, {"rounds.num-rounds": str(max(1, rounds // 3))}
     epochs = str(min(rounds, _CENTRAL_EPOCHS))
     rate, rates = "peer.learning-rate", _trials("trainer.learning-rate", "1e-3", "2e-3", "4e-3")
     made = [
-        *(Method(name, PAE, rates, {}, PAE_OF_PAIRS) for name in ("pae", "fed")),
+        *(Method(name, {"rounds.window": "256"}, [{}], {}, OF_PAIRS) for name in ("pae", "fed")),
+        Method(ADDITIVE, BY_STEPS, rates, {}, OF_PAIRS),
         Method("mobillm", {"rounds.window": "256"}, rates, {}),
         Method(UPPER_LAYERS, {"rounds.window": "256"}, rates, {}),  # the preset has the rest
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),
@@ -56,7 +68,8 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
         ),
         Method(CENTRAL_LORA, {"rounds.num-rounds": epochs}, _trials(rate, "5e-4", "1e-3", "2e-3"), {}),
     ]
-    return [replace(one, trials=one.trials if trials else one.trials[1:2]) for one in made if one.name in names]
+    asked = [one for one in made if one.name in names]
+    return asked if trials else [replace(one, trials=[one.trials[len(one.trials) // 2]]) for one in asked]
 
 
 def _trials(setting: str, *values: str) -> list[dict[str, str]]:

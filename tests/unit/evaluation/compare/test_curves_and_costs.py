@@ -48,10 +48,10 @@ def curves(*central: Point) -> dict[str, TaskCurves]:
 @pytest.mark.parametrize(
     ("method", "best_rate", "tried", "chosen"),
     [
-        ("pae", 0.002, ["1e-3", "2e-3", "4e-3"], "2e-3"),
-        ("pae", 0.016, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.016"),
-        ("pae", 0.0005, ["1e-3", "2e-3", "4e-3", "0.0005", "0.00025"], "0.0005"),
-        ("pae", 1.0, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.032"),  # six trials at most
+        ("additive", 0.002, ["1e-3", "2e-3", "4e-3"], "2e-3"),
+        ("additive", 0.016, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.016"),
+        ("additive", 0.0005, ["1e-3", "2e-3", "4e-3", "0.0005", "0.00025"], "0.0005"),
+        ("additive", 1.0, ["1e-3", "2e-3", "4e-3", "0.008", "0.016", "0.032"], "0.032"),  # six trials at most
         ("fed-lora", 0.016, ["2e-3", "4e-3", "8e-3"], "8e-3"),  # a trial is shorter than a run
         ("fed-lora", 0.001, ["2e-3", "4e-3", "8e-3", "0.001", "0.0005"], "0.001"),
     ],
@@ -141,10 +141,11 @@ def test_a_page_of_a_protocol(tmp_path: Path) -> None:
     assert "http" not in page.split("<style>")[1].split("</style>")[1].replace("http://www.w3.org", "")
 
 
-def test_every_method_has_as_many_trials() -> None:
-    made = methods(9, METHODS)
-    assert [method.name for method in made] == list(METHODS)
-    assert {len(method.trials) for method in made} == {3}
+def test_every_method_with_a_learning_rate_has_as_many_trials() -> None:
+    made = {method.name: method for method in methods(9, METHODS)}
+    assert list(made) == list(METHODS)
+    assert made.pop("pae").trials == [{}]
+    assert {len(method.trials) for method in made.values()} == {3}
     assert {len(method.trials) for method in methods(9, METHODS, trials=False)} == {1}
 
 
@@ -156,7 +157,7 @@ def test_settings_of_a_method_are_settings(tmp_path: Path, name: str) -> None:
         cell = Cell(compared_task("phone-messages"), name, "alpha=0.1", 1, 4, "validation", words)
         found = load_settings(overrides=cell.words(tmp_path))
         assert (found.data.num_devices, found.data.alpha, found.run.seed) == (4, 0.1, 1)
-        assert found.strategy == {"central-lora": "fed-lora", "upper-layers": "pae"}.get(name, name)
+        assert found.strategy == {"central-lora": "fed-lora", "upper-layers": "pae", "additive": "pae"}.get(name, name)
 
 
 def test_a_cell_is_known_by_everything_that_shapes_it() -> None:
