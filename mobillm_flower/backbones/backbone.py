@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
+from mobillm_flower.backbones.label_words import Beginning, LabelWords
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.tokenizers import require_embedded
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -64,6 +65,8 @@ class Backbone:
         Weight [K, d_b] and bias [K] (or None) that turn the last token's final state into the base logits.
     class_order : tuple of int
         Which of the logits that these two give is each class's; empty: they are in order.
+    label_words : LabelWords or None
+        Words that the predictor scores by all of their tokens; None: its logits are the base logits.
     decoder_start : int or None
         First token of the decoder where the model is an encoder-decoder: the one token whose states are kept.
     token_budget : int
@@ -98,6 +101,7 @@ class Backbone:
         engine: Engine | None = None,
         plan: MemoryPlan | None = None,
         class_order: tuple[int, ...] = (),
+        label_words: LabelWords | None = None,
     ) -> None:
         self.model = model
         self.stack = stack
@@ -107,7 +111,7 @@ class Backbone:
         self.token_budget = token_budget
         self.device = device
         self.predictor = predictor
-        self.label_head, self.class_order = label_head, list(class_order)
+        self.label_head, self.class_order, self.label_words = label_head, list(class_order), label_words
         self.decoder_start = decoder_start
         self.language_model, self.head = language_model, head
         self.plan = plan
@@ -142,8 +146,10 @@ class Backbone:
     def check_length(self, max_length: int) -> None:
         """Raise SettingsError where `max_length` is beyond the model's positions."""
         positions = self.positions
-        if positions and max_length > positions:
-            raise SettingsError(f"task.max-length={max_length}, but {self.info.name} has {positions} positions")
+        longest = len(self.label_words.beginnings[-1]) if self.label_words else 0
+        if positions and max_length + longest > positions:
+            words = f" and label words {longest + 1}" if longest else ""
+            raise SettingsError(f"task.max-length={max_length}{words}, but {self.info.name} has {positions} positions")
 
     def extract(
         self,
@@ -175,7 +181,24 @@ class Backbone:
             The accelerator's memory does not suffice, not even with half the token budget, which is tried once and
             then kept.
         """
-        work = partial(self._extract, samples, layers=layers, select=PIVOTS[pivot], transform=transform, kept=kept)
+        read = partial(self._within_memory, layers=layers, select=PIVOTS[pivot], transform=transform, kept=kept)
+        words = self.label_words
+        if words is None:
+            return read(samples)
+        last = partial(self._within_memory, layers=[self.info.depth], select=PIVOTS["last"])
+        result = read(samples)
+        if result.base_logits is None:
+            return result
+        after: dict[Beginning, Tensor] = {(): result.base_logits}
+        for beginning in words.beginnings[1:]:
+            longer = last([{"input_ids": [*sample["input_ids"], *beginning]} for sample in samples])
+            assert longer.base_logits is not None
+            after[beginning] = longer.base_logits
+        return replace(result, base_logits=words.scores(after))
+
+    def _within_memory(self, samples: Sequence[dict[str, list[int]]], **what: Any) -> Extraction:
+        """Run samples forward, with half the token budget where the accelerator's memory does not suffice."""
+        work = partial(self._extract, samples, **what)
         try:
             return work()
         except torch.OutOfMemoryError:
@@ -202,8 +225,8 @@ class Backbone:
         *,
         layers: Sequence[int],
         select: Pivot,
-        transform: Callable[[Tensor], Tensor] | None,
-        kept: Sequence[slice] | None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        kept: Sequence[slice] | None = None,
     ) -> Extraction:
         activations: list[Tensor | None] = [None] * len(samples)
         logits: list[Tensor | None] = [None] * len(samples)
@@ -216,7 +239,10 @@ class Backbone:
                 sample = pivots[row, :length][kept[i] if kept else slice(None)].float().cpu()
                 activations[i] = transform(sample) if transform else sample
                 if batch_logits is not None:
-                    logit = batch_logits[row].float().cpu()
+                    logit = batch_logits[row].float()
+                    if self.label_words:
+                        logit = torch.log_softmax(logit, 0)[self.label_words.distinct]
+                    logit = logit.cpu()
                     logits[i] = logit[self.class_order] if self.class_order else logit
         rows = [logit for logit in logits if logit is not None]
         return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mobillm_flower.backbones.describe import is_causal
+from mobillm_flower.backbones.label_words import FirstTokens, LabelWords, LastToken, first_tokens, label_tokens
 from mobillm_flower.backbones.model_folder import reading
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.model_on_disk import OnDisk, load_from_disk
@@ -38,7 +39,7 @@ class Checkpoint:
         The bare model.
     base_prediction : str
         As in `BackboneInfo`.
-    predictor, label_head, language_model, class_order
+    predictor, label_head, language_model, class_order, label_words
         As in `Backbone`.
     disk : OnDisk or None
         The weights that stayed on disk.
@@ -51,20 +52,7 @@ class Checkpoint:
     language_model: nn.Module | None = None
     disk: OnDisk | None = None
     class_order: tuple[int, ...] = ()
-
-
-class _LabelWords(nn.Linear):
-    """The label words' rows of an LM head, in float32, in the head's place: the model's own scaling comes after it."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(weight.shape[1], len(weight), bias=bias is not None, device="meta")
-        self.weight = nn.Parameter(weight.float())
-        if bias is not None:
-            self.bias = nn.Parameter(bias.float())
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits [..., K] float32."""
-        return super().forward(hidden.float())
+    label_words: LabelWords | None = None
 
 
 def load_checkpoint(
@@ -95,6 +83,9 @@ def load_checkpoint(
             f"{folder.name} ({config.model_type}) predicts no next token: task.kind=language-modelling needs a causal "
             "model, such as OPT, GPT-2, Llama or Qwen"
         )
+    if options.whole_words and options.label_words and (config.is_encoder_decoder or options.streamed):
+        what = "an encoder-decoder" if config.is_encoder_decoder else "layers that are streamed"
+        raise UnsupportedError(f"{folder.name}: task.whole-label-words=true does not work with {what}; set it to false")
     with reading(folder, f"weights as {config.model_type}"):
         whole, checkpoint = _predicting(folder, config, tokenizer, options, device)
     if options.precision not in PACKED and not options.streamed:
@@ -116,9 +107,14 @@ def _predicting(
     if options.label_words and is_causal(config):
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         whole, disk = _complete(kind, folder, arguments, options.streamed)
-        ids = label_token_ids(tokenizer, options.label_words)
+        tokens = label_tokens(tokenizer, options.label_words, spaced=options.spaced(tokenizer))
+        if options.whole_words:
+            whole.set_output_embeddings(LastToken(whole, [word[0] for word in tokens]))
+            words = LabelWords(tuple(map(tuple, tokens)))
+            return whole, Checkpoint(_bare(whole), "label-words", predictor=whole, label_words=words)
+        ids = first_tokens(options.label_words, tokens)
         rows = disk.output_rows(ids) if disk else _rows(whole.get_output_embeddings(), ids)
-        whole.set_output_embeddings(_LabelWords(*rows))
+        whole.set_output_embeddings(FirstTokens(*rows))
         if hasattr(whole, "final_logits_bias"):  # of BART and its kin
             whole.final_logits_bias = whole.final_logits_bias[:, ids]
         return whole, Checkpoint(_bare(whole), "label-words", predictor=whole, disk=disk)
@@ -225,21 +221,3 @@ def _complete(kind: Any, folder: Path, arguments: dict[str, Any], streamed: bool
         f"{folder.name}: its configuration names {named}, but {lack}; a random head predicts nothing: give the whole "
         "checkpoint, or remove `architectures` from its config.json to use the bare backbone"
     )
-
-
-def label_token_ids(tokenizer: Any, label_words: Sequence[str]) -> list[int]:
-    """Return the first token of each label word as it follows a space.
-
-    Raises
-    ------
-    SettingsError
-        Two words begin with the same token, so that the model cannot tell them apart.
-    """
-    ids = [tokenizer(" " + word.strip(), add_special_tokens=False)["input_ids"][0] for word in label_words]
-    for i, token in enumerate(ids):
-        if token in ids[:i]:
-            raise SettingsError(
-                f"task.label-words: {label_words[i]!r} and {label_words[ids.index(token)]!r} begin with the same "
-                "token; choose words that differ in their first token"
-            )
-    return ids

@@ -174,7 +174,7 @@ def base_logits(
     if not predicts:
         return None
     logits: Tensor = output.logits
-    return logits if logits.dim() == 2 else logits[rows, last]
+    return logits if logits.dim() == 2 else logits[rows, last.clamp(max=logits.shape[1] - 1)]  # or the last alone
 
 
 def output_mask(inputs: Mapping[str, Tensor]) -> Tensor:

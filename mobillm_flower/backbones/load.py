@@ -40,6 +40,8 @@ def load_backbone(
     labels: Sequence[str] = (),
     label_words: Sequence[str] = (),
     language_model: bool = False,
+    whole_words: bool = False,
+    word_after: str = "text",
     plan: MemoryPlan | None = None,
     engine: str = "torch",
 ) -> Backbone:
@@ -65,6 +67,11 @@ def load_backbone(
         One word a label; a causal model then predicts p_b from the first token of each word.
     language_model : bool
         Keep the language-model head, to predict tokens.
+    whole_words : bool
+        Predict p_b from all tokens of each label word: one more forward pass for each beginning of a word.
+    word_after : {"text", "space", "chat"}
+        What a label word follows: after a text it begins with a space; after white space it does not, nor as an answer
+        in the model's chat template.
     plan : MemoryPlan, optional
         From `plan_memory`: how it runs within a memory budget. Its tokens replace `token_budget`.
     engine : {"torch", "onnx"}
@@ -87,6 +94,8 @@ def load_backbone(
             labels=tuple(labels),
             label_words=tuple(label_words),
             language_model=language_model,
+            whole_words=whole_words,
+            word_after=word_after,
             plan=plan,
             engine=engine,
         )
@@ -101,6 +110,7 @@ def load_with(options: LoadOptions) -> Backbone:
             precision=options.precision,
             device=options.device,
             memory_budget=options.plan is not None,
+            whole_words=options.whole_words,
         )
         return onnx_backbone(options, load_with)
     folder = resolve_folder(options.name, options.revision)
@@ -164,6 +174,7 @@ def _assembled(
         predictor=checkpoint.predictor,
         label_head=checkpoint.label_head,
         class_order=checkpoint.class_order,
+        label_words=checkpoint.label_words,
         decoder_start=decoder_start(config),
         token_budget=options.token_budget if plan is None else plan.tokens,
         device=device,

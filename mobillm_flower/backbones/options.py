@@ -26,6 +26,18 @@ class PredictedTask(Protocol):
         """One word a label, or none."""
 
     @property
+    def whole_words(self) -> bool:
+        """Whether all of a label word's tokens count."""
+
+    @property
+    def prompt(self) -> str:
+        """Template that the texts are filled into, or nothing."""
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether the prompt is a user's message in the model's chat template."""
+
+    @property
     def per_token(self) -> bool:
         """Whether tokens are predicted."""
 
@@ -46,6 +58,10 @@ class LoadOptions:
         Most tokens of a forward batch, padding included.
     num_labels, labels, label_words, language_model : int, tuple of str, tuple of str, bool
         What the backbone predicts by itself; see `for_task`.
+    whole_words : bool
+        Whether all of a label word's tokens count, or the first.
+    word_after : {"text", "space", "chat"}
+        What a label word follows; after a text it begins with a space.
     engine : str
         "torch" or "onnx".
     plan : MemoryPlan, optional
@@ -62,6 +78,8 @@ class LoadOptions:
     labels: tuple[str, ...] = ()
     label_words: tuple[str, ...] = ()
     language_model: bool = False
+    whole_words: bool = False
+    word_after: str = "text"
     engine: str = "torch"
     plan: MemoryPlan | None = None
 
@@ -91,4 +109,11 @@ class LoadOptions:
             labels=tuple(task.labels),
             label_words=tuple(task.label_words),
             language_model=task.per_token,
+            whole_words=task.whole_words,
+            word_after="chat" if task.chat_template else "space" if task.prompt[-1:].isspace() else "text",
         )
+
+    def spaced(self, tokenizer: Any) -> bool:
+        """Whether a label word begins with a space: not after white space, nor where an answer begins in a chat."""
+        answers = self.word_after == "chat" and getattr(tokenizer, "chat_template", None)
+        return not answers and self.word_after != "space"

@@ -58,8 +58,8 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError("data.partition-column='' must be named when data.partition=natural")
 
 
-def check_engine(engine: str, *, precision: str, device: str, memory_budget: bool) -> None:
-    """Refuse number formats, devices and a memory budget that ONNX Runtime does not take here.
+def check_engine(engine: str, *, precision: str, device: str, memory_budget: bool, whole_words: bool) -> None:
+    """Refuse number formats, devices, label words and a memory budget that ONNX Runtime does not take here.
 
     Parameters
     ----------
@@ -67,6 +67,8 @@ def check_engine(engine: str, *, precision: str, device: str, memory_budget: boo
         Values of `backbone.engine`, `backbone.precision` and `backbone.device`.
     memory_budget : bool
         Whether the backbone must run within one.
+    whole_words : bool
+        Value of `task.whole-label-words`.
     """
     if engine != EngineName.onnx:
         return
@@ -76,6 +78,8 @@ def check_engine(engine: str, *, precision: str, device: str, memory_budget: boo
         raise SettingsError(f"backbone.device={device!r} must be auto or cpu with backbone.engine=onnx")
     if memory_budget:
         raise SettingsError("backbone.memory-budget-mib must be 0 with backbone.engine=onnx, which streams no layers")
+    if whole_words:
+        raise SettingsError("task.whole-label-words must be false with backbone.engine=onnx")
 
 
 def _check_engine(settings: Settings) -> None:
@@ -86,6 +90,7 @@ def _check_engine(settings: Settings) -> None:
         precision=backbone.precision,
         device=backbone.device,
         memory_budget=backbone.memory_budget_mib > 0,
+        whole_words=settings.task.whole_label_words,
     )
     if backbone.engine == EngineName.torch:
         return

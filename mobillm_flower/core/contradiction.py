@@ -37,12 +37,12 @@ class Judgement:
     ----------
     contradicted : ndarray
         [G] bool: its targets are not of the others' rule.
-    confirmed : ndarray
-        [G] bool: they surely are.
+    doubted : ndarray
+        [G] bool: they likely are not, and are not contradicted.
     """
 
     contradicted: np.ndarray
-    confirmed: np.ndarray
+    doubted: np.ndarray
 
 
 def judge(rows: Tensor, targets: Tensor, groups: np.ndarray, num_groups: int) -> Judgement:
@@ -73,8 +73,8 @@ def judge(rows: Tensor, targets: Tensor, groups: np.ndarray, num_groups: int) ->
             if (others := among & ~own).any():
                 middle = wanted[others].mean(0)
                 across[group] = _slope(s - middle, t - middle, least)
-        fresh, confirmed = _verdicts(within, across)
-        judgement = Judgement(fresh, confirmed & ~fresh)
+        fresh, doubted = _verdicts(within, across)
+        judgement = Judgement(fresh, doubted & ~fresh)
         if (fresh == contradicted).all() or 2 * fresh.sum() >= num_groups:
             break
         contradicted = fresh
@@ -84,8 +84,8 @@ def judge(rows: Tensor, targets: Tensor, groups: np.ndarray, num_groups: int) ->
 
 
 def _verdicts(within: np.ndarray, across: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which groups are contradicted and which confirmed, of (slope, standard error) each, NaN where unknown."""
-    contradicted, confirmed = (np.zeros(len(within), bool) for _ in range(2))
+    """Return which groups are contradicted and which doubted, of (slope, standard error) each, NaN where unknown."""
+    contradicted, doubted = (np.zeros(len(within), bool) for _ in range(2))
     for slopes, bound in ((within, _HALF), (across, -_OPPOSITE)):
         known = slopes[~np.isnan(slopes[:, 0])]
         if not len(known):
@@ -95,8 +95,8 @@ def _verdicts(within: np.ndarray, across: np.ndarray) -> tuple[np.ndarray, np.nd
             continue
         slope, wide = slopes.T
         contradicted |= slope + _CERTAIN * wide < bound * middle  # False of NaN
-        confirmed |= slope - _LIKELY * wide > _HALF * middle
-    return contradicted, confirmed
+        doubted |= slope + _LIKELY * wide < _HALF * middle
+    return contradicted, doubted
 
 
 def _slope(predicted: Tensor, wanted: Tensor, least: float) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from torch import nn
 from mobillm_flower.backbones import load_tokenizer
 from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
+from mobillm_flower.backbones.label_words import LabelWords, label_tokens
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.clients.releases import samples_at_once
 from mobillm_flower.config import Settings
@@ -185,7 +187,8 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     if spec.layers_above and not contract.label_words:  # nothing above the cut runs, unless the model predicts
         run, _ = skeleton(named.name, revision=named.revision, layers=spec.layers[-1])
     of_sample = _sample_flops(run, longest)
-    flops = sum(count * of_sample(tokens) for count, tokens in batches)
+    beginnings = _beginnings(settings, contract)
+    flops = sum(count * of_sample(tokens + more) for count, tokens in batches for more in beginnings)
     widest = max(batches, key=lambda batch: batch[0] * batch[1])
     peak = dry_run(run, batch=widest[0], tokens=widest[1]).peak_bytes
     if PIVOTS[spec.pivot].per_token:
@@ -268,6 +271,16 @@ def _drawn(lengths: Sequence[int], count: int) -> list[int]:
     places = np.linspace(0, len(lengths) - 1, count) if count > 1 else [len(lengths) - 1]
     ordered = sorted(lengths)
     return [ordered[round(float(place))] for place in places]
+
+
+def _beginnings(settings: Settings, contract: TaskContract) -> list[int]:
+    """Return the tokens that follow a text in each of its forward passes: none, and of whole label words some."""
+    if not contract.whole_words:
+        return [0]
+    tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
+    options = LoadOptions(settings.backbone.name).for_task(contract)
+    tokens = label_tokens(tokenizer, contract.label_words, spaced=options.spaced(tokenizer))
+    return [len(one) for one in LabelWords(tuple(map(tuple, tokens))).beginnings]
 
 
 def _sample_flops(model: nn.Module, longest: int) -> Callable[[int], float]:

@@ -97,7 +97,7 @@ def _table(devices: Sequence[DeviceRecord]) -> Markup:
         note += (
             " Loss and agreement: of the trained side network on the device's cached samples; a loss far above the "
             "others' may mean wrong labels, or data unlike the others'. Samples that are not trained on: those of the "
-            "other devices contradict them, or do not confirm them and there are many (trainer.judge-devices)."
+            "other devices contradict them, or make them doubtful and there are many (trainer.judge-devices)."
         )
     listing = table(
         caption,

@@ -1,6 +1,6 @@
 """How much of what a device sent is trained on (`docs/decisions/0023-what-one-device-can-change.md`).
 
-Nothing where the others' samples contradict it, and no more than a few times what others have unless they confirm it.
+Nothing where the others' samples contradict it; where they make it doubtful, no more than a few times what others have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mobillm_flower.server.sampler import draw_order, occurrence
 from mobillm_flower.wire.target_bytes import TargetBatch
 
 _FEWEST_DEVICES = 5
-_UNCONFIRMED = 3  # times the median of the devices' samples
+_DOUBTED = 3  # times the median of the devices' samples
 _MOST_ROWS = 2048  # judged together
 _LEAST_EACH = 32  # of a device, where there are many: they are then judged in several parts
 _MOST_VALUES = 1 << 26  # 256 MiB of them
@@ -34,7 +34,7 @@ def heard(
     """Return the rows that training uses.
 
     Rows of fewer than five devices, and of language modelling, are all used. It depends on the rows, on who sent which,
-    and on the key; where no device is contradicted or has many samples, all rows are returned.
+    and on the key; where no device is contradicted or doubted, all rows are returned.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def heard(
     rank = np.empty(len(rows), np.int64)  # of each row among its device's, in that order
     rank[order] = occurrence(devices[order])
     median = int(np.median(counts[present]))
-    limits = np.full(len(counts), _UNCONFIRMED * median)
+    limits = np.full(len(counts), len(rows))
     types = rows.column("backbone")
     for type_ in np.unique(types).tolist():
         of_type = np.unique(devices[types == type_])
@@ -70,7 +70,7 @@ def heard(
             members = rows.take(chosen)
             vectors, wanted = _vectors(members, loader, targets)
             judgement = judge(vectors, wanted, np.searchsorted(np.sort(part), devices[chosen]), len(part))
-            limits[np.sort(part)[judgement.confirmed]] = len(rows)
+            limits[np.sort(part)[judgement.doubted]] = _DOUBTED * median
             limits[np.sort(part)[judgement.contradicted]] = 0
     kept = rank < limits[devices]
     return rows if kept.all() else rows.take(kept)

@@ -294,6 +294,7 @@ def _contract(settings: Settings, labels: tuple[str, ...], metric: str, *, per_t
         per_token=per_token,
         chat_template=task.chat_template and bool(task.prompt) and not per_token,
         calibration="" if task.calibration == "none" or not task.label_words else task.calibration,
+        whole_words=task.whole_label_words and bool(task.label_words),
     )
 
 

@@ -117,9 +117,11 @@ class TaskContract(_Agreed):
         The prompt is a user's message in the model's chat template, where it has one.
     calibration : str
         What the base prediction of label words is divided by: "content-free" or "public"; empty: nothing.
+    whole_words : bool
+        All tokens of a label word count in the base prediction, not the first alone.
     """
 
-    _LATER = frozenset({"chat_template", "calibration"})
+    _LATER = frozenset({"chat_template", "calibration", "whole_words"})
 
     kind: str
     labels: tuple[str, ...]
@@ -131,6 +133,7 @@ class TaskContract(_Agreed):
     per_token: bool = False
     chat_template: bool = False
     calibration: str = ""
+    whole_words: bool = False
 
     @property
     def num_outputs(self) -> int:

@@ -109,7 +109,10 @@ class TaskSettings:
         What the backbone reads, with `{text}` and, for pairs, `{text_pair}`; empty: the texts as they are. For language
         modelling what a response follows, with `{text}` alone.
     label_words : list of str
-        One word a label, whose logits are a causal model's own prediction.
+        One word a label, whose likelihoods are a causal model's own prediction.
+    whole_label_words : bool
+        Score each label word by all of its tokens, not by its first alone: a device then runs each text once more for
+        every beginning of a word of several tokens.
     chat_template : bool
         Put the prompt into the model's chat template, as a user's message, where the model has one; what is read ends
         where the answer begins. Language modelling with a prompt always does.
@@ -137,6 +140,7 @@ class TaskSettings:
     )
     prompt: str = ""
     label_words: list[str] = field(default_factory=list)
+    whole_label_words: bool = False
     chat_template: bool = False
     calibration: str = one_of("none", "none", "content-free", "public")
     max_length: int = number(128, at_least=4)

@@ -110,7 +110,7 @@ class TrainerSettings:
         Most samples of one device in an epoch, drawn anew each epoch; 0: all.
     judge_devices : bool
         Leave out devices whose samples those of the others contradict, and use no more than three times the median of
-        a device whose samples they do not confirm; from five devices on, not in language modelling.
+        a device whose samples they make doubtful; from five devices on, not in language modelling.
     balance_types : bool
         Give each backbone type the same number of places in an epoch.
     adjust_types : bool

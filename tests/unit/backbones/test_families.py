@@ -156,6 +156,29 @@ def test_label_words_have_the_language_model_s_own_logits(folders: dict[str, Pat
         torch.testing.assert_close(found[i], logits[ids], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in LM_HEADS if name not in ENCODER_DECODERS])
+def test_whole_label_words_have_the_language_model_s_own_likelihood(folders: dict[str, Path], name: str) -> None:
+    words = ["yes", "yes no", "yes no yes", "maybe"]  # all but the last begin alike
+    backbone = load_backbone(str(folders[name]), device="cpu", label_words=words, whole_words=True)
+    samples = backbone.tokenize(TEXTS, None, 32)
+    read = backbone.extract(samples, layers=(3,), pivot="last")
+    assert read.base_logits is not None
+    whole = getattr(transformers, LM_HEADS[name]).from_pretrained(folders[name], dtype=torch.float32).eval()
+    tokens = [backbone.tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    assert len({len(word) for word in tokens}) > 1
+    for found, sample in zip(read.base_logits, samples, strict=True):
+        for score, word in zip(found, tokens, strict=True):
+            ids = torch.tensor([[*sample["input_ids"], *word]])
+            with torch.no_grad():
+                likely = torch.log_softmax(whole(input_ids=ids).logits[0], 1)
+            before = len(sample["input_ids"]) - 1
+            expected = sum(likely[before + i, token] for i, token in enumerate(word))
+            torch.testing.assert_close(score, expected, atol=1e-4, rtol=1e-5)
+    plain = load_backbone(str(folders[name]), device="cpu").extract(samples, layers=(3,), pivot="last")
+    for one, other in zip(read.activations, plain.activations, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
 def round_weights(full: Backbone, small: Backbone) -> None:
     """Give the full model the values that 4 bits stand for: random weights are far from their neighbours."""
     modules = dict(full.model.named_modules())

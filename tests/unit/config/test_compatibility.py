@@ -136,10 +136,10 @@ def test_columns_words_and_prompts_fit_the_task() -> None:
 
 
 def test_the_torch_engine_takes_all_that_onnx_does_not() -> None:
-    check_engine("torch", precision="nf4", device="cuda", memory_budget=True)
-    check_engine("onnx", precision="int8", device="cpu", memory_budget=False)
+    check_engine("torch", precision="nf4", device="cuda", memory_budget=True, whole_words=True)
+    check_engine("onnx", precision="int8", device="cpu", memory_budget=False, whole_words=False)
     with pytest.raises(SettingsError, match=r"backbone\.device='cuda' must be auto or cpu"):
-        check_engine("onnx", precision="int8", device="cuda", memory_budget=False)
+        check_engine("onnx", precision="int8", device="cuda", memory_budget=False, whole_words=False)
 
 
 def test_what_is_said_of_an_argument_is_said_of_its_setting() -> None:

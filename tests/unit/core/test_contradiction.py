@@ -21,11 +21,11 @@ def drawn(seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_groups_of_one_rule_are_all_confirmed(seed: int) -> None:
+def test_of_groups_of_one_rule_none_is_doubted(seed: int) -> None:
     rows, labels = drawn(seed)
     found = judge(rows, functional.one_hot(labels, CLASSES).float(), NUMBERS, GROUPS)
     assert not found.contradicted.any()
-    assert found.confirmed.all()
+    assert not found.doubted.any()
 
 
 @pytest.mark.parametrize("liars", [1, 3])
@@ -60,6 +60,7 @@ def test_where_nothing_can_be_known_nobody_is_named(what: str) -> None:
         labels[: len(labels) // 2] = (labels[: len(labels) // 2] + 1) % CLASSES
     found = judge(rows, functional.one_hot(labels, CLASSES).float(), NUMBERS, GROUPS)
     assert not found.contradicted.any()
+    assert not found.doubted.any()
 
 
 def test_predictions_are_those_of_a_regression_without_the_group() -> None:

@@ -83,11 +83,21 @@ def test_skewed_labels_are_no_lie(tmp_path: Path) -> None:
     assert used(tmp_path, devices) == [len(samples) for samples in devices]
 
 
-def test_what_cannot_be_confirmed_counts_as_three_times_the_median(tmp_path: Path) -> None:
+def test_what_is_doubted_counts_as_three_times_the_median(tmp_path: Path) -> None:
     """A device that says the same label of all its samples, whatever they are."""
     many = make_samples(10 * OF_EACH, SPEC, seed=50)
     one_target = [dataclasses.replace(sample, target=many[0].target) for sample in many]
     assert used(tmp_path, [*honest(), one_target]) == [OF_EACH] * DEVICES + [3 * OF_EACH]
+
+
+def test_where_the_others_predict_nothing_a_device_of_many_samples_is_used(tmp_path: Path) -> None:
+    """Labels at random: of nobody it is known whether they are right."""
+    devices = [*honest(), make_samples(10 * OF_EACH, SPEC, seed=77)]
+    targets = [sample.target for samples in devices for sample in samples]
+    np.random.default_rng(0).shuffle(targets)
+    of_all = iter(targets)
+    devices = [[dataclasses.replace(sample, target=next(of_all)) for sample in samples] for samples in devices]
+    assert used(tmp_path, devices) == [OF_EACH] * DEVICES + [10 * OF_EACH]
 
 
 @pytest.mark.parametrize("devices", [1, 4])
