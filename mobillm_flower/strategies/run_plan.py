@@ -123,6 +123,10 @@ def make_plan(
         needs=needs_of(name),
         num_vectors=next(iter(specs.values())).vectors_per_row,
     )
+    as_sent = bool(sums) or any(spec.standardise for spec in specs.values())
+    taken = set(fields_taken(name))
+    scaled = "vector_scale" in taken and not as_sent and not any(info.causal for info in backbones.values())
+    of_closed_form = {"random_features": settings.side_network.random_features, "vector_scale": scaled}
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
         name=name,
@@ -131,9 +135,9 @@ def make_plan(
         bottleneck=settings.side_network.bottleneck,
         num_outputs=next(iter(specs.values())).width if contract.per_token else contract.num_outputs,
         activation=settings.side_network.activation,
-        input_norm=not sums and not any(spec.standardise for spec in specs.values()),
+        input_norm=not as_sent and not scaled,
         seed=settings.run.seed,
-        **{"random_features": settings.side_network.random_features} if "random_features" in fields_taken(name) else {},
+        **{field: value for field, value in of_closed_form.items() if field in taken},
     )
     return TrainingPlan(
         contract=contract,

@@ -28,8 +28,10 @@ _CENTRED_BY = 2048  # the first rows, in the order of their digests, that give t
 class ClosedFormSideNetwork(nn.Module):
     """s(A) = W·[z, φ(z)] + b, for each backbone type its own.
 
-    z [D]: the sampled vectors, layer-normalised (unless they came standardised), joined and centred; D = M·P·d_b. No
-    value is scaled by its own deviation: of one that hardly varies, most is the codec's rounding.
+    z [D]: the sampled vectors, joined and centred; D = M·P·d_b. Each vector is layer-normalised first, or, of an
+    encoder, divided by what it varies after the centring: one constant a block and vector, so that a comparison of two
+    texts keeps how alike they are. Vectors that came standardised stay as they are. No value is scaled by its own
+    deviation: of one that hardly varies, most is the codec's rounding.
     φ(z) = |H S₂ H S₁ z|·√(D/2F) [F]: random features, H the Walsh-Hadamard transform and S random signs drawn from the
     seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). A relu is u/2 + |u|/2, and beside z the first
     part says nothing new. W, b: ridge regression, see `Ridge`. With pivot `all` the vectors are the tokens' mean.
@@ -41,11 +43,13 @@ class ClosedFormSideNetwork(nn.Module):
     num_blocks, num_outputs : int
         M, K.
     input_norm : bool
-        Whether vectors are layer-normalised; False where they came standardised with public constants.
+        Whether vectors are layer-normalised.
     random_features : int
         F; 0: the solution is linear.
     seed : int
         What the signs are drawn from.
+    vector_scale : bool
+        Whether each vector is divided by the root mean square of its centred values, over all samples.
     """
 
     def __init__(
@@ -57,13 +61,20 @@ class ClosedFormSideNetwork(nn.Module):
         input_norm: bool = True,
         random_features: int = 0,
         seed: int = 0,
+        vector_scale: bool = False,
     ) -> None:
         super().__init__()
         self.num_blocks, self.num_outputs, self.input_norm = num_blocks, num_outputs, input_norm
         self.types = dict(types)
         self.heads = nn.ModuleDict(
             {
-                name: _Head(num_blocks * spec.num_features, num_outputs, random_features, seed)
+                name: _Head(
+                    num_blocks * spec.num_features,
+                    num_outputs,
+                    random_features,
+                    seed,
+                    vectors=num_blocks * spec.num_vectors if vector_scale else 0,
+                )
                 for name, spec in sorted(self.types.items())
             }
         )
@@ -124,11 +135,13 @@ class _Head(nn.Module):
     """W, b of one type, with the constant that is taken off its vectors."""
 
     centre: Tensor
+    scale: Tensor | None
 
-    def __init__(self, width: int, num_outputs: int, random_features: int, seed: int) -> None:
+    def __init__(self, width: int, num_outputs: int, random_features: int, seed: int, *, vectors: int = 0) -> None:
         super().__init__()
         self.width, self.random_features, self.seed = width, random_features, seed
         self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(vectors) if vectors else None)
         self.weight = nn.Parameter(torch.zeros(num_outputs, width + random_features))
         self.bias = nn.Parameter(torch.zeros(num_outputs))
 
@@ -136,17 +149,28 @@ class _Head(nn.Module):
         side: Tensor = functional.linear(self.features(vectors), self.weight, self.bias)
         return side
 
+    def centre_on(self, vectors: Tensor, weights: Tensor) -> None:
+        """Set what is taken off vectors [B, D], of weights [B], and by what each is divided."""
+        centre = weights @ vectors / weights.sum()
+        self.centre.copy_(centre)
+        if self.scale is not None:
+            squares = weights @ (vectors - centre).square() / weights.sum()
+            varied = squares.view(len(self.scale), -1).mean(1).sqrt()
+            self.scale.copy_(torch.where(varied > EPSILON, varied, 1.0))
+
     @property
-    def _scale(self) -> float:
+    def _of_random(self) -> float:
         return float((self.width / (2 * self.random_features)) ** 0.5)
 
     def features(self, vectors: Tensor) -> Tensor:
         """Return [z, φ(z)], [B, D + F], of vectors [B, D]."""
         z = vectors - self.centre
+        if self.scale is not None:
+            z = (z.view(len(z), len(self.scale), -1) / self.scale[:, None]).flatten(1)
         if not self.random_features:
             return z
         mixed = _mixed(z, self.random_features, self.seed).abs()
-        return torch.cat([z, mixed * self._scale], 1)
+        return torch.cat([z, mixed * self._of_random], 1)
 
     def noise(self, variance: float) -> Tensor:
         """Return what variance noise of `variance` in each value of z leaves in a value of [z, φ(z)], [D + F].
@@ -156,7 +180,7 @@ class _Head(nn.Module):
         of_z = torch.full((self.width,), variance)
         if not self.random_features:
             return of_z
-        return torch.cat([of_z, torch.full((self.random_features,), variance * self._scale**2)])
+        return torch.cat([of_z, torch.full((self.random_features,), variance * self._of_random**2)])
 
 
 @dataclass
@@ -197,7 +221,7 @@ class _Fit:
     def _begin(self) -> None:
         weights = torch.cat([_weights(part) for _, part in self.waiting])
         vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
-        self.head.centre.copy_(weights @ vectors / weights.sum())
+        self.head.centre_on(vectors, weights)
         noise = self.head.noise(self.waiting[0][1].variance)
         self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias), noise=noise)
         for vectors, part in self.waiting:

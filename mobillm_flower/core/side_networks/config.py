@@ -17,6 +17,9 @@ PER_TYPE = ("alignment", "heads")
 """First part of the names of parameters that one backbone type has for itself; its fingerprint is the second."""
 
 
+_OF_CLOSED_FORM = {"random_features", "vector_scale"}
+
+
 @dataclass(frozen=True)
 class AlignmentSpec:
     """What one backbone type feeds in.
@@ -75,6 +78,8 @@ class SideNetworkConfig:
         What initial weights, or signs of random features, are drawn from.
     random_features : int
         F of the closed form.
+    vector_scale : bool
+        Whether the closed form divides each vector by what it varies, in place of a layer norm.
     """
 
     name: str
@@ -89,6 +94,7 @@ class SideNetworkConfig:
     joined: tuple[str, ...] = ()
     seed: int = 0
     random_features: int = 0
+    vector_scale: bool = False
 
     @classmethod
     def of(cls, types: Mapping[str, AlignmentSpec], *, width: int = 0, **others: Any) -> SideNetworkConfig:
@@ -131,7 +137,7 @@ class SideNetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what came later and is not used is left out, as it was before."""
-        return {name: value for name, value in asdict(self).items() if name != "random_features" or value}
+        return {name: value for name, value in asdict(self).items() if name not in _OF_CLOSED_FORM or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SideNetworkConfig:
@@ -169,7 +175,7 @@ def fields_taken(name: str) -> tuple[str, ...]:
     known = [item.name for item in fields(SideNetworkConfig) if item.name != "name"]
     taken = {parameter.name for parameter in parameters}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        taken |= set(known) - {"random_features"}  # of the closed form alone: who wants it names it
+        taken |= set(known) - _OF_CLOSED_FORM  # who wants them names them
     return tuple(field for field in known if field in taken)
 
 

@@ -24,7 +24,11 @@ TYPE, OTHER, WIDTH, BLOCKS, CLASSES = "a" * 64, "b" * 64, 8, 2, 3
 
 
 def network(
-    random_features: int = 64, *, input_norm: bool = True, types: dict[str, AlignmentSpec] | None = None
+    random_features: int = 64,
+    *,
+    input_norm: bool = True,
+    types: dict[str, AlignmentSpec] | None = None,
+    vector_scale: bool = False,
 ) -> ClosedFormSideNetwork:
     config = SideNetworkConfig(
         name="closed-form",
@@ -35,6 +39,7 @@ def network(
         num_outputs=CLASSES,
         input_norm=input_norm,
         random_features=random_features,
+        vector_scale=vector_scale,
     )
     made = config.build()
     assert isinstance(made, ClosedFormSideNetwork)
@@ -112,6 +117,32 @@ def test_it_does_not_depend_on_what_the_codec_does_to_values_that_hardly_vary() 
     made = network(0, types={TYPE: AlignmentSpec(64, 1)})
     made.fit(parts(coded, labels, size=100))
     assert accuracy(made, rows, labels) == pytest.approx(accuracy(made, coded, labels), abs=0.05)
+
+
+def test_how_long_a_vector_is_tells_the_class_where_vectors_are_scaled_by_a_constant() -> None:
+    """Of two alike texts the difference is short: a layer norm hides it, and so does a larger vector beside it."""
+    rows, labels = draw(1000, 1)
+    rows[:, 0] = 1000 * rows[:, 0] + 50
+    lengths = 1e-3 * (1 + labels)
+    rows[:, 1] = lengths[:, None] * (functional.normalize(rows[:, 1], dim=1) + 3)
+    found = {}
+    for scaled in (False, True):
+        made = network(0, input_norm=not scaled, vector_scale=scaled)
+        made.fit(parts(rows[:500], labels[:500], size=100))
+        found[scaled] = accuracy(made, rows[500:], labels[500:])
+    assert found[True] > 0.9
+    assert found[False] < 0.7
+    again = network(0, input_norm=False, vector_scale=True)
+    again.load_state_dict(made.state_dict())
+    assert accuracy(again, rows, labels) == accuracy(made, rows, labels)
+
+
+def test_a_vector_that_is_always_the_same_is_of_no_use_and_no_harm() -> None:
+    rows, labels = draw(400, 1)
+    rows[:, 0] = 5.0
+    made = network(0, input_norm=False, vector_scale=True)
+    made.fit(parts(rows, labels, size=100))
+    assert torch.isfinite(made([ActivationBatch(TYPE, rows)])).all()
 
 
 def test_pivot_all_reads_the_mean_of_the_tokens() -> None:
