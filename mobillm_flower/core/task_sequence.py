@@ -36,6 +36,22 @@ class TaskSpan:
         """K_t."""
         return self.stop - self.start
 
+    def widen(self, base: Tensor, num_outputs: int) -> Tensor:
+        """Return p_b over the classes of all tasks, [B, K], of the task's own p_b [B, K_t].
+
+        (K_t/K)·p_b in the task's columns and 1/K in the others: a distribution, and 1/K throughout where p_b is the
+        constant 1/K_t. Inside the task nothing changes but a factor.
+        """
+        wide = base.new_full((len(base), num_outputs), 1 / num_outputs)
+        wide[:, self.start : self.stop] = base * (self.num_classes / num_outputs)
+        return wide
+
+    def masked(self, scores: Tensor) -> Tensor:
+        """Return scores [B, K] with −∞ in the columns of other tasks: the task is known."""
+        masked = torch.full_like(scores, -torch.inf)
+        masked[:, self.start : self.stop] = scores[:, self.start : self.stop]
+        return masked
+
 
 @dataclass(frozen=True)
 class TaskSequence:

@@ -118,6 +118,7 @@ def _read(
             base=None if wanted.base is None else wanted.base[part],
             weights=of_rows[part],
             calibrate=wanted.calibrate,
+            scale=wanted.scale,
         )
 
 

@@ -137,12 +137,15 @@ class FitTargets:
         Labels [B] and p_b [B, K], where the server can read them.
     calibrate : bool
         Whether s(A) is added to log p_b, so that its scale is chosen afterwards.
+    scale : float
+        c.
     """
 
     targets: Tensor
     labels: Tensor | None
     base: Tensor | None
     calibrate: bool
+    scale: float = 1.0
 
 
 def fit_targets(
@@ -170,7 +173,7 @@ def fit_targets(
         return FitTargets(scale * wanted, None, None, calibrate=False)
     if objective == "difference" and loss == "square":
         assert targets.differences is not None
-        return FitTargets(scale * targets.differences / (kept - flipped), labels, base, calibrate=False)
+        return FitTargets(scale * targets.differences / (kept - flipped), labels, base, calibrate=False, scale=scale)
     assert labels is not None
     assert base is not None
     base = base / base.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm
+from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, KeepsSums, Penalised, grown
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
@@ -90,6 +90,7 @@ class Trainer:
     ) -> None:
         self.loader, self.options = loader, options
         self._newcomers = frozenset(newcomers)
+        self._kept: Mapping[str, Tensor] = {}
         self._hold(network)
         self._loss, self._scores, self._fit_targets = loss, scores, fit_targets
         self._shift = LabelShift(loader)
@@ -245,6 +246,30 @@ class Trainer:
         self.network.load_state_dict(dict(state))
         self._live.load_state_dict(dict(state))
 
+    def begin_task(self, state: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+        """Go on after earlier tasks, before anything else is done with a new trainer.
+
+        Parameters
+        ----------
+        state, kept
+            The state of the side network that learned them, and what `end_task` returned then. The state is passed by
+            where a checkpoint is gone on with.
+
+        Raises
+        ------
+        MismatchError
+            They are of another side network.
+        """
+        self._kept = kept
+        if isinstance(self.network, KeepsSums):
+            self.network.begin_task(kept)
+        if not self.position.steps:
+            self.start_from(grown(self.network, state))
+
+    def end_task(self) -> dict[str, Tensor]:
+        """Return what the next task needs beside the state."""
+        return self.network.end_task() if isinstance(self.network, KeepsSums) else {}
+
     def validation(self, rows: Sequence[RowRef]) -> dict[str, float]:
         """Return the mean loss on rows (or their tokens) and, where it is known, the share of labels predicted."""
         self.network.eval()
@@ -323,6 +348,9 @@ class Trainer:
         """Train a network from now on."""
         network = network.to(self.loader.device)
         self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
+        self._penalty = self._live.penalty if isinstance(self._live, Penalised) else None
+        if isinstance(network, KeepsSums):
+            network.begin_task(self._kept)
         # walking the modules for their parameters takes as long as a small layer: once, and not at each step
         self._averaged: list[Tensor] = list(self.network.parameters())
         self._trained: list[Tensor] = list(self._live.parameters())
@@ -354,6 +382,8 @@ class Trainer:
         if options.dropout:
             batches = _drop(batches, options.dropout, seed=options.seed, step=self.position.steps)
         loss = self._loss(self._forward(batches), targets, self._shift(batches))
+        if self._penalty is not None:
+            loss = loss + self._penalty()
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._trained, options.grad_clip)

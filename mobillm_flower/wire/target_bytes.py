@@ -109,31 +109,10 @@ def encode_corrections(corrections: Sequence[tuple[Tensor, Tensor]], spec: Extra
     return [codec.encode(steps) + weights.numpy().astype("<f4").tobytes() for steps, weights in corrections]
 
 
-def place_target(blob: bytes, start: int, spec: ExtractionSpec) -> bytes:
-    """Return the target of one task's sample as one of a sequence of tasks: its columns begin at `start`.
-
-    All other columns are 0. Columns of tasks that come later may be missing: `decode_targets` adds them as zeros.
-
-    Parameters
-    ----------
-    blob : bytes
-        From `encode_targets` under the task's own contract, of K_t classes.
-    start : int
-        The task's first column, see `TaskSpan`.
-    spec : ExtractionSpec
-        What is uploaded; the task has classes.
-    """
-    before = bytes(2 * start)  # float16
-    if spec.objective == "difference":
-        return before + blob
-    label = int.from_bytes(blob[:2], "little") + start
-    return label.to_bytes(2, "little") + (before + blob[2:] if spec.send_base else b"")
-
-
 def decode_targets(
     blobs: Sequence[bytes], spec: ExtractionSpec, contract: TaskContract, tokens: Sequence[int] = ()
 ) -> TargetBatch:
-    """Decode targets of correct size, or of fewer classes as `place_target` makes them; see `check_targets` for bounds.
+    """Decode targets of correct size; see `check_targets` for bounds.
 
     Parameters
     ----------
@@ -151,8 +130,7 @@ def decode_targets(
         return _decode_tokens(blobs, spec, tokens)
     k = contract.num_outputs
     number = "<f4" if contract.is_regression else "<f2"
-    size = target_size(spec, contract)
-    joined = np.frombuffer(b"".join(blob.ljust(size, b"\0") for blob in blobs), np.uint8).reshape(len(blobs), -1)
+    joined = np.frombuffer(b"".join(blobs), np.uint8).reshape(len(blobs), -1)
     if spec.objective == "difference":
         return TargetBatch(_floats(joined, number, k), None, None)
     size = 4 if contract.is_regression else 2

@@ -103,9 +103,14 @@ class AdditiveSideNetwork(nn.Module):
             Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(num_blocks)
         )
         self.output_norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, num_outputs, bias=True)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        self.output = self.make_output(num_outputs)
+
+    def make_output(self, num_outputs: int) -> nn.Module:
+        """Return W_o: a module from [N, d] to [N, K] that starts at zero."""
+        output = nn.Linear(self.width, num_outputs, bias=True)
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        return output
 
     def make_alignment(self, spec: AlignmentSpec, generator: torch.Generator) -> nn.Module:
         """Return W_b of one type: a module from rows [N, M, P·d_b] to [N, M, d]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch
 from mobillm_flower.core.side_networks.ridge import Ridge
+from mobillm_flower.core.side_networks.task_sums import TaskRidge, TaskSums
 from mobillm_flower.core.targets import EPSILON
 from mobillm_flower.errors import MismatchError
 
@@ -50,6 +51,10 @@ class ClosedFormSideNetwork(nn.Module):
         What the signs are drawn from.
     vector_scale : bool
         Whether each vector is divided by the root mean square of its centred values, over all samples.
+    tasks : tuple of int
+        K_t of tasks that come one after another: sums of all of them are solved, to which samples of the last are
+        added (`TaskSums`); samples of earlier ones are passed by. Where no sums were kept of earlier tasks, their
+        samples must be there, and all are fitted. Centre and vector scales are those of the first task.
     """
 
     def __init__(
@@ -62,10 +67,14 @@ class ClosedFormSideNetwork(nn.Module):
         random_features: int = 0,
         seed: int = 0,
         vector_scale: bool = False,
+        tasks: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
+        self.tasks = tasks
+        self._kept: dict[str, dict[str, Tensor]] = {}  # sums of earlier tasks by type
+        self._sums: dict[str, TaskSums] = {}  # of these and the last task
         self.num_blocks, self.num_outputs, self.input_norm = num_blocks, num_outputs, input_norm
-        self.types = dict(types)
+        self.types, self.random_features = dict(types), random_features
         self.heads = nn.ModuleDict(
             {
                 name: _Head(
@@ -100,9 +109,35 @@ class ClosedFormSideNetwork(nn.Module):
             for part in samples:
                 name = part.batch.backbone
                 if name not in fits:
-                    fits[name] = _Fit(self._head(part.batch))
+                    fits[name] = _Fit(self._head(part.batch), self._empty_sums(name, part.batch.rows.device))
                 fits[name].add(self._vectors(part.batch), part)
-            return [fit.solve(name) for name, fit in sorted(fits.items())]
+            measured = [fit.solve(name) for name, fit in sorted(fits.items()) if fit.has_samples]
+            self._sums = {name: fit.sums for name, fit in fits.items() if fit.sums is not None}
+            return measured
+
+    def begin_task(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on with sums of earlier tasks, from `end_task`; with none, fit samples alone."""
+        self._kept, self._sums = {}, {}
+        for name, value in kept.items():
+            backbone, of_type = name.split(".", 1)
+            self._kept.setdefault(backbone, {})[of_type] = value
+
+    def end_task(self) -> dict[str, Tensor]:
+        """Return the sums of all tasks so far, float64; none where samples were fitted instead."""
+        for name in self._kept.keys() - self._sums.keys():
+            sums = self._empty_sums(name, torch.device("cpu"))
+            assert sums is not None
+            self._sums[name] = sums
+        return {
+            f"{t}.{name}": value for t, sums in sorted(self._sums.items()) for name, value in sums.tensors().items()
+        }
+
+    def _empty_sums(self, name: str, device: torch.device) -> TaskSums | None:
+        """Return the sums that a type's samples of the last task are added to; None: samples are fitted."""
+        kept, width = self._kept.get(name, {}), self.num_blocks * self.types[name].num_features + self.random_features
+        if len(self.tasks) == 1 or (self._kept and not kept):
+            return TaskSums.empty(width, self.tasks, device)
+        return TaskSums.carried(width, self.tasks, kept, device) if kept else None
 
     def _head(self, batch: ActivationBatch) -> _Head:
         if batch.backbone not in self.types:
@@ -188,12 +223,23 @@ class _Fit:
     """One type's head while it is fitted: the first vectors wait until they give the centre."""
 
     head: _Head
+    sums: TaskSums | None = None
     waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
-    ridge: Ridge | None = None
+    ridge: Ridge | TaskRidge | None = None
     truths: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)  # of the rows that the ridge keeps
     calibrate: bool = False
+    scale: float = 1.0
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there is anything to solve."""
+        return self.ridge is not None or bool(self.waiting)
 
     def add(self, vectors: Tensor, part: LabelledBatch) -> None:
+        if self.sums is not None:
+            vectors, part = _of_last_task(vectors, part, first=sum(self.sums.sizes[:-1]))
+            if not len(vectors):
+                return
         if self.ridge is not None:
             self._take(vectors, part)
             return
@@ -214,26 +260,46 @@ class _Fit:
             assert base is not None
             factor = _logit_factor(left_out, labels, base)
             weight, bias, left_out = weight * factor, bias * factor, left_out * factor
+        elif self.sums is not None:  # Ridge is given scaled targets
+            weight, bias, left_out = weight * self.scale, bias * self.scale, left_out * self.scale
         self.head.weight.copy_(weight)
         self.head.bias.copy_(bias)
         return FittedPart(name, left_out.float(), labels, base, solution.penalty)
 
     def _begin(self) -> None:
-        weights = torch.cat([_weights(part) for _, part in self.waiting])
-        vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
-        self.head.centre_on(vectors, weights)
+        if self.sums is None or len(self.sums.sizes) == 1:
+            weights = torch.cat([_weights(part) for _, part in self.waiting])
+            vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
+            self.head.centre_on(vectors, weights)
         noise = self.head.noise(self.waiting[0][1].variance)
-        self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias), noise=noise)
+        if self.sums is None:
+            self.ridge = Ridge(self.head.weight.shape[1], len(self.head.bias), noise=noise)
+        else:
+            self.ridge = TaskRidge(self.sums, noise)
         for vectors, part in self.waiting:
             self._take(vectors, part)
         self.waiting = []
 
     def _take(self, vectors: Tensor, part: LabelledBatch) -> None:
         assert self.ridge is not None
-        assert part.targets is not None
-        self.ridge.add(self.head.features(vectors), part.targets, _weights(part))
+        features = self.head.features(vectors)
+        if isinstance(self.ridge, TaskRidge):
+            assert part.labels is not None
+            assert part.base is not None
+            self.ridge.add(features, part.labels, part.base, _weights(part))
+        else:
+            assert part.targets is not None
+            self.ridge.add(features, part.targets, _weights(part))
         self.truths = [*self.truths, (part.labels, part.base)][-self.ridge.num_parts :]
-        self.calibrate = part.calibrate
+        self.calibrate, self.scale = part.calibrate, part.scale
+
+
+def _of_last_task(vectors: Tensor, part: LabelledBatch, *, first: int) -> tuple[Tensor, LabelledBatch]:
+    """Return those samples alone that have a label from `first` on; rows of the batch stay, and are not used."""
+    if part.labels is None or part.base is None:
+        raise MismatchError("tasks one after another need labels that the server can read; leave out their protection")
+    own = part.labels >= first
+    return vectors[own], replace(part, labels=part.labels[own], base=part.base[own], weights=_weights(part)[own])
 
 
 def _weights(part: LabelledBatch) -> Tensor:

@@ -16,8 +16,8 @@ from mobillm_flower.errors import MismatchError
 PER_TYPE = ("alignment", "heads")
 """First part of the names of parameters that one backbone type has for itself; its fingerprint is the second."""
 
-
-_OF_CLOSED_FORM = {"random_features", "vector_scale"}
+_NAMED = frozenset({"random_features", "vector_scale", "tasks", "orthogonality", "threshold"})
+"""Fields of a few side networks, which name them."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class SideNetworkConfig:
         F of the closed form.
     vector_scale : bool
         Whether the closed form divides each vector by what it varies, in place of a layer norm.
+    tasks : tuple of int
+        K_t of tasks that come one after another, K in all; empty: there is one.
+    orthogonality, threshold : float
+        λ and τ₀ of side networks with adapters for each task.
     """
 
     name: str
@@ -95,6 +99,9 @@ class SideNetworkConfig:
     seed: int = 0
     random_features: int = 0
     vector_scale: bool = False
+    tasks: tuple[int, ...] = ()
+    orthogonality: float = 0.0
+    threshold: float = 0.0
 
     @classmethod
     def of(cls, types: Mapping[str, AlignmentSpec], *, width: int = 0, **others: Any) -> SideNetworkConfig:
@@ -137,13 +144,14 @@ class SideNetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what came later and is not used is left out, as it was before."""
-        return {name: value for name, value in asdict(self).items() if name not in _OF_CLOSED_FORM or value}
+        return {name: value for name, value in asdict(self).items() if name not in _NAMED or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SideNetworkConfig:
         """Read back `to_dict`."""
         types = {name: AlignmentSpec(**spec) for name, spec in values["types"].items()}
-        return cls(**{**values, "types": types, "joined": tuple(values.get("joined", ()))})
+        lists = {name: tuple(values.get(name, ())) for name in ("joined", "tasks")}
+        return cls(**{**values, "types": types, **lists})
 
 
 def state_for(state: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
@@ -175,7 +183,7 @@ def fields_taken(name: str) -> tuple[str, ...]:
     known = [item.name for item in fields(SideNetworkConfig) if item.name != "name"]
     taken = {parameter.name for parameter in parameters}
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        taken |= set(known) - _OF_CLOSED_FORM  # who wants them names them
+        taken |= set(known) - _NAMED
     return tuple(field for field in known if field in taken)
 
 
@@ -183,3 +191,35 @@ def needs_of(name: str) -> Needs:
     """Return what a side network needs of a run; nothing where it is registered on the other side only."""
     needs: Needs = getattr(SIDE_NETWORKS[name], "needs", NOTHING_NEEDED) if name in SIDE_NETWORKS else NOTHING_NEEDED
     return needs
+
+
+def grown(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of a fresh side network with what one of fewer tasks knew in its place.
+
+    Parameters of the same name are taken over. Where the fresh one has more rows, as outputs of more classes have, they
+    are its first, and the others stay as they are.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Fresh, for all tasks.
+    state : mapping of str to Tensor
+        Of the side network that learned the earlier ones.
+
+    Raises
+    ------
+    MismatchError
+        A parameter is missing there, or of another shape.
+    """
+    made = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, value in state.items():
+        mine = made.get(name)
+        if mine is None or mine.shape[1:] != value.shape[1:] or len(mine.shape) != len(value.shape):
+            raise MismatchError(
+                f"{name} of the earlier tasks' side network does not fit this one; go on with the same backbone, "
+                "layers, pivot, width and bottleneck"
+            )
+        if value.ndim and len(value) > len(mine):
+            raise MismatchError(f"{name} has {len(value)} rows for the earlier tasks, and {len(mine)} for all")
+        mine[: len(value)].copy_(value) if value.ndim else mine.copy_(value)
+    return made

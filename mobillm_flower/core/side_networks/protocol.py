@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +73,8 @@ class LabelledBatch:
         [B], what each sample counts; None: 1.
     calibrate : bool
         Whether s(A) is added to log p_b, so that its scale matters, and not to p_b.
+    scale : float
+        c: targets are unbiased for c·(onehot(y) − p_b) where there are classes.
     """
 
     batch: ActivationBatch
@@ -84,6 +86,7 @@ class LabelledBatch:
     base: Tensor | None = None
     weights: Tensor | None = None
     calibrate: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,25 @@ class StepsThroughTokens(Protocol):
         seen : Tensor
             [B, T] bool; later tokens do not read those where it is false.
         """
+
+
+@runtime_checkable
+class KeepsSums(Protocol):
+    """A side network that takes more than its state from one task to the next."""
+
+    def begin_task(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on after earlier tasks, before anything is learned, with what `end_task` returned after the last."""
+
+    def end_task(self) -> dict[str, Tensor]:
+        """Return what the next task needs beside the state."""
+
+
+@runtime_checkable
+class Penalised(Protocol):
+    """A side network of which something is added to the loss of each step."""
+
+    def penalty(self) -> Tensor:
+        """Return it, a scalar."""
 
 
 def attach_layers(network: nn.Module, upper: Upper | None) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 _EXPONENTS = (-4.0, 3.0)  # of λ over the rows' mean squared norm, base 10
 _STEP = 0.5
-_HELD_OUT = 2048  # rows whose left-out predictions are computed where there are more rows than columns
+HELD_OUT = 2048
+"""Rows whose left-out predictions are computed where there are more rows than columns."""
 _LEAST = 1e-9
 _BLOCK = 512  # columns of a Gram matrix at a time, of which the upper triangle is left out
 
@@ -97,7 +98,7 @@ class Ridge:
             for earlier in self._parts:
                 self._sums.add(*earlier)
         if self._sums is not None:
-            while sum(len(kept) for kept, _, _ in self._parts[1:]) >= _HELD_OUT:
+            while sum(len(kept) for kept, _, _ in self._parts[1:]) >= HELD_OUT:
                 del self._parts[0]
 
     @property
@@ -111,7 +112,7 @@ class Ridge:
         noise = self._noise.to(rows.device)
         if self._sums is None:
             return _from_rows(rows, targets, weights, noise)
-        return self._sums.solve(rows[-_HELD_OUT:], targets[-_HELD_OUT:], weights[-_HELD_OUT:], noise)
+        return self._sums.solve(rows[-HELD_OUT:], targets[-HELD_OUT:], weights[-HELD_OUT:], noise)
 
 
 class Sums:

@@ -25,6 +25,21 @@ def test_a_longer_sequence_leaves_earlier_columns_where_they_are() -> None:
     assert longer.spans[:2] == TASKS.spans
 
 
+def test_a_wide_base_prediction_is_a_distribution_that_says_within_a_task_what_it_said() -> None:
+    base = torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+    wide = TASKS.span_of("topic").widen(base, TASKS.num_outputs)
+    assert wide.sum(1).tolist() == pytest.approx([1, 1])
+    assert torch.allclose(wide[:, 2:] / wide[:, 2:].sum(1, keepdim=True), base)
+    assert wide[1].tolist() == pytest.approx([0.2] * 5)  # a constant stays one
+
+
+def test_a_known_task_predicts_its_own_classes_alone() -> None:
+    scores = torch.tensor([[9.0, 8.0, 1.0, 3.0, 2.0]])
+    assert scores.argmax(1).tolist() == [0]
+    assert TASKS.span_of("topic").masked(scores).argmax(1).tolist() == [3]
+    assert TASKS.span_of("spam").masked(scores).argmax(1).tolist() == [0]
+
+
 def test_json_round_trip() -> None:
     assert TaskSequence.from_json(TASKS.to_json()) == TASKS
     assert TaskSequence.from_json(TaskSequence().to_json()) == TaskSequence()

@@ -10,14 +10,7 @@ import torch
 
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import PacketRejected
-from mobillm_flower.wire.target_bytes import (
-    TargetBatch,
-    check_targets,
-    decode_targets,
-    encode_targets,
-    place_target,
-    target_size,
-)
+from mobillm_flower.wire.target_bytes import TargetBatch, check_targets, decode_targets, encode_targets, target_size
 from tests.support.packets import make_contract, make_spec, random_targets, with_target
 from tests.support.present import present
 
@@ -169,19 +162,3 @@ def test_bounds_are_enforced_on_a_window() -> None:
         with_target(target, spec=LABEL, contract=NUMBERS).open()
     honest = np.array([4.0], "<f4").tobytes()
     assert with_target(honest, spec=LABEL, contract=NUMBERS).open().samples[0].target == honest
-
-
-@pytest.mark.parametrize("spec", [DIFFERENCE, LABEL, LABEL_AND_BASE], ids=["difference", "label", "label and base"])
-def test_targets_of_earlier_tasks_have_zeros_in_the_columns_of_others(spec: Any) -> None:
-    labels, base = random_targets(20, CLASSES)
-    alone = decode_targets(encode_targets(labels, base, spec, CLASSES), spec, CLASSES)
-    tasks = make_contract(labels=tuple("abcdefgh"))  # two columns before these three, and three after
-    placed = [place_target(blob, 2, spec) for blob in encode_targets(labels, base, spec, CLASSES)]
-    decoded = decode_targets(placed, spec, tasks)
-    if alone.labels is not None:
-        assert torch.equal(present(decoded.labels), alone.labels + 2)
-    for ours, theirs in ((decoded.differences, alone.differences), (decoded.base, alone.base)):
-        assert (ours is None) == (theirs is None)
-        if theirs is not None:
-            assert torch.equal(present(ours)[:, 2:5], theirs)
-            assert not present(ours)[:, [0, 1, 5, 6, 7]].any()

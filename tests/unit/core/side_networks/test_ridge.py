@@ -68,7 +68,7 @@ def test_equal_rows_are_left_out_together() -> None:
 def test_where_there_are_more_rows_than_columns_only_sums_and_the_last_rows_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ridge, "_HELD_OUT", 10)
+    monkeypatch.setattr(ridge, "HELD_OUT", 10)
     rows, targets, weights = draw(100, 9)
     regression = Ridge(9, 2)
     for start in range(0, 100, 5):
