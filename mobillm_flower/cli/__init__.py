@@ -81,12 +81,12 @@ def main(command: typer.Typer = app) -> None:
             signal.signal(number, lambda came, _: sys.exit(128 + came))
     try:
         command()
-    except MobiLLMError as error:
-        if _state["debug"]:
+    except (MobiLLMError, OSError) as error:
+        if _state["debug"] or (isinstance(error, OSError) and not error.filename):
             raise
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print("error", style="bold red", end=" ")
-        console.print(str(error))
+        console.print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")

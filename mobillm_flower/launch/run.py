@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from mobillm_flower.launch.watch import RunFollower, watch
 from mobillm_flower.runs.events import OnEvent, Submitted
 from mobillm_flower.runs.folder import RunFolder
 
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray keeps objects there; where it is small, in the temporary folder
 _REPEATABLE = "trainer.validation-split=seed"  # in a simulation nobody lies, and a seed is there to repeat a run
 
 
@@ -73,10 +75,15 @@ def run_app(
     SettingsError, UnsupportedError
         Settings are wrong, or the extra `simulation` is missing; nothing was started.
     RunFailed
-        The run did not complete; the message holds the reason and where the log is.
+        The run did not complete; the message holds the reason and where the log is. Or there is no shared memory.
     """
     if importlib.util.find_spec("ray") is None:
         raise UnsupportedError("a simulation needs the extra `simulation`: pip install 'mobillm-flower[simulation]'")
+    if sys.platform == "linux" and not os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
+        raise RunFailed(
+            f"a simulation needs shared memory, and {_SHARED_MEMORY} is missing or cannot be written to; mount a tmpfs "
+            "there, of any size"
+        )
     overrides = [_REPEATABLE, *overrides]
     settings = app.settings(overrides)
     run = RunFolder(run_path).make()

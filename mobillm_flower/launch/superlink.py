@@ -32,6 +32,7 @@ from mobillm_flower.launch.processes import started
 _START_S = 120.0
 _ANSWER_S = 120.0  # for one of Flower's commands
 _SUBMIT_S = 600.0  # the same for `flwr run`, which builds the app and sends it
+_NO_REASONS = ("Ending simulation", "Simulation Runtime crashed")  # what Flower says after the reason
 _LOCAL = ":local"  # addresses of SuperLinks that `flwr run` starts in the background begin so
 
 
@@ -269,9 +270,10 @@ def free_port() -> int:
 
 
 def last_error(log: str) -> str:
-    """Return the last line of a log that speaks of an error."""
+    """Return the last line of a log that gives the reason of an error."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line.replace("uvicorn.error", "")]  # a logger's name
+    reasons = (line for line in lines if not any(words in line for words in _NO_REASONS))
+    errors = [line for line in reasons if "rror" in line.replace("uvicorn.error", "")]  # a logger's name
     return (errors or lines or ["nothing was logged"])[-1][-400:]
 
 

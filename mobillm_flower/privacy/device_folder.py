@@ -26,6 +26,7 @@ from mobillm_flower.privacy.counter import Counter
 from mobillm_flower.privacy.identity import Identity
 from mobillm_flower.privacy.ledger import Ledger, Limits
 from mobillm_flower.privacy.ledger_file import make_ledger
+from mobillm_flower.runs.folder import make_private
 
 ID_BYTES = 16
 """Length of release ids, sample ids and hashes of texts."""
@@ -47,6 +48,8 @@ class DeviceFolder:
     ------
     ReleaseRefused
         Secret or ledger is missing while the other is there; one of them, or the counter, is damaged or older.
+    SettingsError
+        The folder cannot be made or written to.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class DeviceFolder:
         counter: str | Path | None = None,
     ) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path, "device-folder")
         self.path.chmod(0o700)
         known = (self.path / "secret").exists()
         if known and not (self.path / "ledger.sqlite").exists():  # the secret is made last

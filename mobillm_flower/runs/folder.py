@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from mobillm_flower.errors import InUseError
+from mobillm_flower.errors import InUseError, SettingsError
 from mobillm_flower.runs.events import Event, OnEvent
 from mobillm_flower.runs.log import encode
 
@@ -42,8 +42,8 @@ class RunFolder:
         self.on_event: OnEvent | None = None
 
     def make(self) -> RunFolder:
-        """Make the folder where it is missing, readable by its owner alone, and return this."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Make the folder as `make_private` does, and return this."""
+        make_private(self.path, "run.folder")
         return self
 
     @property
@@ -239,6 +239,25 @@ def _cut_torn_line(stream: BinaryIO) -> None:
         return
     stream.seek(0)
     stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def make_private(path: Path, setting: str) -> None:
+    """Make a folder where it is missing, readable by its owner alone.
+
+    Raises
+    ------
+    SettingsError
+        It cannot be made, or not be written to; named as the value of `setting`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(path, os.W_OK | os.X_OK):
+            return
+        reason = "it is read-only"
+    raise SettingsError(f"{setting}={path} cannot be used ({reason}); name a folder that can be written to")
 
 
 @contextlib.contextmanager

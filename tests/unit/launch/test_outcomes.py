@@ -68,6 +68,30 @@ def test_a_simulation_that_fails_before_its_log_begins_says_why(flower: FakeFlow
         simulated(tmp_path / "run")
 
 
+def test_a_simulation_whose_runtime_crashed_says_what_it_crashed_of(flower: FakeFlower, tmp_path: Path) -> None:
+    said = "FileNotFoundError: [Errno 2] No such file or directory: '/dev/shm'"
+    after = "RuntimeError: Simulation Runtime crashed.\nRuntimeError: An error was encountered. Ending simulation."
+    flower.answers("finished:failed", log=f"Traceback\n{said}\nTraceback\n{after}\nERROR: Exit Code: 700")
+    with pytest.raises(RunFailed, match=f"ended as finished:failed: {re.escape(said)}"):
+        simulated(tmp_path / "run")
+
+
+def test_without_shared_memory_nothing_is_started(
+    flower: FakeFlower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobillm_flower.launch.run._SHARED_MEMORY", str(tmp_path / "shm"))
+    with pytest.raises(RunFailed, match=r"^a simulation needs shared memory, and .*shm is missing or cannot"):
+        simulated(tmp_path / "run")
+    assert not flower.calls("flower-superlink")
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_to_starts_nothing(flower: FakeFlower, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"run\.folder=.*file/run cannot be used \(Not a directory\)"):
+        simulated(tmp_path / "file" / "run")
+    assert not flower.calls("flower-superlink")
+
+
 def test_mobillm_run_exits_with_1_where_the_run_failed(flower: FakeFlower, monkeypatch: pytest.MonkeyPatch) -> None:
     flower.answers("finished:failed", log="ValueError: no data here")
     monkeypatch.setenv("FLWR_HOME", str(flower.home))

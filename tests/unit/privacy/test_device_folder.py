@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.errors import ReleaseRefused, SettingsError
 from mobillm_flower.privacy.device_folder import ID_BYTES, DeviceFolder
 from mobillm_flower.privacy.ledger import Release, SampleKeys
 
@@ -46,6 +46,12 @@ def test_an_open_folder_is_closed_to_others(tmp_path: Path) -> None:
     path.chmod(0o755)
     DeviceFolder(path).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_one_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"device-folder=.*file/device cannot be used \(Not a directory\)"):
+        DeviceFolder(tmp_path / "file" / "device")
 
 
 def test_pseudonym_is_stable_and_depends_on_the_secret(tmp_path: Path) -> None:

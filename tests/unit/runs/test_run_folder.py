@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mobillm_flower.errors import InUseError
+from mobillm_flower.errors import InUseError, SettingsError
 from mobillm_flower.runs import folder as run_folder
 from mobillm_flower.runs.events import Finished, Started
 from mobillm_flower.runs.folder import RunFolder, write_atomically
@@ -122,3 +122,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_draft(tmp
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == b"old" * 1000
     assert [path.name for path in file.parent.iterdir()] == ["trainer.pt"]
+
+
+@pytest.mark.parametrize(("path", "reason"), [("file/run", "Not a directory"), ("run", "it is read-only")])
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # also of root, who may write wherever the disk lets it
+    with pytest.raises(
+        SettingsError, match=rf"run\.folder=.*{path} cannot be used \({reason}\); name a folder"
+    ) as said:
+        RunFolder(tmp_path / path).make()
+    assert "\n" not in str(said.value)
