@@ -10,14 +10,14 @@ import json
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.core.sparse import decode_samples, encode_sample
 from mobillm_flower.evaluation.turns import (
     Comparison,
     Report,
@@ -98,6 +98,7 @@ def bench_cache(
             },
         )
         _rows_per_second(report, large, pairs=pairs, reads=reads, say=say)
+        _checksums(report, few, pairs=pairs, reads=min(reads, num_few), say=say)
         if not memory:
             report.skipped["memory"] = "not asked for"
         elif not Path("/proc/self/status").exists():
@@ -136,6 +137,39 @@ def _rows_per_second(report: Report, file: Path, *, pairs: int, reads: int, say:
         report.figures[f"rows_per{clock}_s"] = reads / medians["ours_median"]
         report.figures[f"plain_rows_per{clock}_s"] = reads / medians["other_median"]
     report.bars["rows_per_s"] = Threshold(report.figures["rows_per_s"], ROWS_BAR, at_most=False)
+
+
+class _Unchecked(ActivationCache):
+    """Reads rows and does not look at their checksums."""
+
+    def read(self, ids: Iterable[int]) -> list[tuple[bytes, bytes]]:
+        query = "SELECT samples.id, activations, target FROM json_each(?) AS asked CROSS JOIN samples "
+        return [row[:2] for row in self._in_order(f"{query} ON samples.id = asked.value", ids)]
+
+
+def _checksums(report: Report, file: Path, *, pairs: int, reads: int, say: Say) -> None:
+    """Read and decode batches, with the checksum of each row looked at and without."""
+    caches = {"checked": ActivationCache(file), "unchecked": _Unchecked(file)}
+    ids = caches["checked"].rows().column("id")
+    draws = [ids[draw_order(len(ids), seed=0, phase=1, number=i)[:reads]].tolist() for i in range(pairs + 1)]
+
+    def decoding(cache: ActivationCache) -> Read:
+        def decode(wanted: Sequence[int]) -> None:
+            cache._checked.clear()  # as if each row was read for the first time
+            for start in range(0, len(wanted), _BATCH):
+                blobs = [activations for activations, _ in cache.read(wanted[start : start + _BATCH])]
+                decode_samples(blobs, [_SHAPE[1]] * len(blobs), _SHAPE[3], CODECS["nf4"], 1.0)
+
+        return decode
+
+    sides = {name: _reader(decoding(cache), draws) for name, cache in caches.items()}
+    take_turns(sides, 1)
+    say("read and decode, with checksums and without")
+    found = take_turns(sides, pairs, say=say)
+    for cache in caches.values():
+        cache.close()
+    for clock, comparison in compare_seconds(found["checked"], found["unchecked"], "without checksums").items():
+        report.comparisons[f"checked{clock}"] = comparison
 
 
 def _reader(read: Read, draws: Sequence[Sequence[int]]) -> Callable[[], Seconds]:

@@ -154,6 +154,42 @@ def forget(
         )
 
 
+@app.command()
+def expire(
+    run: RunPath,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed in a pipe.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the samples that are older than cache.retention-days of the run's settings, by this machine's clock.
+
+    A run that starts in the folder does so itself, unless all samples are that old: then the clock may be wrong, and
+    the run is refused.
+    """
+    file = run_cache(run)
+    from mobillm_flower.config import load_settings
+    from mobillm_flower.runs.events import Forgotten
+    from mobillm_flower.runs.folder import RunFolder
+    from mobillm_flower.server import ActivationCache
+
+    folder, retention_s = RunFolder(file.parent), 86400 * load_settings(file=run_settings(run)).cache.retention_days
+    with folder.hold(), closing(ActivationCache(file)) as cache:
+        old, held, now = sum(cache.expired(retention_s).values()), len(cache), time.time()
+    if old and not yes:
+        _confirm(f"It is {_when(now)}. Delete {old:,} of {held:,} samples?", as_json=as_json)
+    expired: dict[str, int] = {}
+    if old:
+        with folder.hold(), closing(ActivationCache(file)) as cache:
+            expired = cache.expire(retention_s, now=now, certain=True)
+            for device, count in expired.items():
+                folder.append(Forgotten(device, count))
+    count = sum(expired.values())
+    if as_json:
+        say_json({"run": str(run), "samples": count, "devices": len(expired), "left": held - count})
+        return
+    left = f"{held - count:,} are left" if retention_s else "cache.retention-days is 0: they are kept for ever"
+    typer.echo(f"{count:,} samples of {len(expired)} devices are deleted; {left}.")
+
+
 def _require_no_group(cache: ActivationCache, start: str) -> None:
     """Say which group's sum is to be forgotten for a device that sent a secure sum; raises CacheError."""
     from mobillm_flower.strategies.secure_groups import groups_held

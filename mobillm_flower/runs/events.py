@@ -405,7 +405,7 @@ class DeviceSummary(Event, kind="device-summary"):
 
 @dataclass(frozen=True)
 class Forgotten(Event, kind="forgotten"):
-    """A device's samples were deleted from the cache by hand."""
+    """Samples of a device were deleted from the cache: by hand, or because they were older than it keeps them."""
 
     device: str
     samples: int

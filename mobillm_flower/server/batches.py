@@ -14,8 +14,7 @@ from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.sparse import decode_samples
-from mobillm_flower.errors import CacheError
-from mobillm_flower.server.cache import ActivationCache, is_whole
+from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import TargetBatch, decode_targets
@@ -53,7 +52,6 @@ class BatchLoader:
         self.cache, self.specs, self.contract, self.device = cache, dict(specs), contract, device
         self.memory_bytes = memory_bytes
         self._decoded: dict[int, tuple[Tensor, bytes]] = {}
-        self._whole = bytearray()  # by row: 1 where its bytes were found to be those that were committed
         self._used = 0
 
     @property
@@ -108,7 +106,6 @@ class BatchLoader:
         fresh: dict[int, tuple[Tensor, bytes]] = {}
         if missing:
             raw = self.cache.read(row.id for row in missing)
-            self._require_whole(missing, raw)
             counts = [row.tokens * spec.vectors_per_row for row in missing]
             blocks, _, width = spec.row_shape
             vectors = decode_samples([a for a, _ in raw], counts, width, CODECS[spec.codec], spec.keep)
@@ -120,17 +117,6 @@ class BatchLoader:
                     self._decoded[row.id] = (sample.clone(), target)  # not a view of the whole batch
                     self._used += size
         return [self._decoded.get(row.id) or fresh[row.id] for row in rows]
-
-    def _require_whole(self, rows: Sequence[RowRef], raw: Sequence[tuple[bytes, bytes]]) -> None:
-        """Check the bytes of rows that are read for the first time; raises CacheError where one was changed."""
-        self._whole.extend(bytes(max(0, max(row.id for row in rows) + 1 - len(self._whole))))
-        for row, (activations, target) in zip(rows, raw, strict=True):
-            if not self._whole[row.id] and not is_whole(row, activations, target):
-                raise CacheError(
-                    f"{self.cache.file}: row {row.id} of device {row.device} does not hold the bytes that were "
-                    "committed; `mobillm cache verify` lists such rows, `mobillm cache forget` deletes a device's"
-                )
-            self._whole[row.id] = 1
 
 
 def _join(targets: Sequence[TargetBatch]) -> TargetBatch:

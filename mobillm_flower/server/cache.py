@@ -7,7 +7,6 @@ order of the hash of their bytes, so that neither arrival nor the partition into
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -16,10 +15,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError, CacheFull
-from mobillm_flower.server.rows import RowRef, Rows
+from mobillm_flower.server.integrity import Damage, checksums, digest, find_damage, problem
+from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
 _VERSION = 1
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS samples (
     digest BLOB NOT NULL,
     activations BLOB NOT NULL,
     target BLOB NOT NULL,
+    checksum INTEGER,
     UNIQUE (device, release)
 );
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -48,10 +50,11 @@ _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM sam
 _UNTRAINED, _TASK = "untrained", "task"
 _CARRY_OVER = """
 INSERT OR IGNORE INTO samples
-    (device, release, backbone, stage, round, tokens, received, digest, activations, target)
-SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target
+    (device, release, backbone, stage, round, tokens, received, digest, activations, target, checksum)
+SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target, {checksum}
 FROM earlier.samples ORDER BY id
 """
+_HAS_CHECKSUM = "SELECT 1 FROM pragma_table_info('samples', '{database}') WHERE name = 'checksum'"
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
@@ -83,28 +86,6 @@ class Holding:
     num_bytes: int
     first: float
     last: float
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Something that is wrong with a cache, by `ActivationCache.verify`.
-
-    Parameters
-    ----------
-    problem : str
-        What is wrong.
-    row : int or None
-        Row number in SQLite; None where it is not about one row.
-    device : str
-        The row's device; empty without a row.
-    """
-
-    problem: str
-    row: int | None = None
-    device: str = ""
-
-    def __str__(self) -> str:
-        return self.problem if self.row is None else f"row {self.row} of device {self.device}: {self.problem}"
 
 
 class ActivationCache:
@@ -153,6 +134,8 @@ class ActivationCache:
             if version not in (0, _VERSION):
                 raise CacheError(f"{self.file} has version {version}, this release reads {_VERSION}; use its release")
             self._db.executescript(_SCHEMA)
+            if not self._db.execute(_HAS_CHECKSUM.format(database="main")).fetchone():
+                self._db.execute("ALTER TABLE samples ADD COLUMN checksum INTEGER")  # of a release before it
             self._db.execute(f"PRAGMA user_version={_VERSION}")
         except sqlite3.DatabaseError as error:
             raise CacheError(f"{self.file} cannot be used as a cache: {error}; move it away to start anew") from error
@@ -160,6 +143,7 @@ class ActivationCache:
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int] | None = None
         self._data_version = 0
+        self._checked = bytearray()  # by row: 1 where its bytes were found to be those that were committed
         self.task = int(self.meta(_TASK) or 0)
 
     def close(self) -> None:
@@ -200,20 +184,10 @@ class ActivationCache:
             The disk refuses.
         """
         now = time.time()
+        bytes_ = [(s.activations, s.target) for s in samples]
         rows = [
-            (
-                device,
-                s.release,
-                backbone,
-                self.task,
-                round_,
-                s.tokens,
-                now,
-                _digest(backbone, s),
-                s.activations,
-                s.target,
-            )
-            for s in samples
+            (device, s.release, backbone, self.task, round_, s.tokens, now, digest(backbone, s), *both, checksum)
+            for s, both, checksum in zip(samples, bytes_, checksums(bytes_), strict=True)
         ]
         with self._lock:
             held = self.held(device)
@@ -229,7 +203,7 @@ class ActivationCache:
                 before = self._db.total_changes
                 self._db.executemany(
                     "INSERT OR IGNORE INTO samples (device, release, backbone, stage, round, tokens, received, digest, "
-                    "activations, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "activations, target, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
                 added = self._db.total_changes - before
@@ -301,20 +275,36 @@ class ActivationCache:
         return [target for (target,) in self._in_order(query, ids)]
 
     def read(self, ids: Iterable[int]) -> list[tuple[bytes, bytes]]:
-        """Return (activations, target) bytes of rows, in the order asked.
+        """Return (activations, target) bytes of rows, in the order asked, whose checksums fit when first read.
 
         Raises
         ------
         CacheError
-            A row is not there.
+            A row is not there, or does not hold the bytes that were committed.
         """
         query = (
-            "SELECT samples.id, activations, target FROM json_each(?) AS asked CROSS JOIN samples "
+            "SELECT samples.id, activations, target, checksum FROM json_each(?) AS asked CROSS JOIN samples "
             "ON samples.id = asked.value"
         )
-        return [(activations, target) for activations, target in self._in_order(query, ids)]
+        ids = list(ids)
+        rows = self._in_order(query, ids)
+        self._checked.extend(bytes(max(0, max(ids, default=0) + 1 - len(self._checked))))
+        fresh = [i for i, id_ in enumerate(ids) if not self._checked[id_]]
+        for i, checksum in zip(fresh, checksums([rows[i][:2] for i in fresh]), strict=True):
+            if checksum != rows[i][2] and (rows[i][2] is not None or self._problem(ids[i])):
+                raise CacheError(
+                    f"{self.file}: row {ids[i]} does not hold the bytes that were committed; `mobillm cache "
+                    "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
+                )
+            self._checked[ids[i]] = 1
+        return [(activations, target) for activations, target, _ in rows]
 
-    def _in_order(self, query: str, ids: Iterable[int]) -> list[tuple[bytes, ...]]:
+    def _problem(self, id_: int) -> str:
+        """Return what is wrong with a row of an earlier release, which has a digest and no checksum."""
+        with self._access():
+            return problem(self._db, id_)
+
+    def _in_order(self, query: str, ids: Iterable[int]) -> list[tuple[Any, ...]]:
         """Read rows by one statement for all; CROSS JOIN keeps the order of the array."""
         wanted = list(ids)
         with self._access():
@@ -326,38 +316,8 @@ class ActivationCache:
 
     def verify(self) -> list[Damage]:
         """Check SQLite's own integrity and every row's digest; returns what is wrong."""
-        damage = []
         with self._lock, self._one_state():
-            try:
-                damage += self._integrity()
-                # from the index, then row by row: an unreadable page shall not hide the others
-                numbers = self._db.execute("SELECT id, device FROM samples ORDER BY device, release").fetchall()
-                for number, device in sorted(numbers):
-                    problem = self._problem(number)
-                    if problem:
-                        damage.append(Damage(problem, number, device))
-            except sqlite3.DatabaseError as error:
-                damage.append(Damage(f"the rows cannot be listed: {error}"))
-        return damage
-
-    def _integrity(self) -> list[Damage]:
-        try:
-            return [Damage(str(line)) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
-        except sqlite3.DatabaseError as error:
-            return [Damage(f"SQLite's own check cannot go on: {error}")]
-
-    def _problem(self, number: int) -> str:
-        query = "SELECT backbone, release, tokens, activations, target, digest FROM samples WHERE id = ?"
-        try:
-            row = self._db.execute(query, (number,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            return f"it cannot be read: {error}"
-        if row is None:
-            return "only the index has it"
-        backbone, release, tokens, activations, target, digest = row
-        if _digest(backbone, SampleBytes(release, tokens, activations, target)) == digest:
-            return ""
-        return "its bytes are not those that were committed"
+            return find_damage(self._db)
 
     def forget(self, device: str) -> int:
         """Delete a device's rows, overwrite their pages, and return how many there were.
@@ -376,33 +336,48 @@ class ActivationCache:
                 )
             return int(count)
 
-    def expire(self, retention_s: float, *, now: float | None = None) -> int:
-        """Delete rows older than a retention time (0: none) and return how many there were.
+    def expired(self, retention_s: float, *, now: float | None = None) -> dict[str, int]:
+        """Return how many rows of each device are older than a retention time (0: none are)."""
+        if not retention_s:
+            return {}
+        query = "SELECT device, COUNT(*) FROM samples WHERE received < ? GROUP BY device ORDER BY device"
+        with self._access():
+            return dict(self._db.execute(query, ((time.time() if now is None else now) - retention_s,)))
+
+    def expire(self, retention_s: float, *, now: float | None = None, certain: bool = False) -> dict[str, int]:
+        """Delete the rows that `expired` returns, and return how many there were of each device.
 
         While another process has the file open, their bytes stay on disk until the last one closes it.
+
+        Parameters
+        ----------
+        retention_s, now : float
+            Longest age; the time, by default the clock's.
+        certain : bool
+            Somebody has looked at the clock.
 
         Raises
         ------
         CacheError
-            Every row would be deleted, or the last one is to come: the clock may be wrong, and devices that were told
-            that their samples are held do not send them again.
+            Every row would be deleted, or the last one is to come, and nobody has looked at the clock: it may be wrong,
+            and devices that were told that their samples are held do not send them again.
         """
-        if not retention_s:
-            return 0
         now = time.time() if now is None else now
-        oldest = now - retention_s
         with self._access():
+            expired = self.expired(retention_s, now=now)
             (newest,) = self._db.execute("SELECT MAX(received) FROM samples").fetchone()
-            if newest is not None and not oldest <= newest <= now + _CLOCK_SLACK_S:
+            wrong = newest is not None and not now - retention_s <= newest <= now + _CLOCK_SLACK_S
+            if retention_s and wrong and not certain:
                 clock, last = (time.strftime("%Y-%m-%d", time.gmtime(value)) for value in (now, newest))
                 raise CacheError(
                     f"{self.file}: the last sample came on {last}, and the clock says {clock}: every row is beyond "
                     "cache.retention-days, or the clock is wrong; set the clock, delete the rows with `mobillm cache "
-                    "forget`, or start in another folder"
+                    "expire`, or start in another folder"
                 )
-            count = self._db.execute("DELETE FROM samples WHERE received < ?", (oldest,)).rowcount
-            self._shrink(count)
-            return int(count)
+            if expired:
+                self._db.execute("DELETE FROM samples WHERE received < ?", (now - retention_s,))
+                self._shrink(sum(expired.values()))
+        return expired
 
     def begin_task(self, task: int, earlier: Path) -> int:
         """Take rows of another task from now on, and copy what an earlier cache holds; returns how many rows that are.
@@ -427,7 +402,8 @@ class ActivationCache:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_TASK, str(task)))
-                copied = self._db.execute(_CARRY_OVER).rowcount
+                known = self._db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
+                copied = self._db.execute(_CARRY_OVER.format(checksum="checksum" if known else "NULL")).rowcount
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:
@@ -471,6 +447,7 @@ class ActivationCache:
     def _invalidate(self) -> None:
         """Read all again when it is next asked for: rows were deleted, and SQLite may give their ids to others."""
         self._rows = self._known_size = None
+        self._checked = bytearray()
 
     def _notice_other_writers(self) -> None:
         """Forget what is known if another connection has committed since."""
@@ -499,18 +476,3 @@ class ActivationCache:
                 raise CacheError(
                     f"{self.file} cannot be used: {error}; `mobillm cache verify` says which rows are damaged"
                 ) from error
-
-
-def is_whole(row: RowRef, activations: bytes, target: bytes) -> bool:
-    """Whether a row's bytes are those that were committed."""
-    return _hash(row.backbone, row.tokens, activations, target) == row.digest
-
-
-def _digest(backbone: str, sample: SampleBytes) -> bytes:
-    return _hash(backbone, sample.tokens, sample.activations, sample.target)
-
-
-def _hash(backbone: str, tokens: int, activations: bytes, target: bytes) -> bytes:
-    return hashlib.sha256(
-        b"%s:%d:%d:%s%s" % (backbone.encode(), tokens, len(activations), activations, target)
-    ).digest()

@@ -7,7 +7,7 @@ import dataclasses
 from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError
-from mobillm_flower.runs.events import Epoch, Prepared, StartedAgain
+from mobillm_flower.runs.events import Epoch, Forgotten, Prepared, StartedAgain
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, note_backbones
 from mobillm_flower.strategies.connections import Connections
@@ -91,7 +91,8 @@ def prepare(
     if stored is None:
         plan.store(cache)
     note_backbones(cache, as_named_here({name: known[name] for name in fresh.specs}, settings))
-    cache.expire(settings.cache.retention_days * 86400)
+    for device, count in cache.expire(settings.cache.retention_days * 86400).items():
+        folder.append(Forgotten(device, count))
     return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation, make_trainer)
 
 

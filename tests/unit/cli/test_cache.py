@@ -158,7 +158,19 @@ def test_forget_is_refused_while_a_run_holds_the_folder(run: Any, monkeypatch: p
     assert lines("cache", "forget", run, DEVICES[0], "--yes")
 
 
-@pytest.mark.parametrize("command", [["ls"], ["verify"], ["forget", "--yes"]])
+def test_expire_deletes_what_is_old_though_it_is_all_there_is(run: Any) -> None:
+    assert lines("cache", "expire", run) == ["0 samples of 0 devices are deleted; 30 are left."]
+    with sqlite3.connect(run / "cache.sqlite") as db:
+        db.execute("UPDATE samples SET received = 1000000")
+    assert "nothing was deleted; give --yes" in refused("cache", "expire", run, stdin="y\n")
+    assert sum(devices(run).values()) == 30
+    found = parsed("cache", "expire", run, "--yes")
+    assert found == {"run": str(run), "samples": 30, "devices": 3, "left": 0}
+    told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["device"] for event in told if event["event"] == "forgotten"] == DEVICES
+
+
+@pytest.mark.parametrize("command", [["ls"], ["verify"], ["expire"], ["forget", "--yes"]])
 def test_a_folder_without_a_cache_is_refused_and_none_is_made(tmp_path: Path, command: Any) -> None:
     name, *options = command
     device = ["aa"] if name == "forget" else []

@@ -78,12 +78,12 @@ def test_a_window_beyond_the_quota_is_refused_whole(tmp_path: Path, samples: Any
 def test_rows_past_the_retention_time_are_deleted(tmp_path: Path, samples: Any) -> None:
     cache = ActivationCache(tmp_path / "cache.sqlite")
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
-    assert cache.expire(0) == 0
-    assert cache.expire(100, now=time.time() + 50) == 0
+    assert cache.expire(0) == {}
+    assert cache.expire(100, now=time.time() + 50) == {}
     later = [replace(sample, release=b"later" + sample.release[5:]) for sample in samples[:1]]
     cache._db.execute("UPDATE samples SET received = received - 60")
     cache.add(ALICE, later, backbone=BACKBONE, round_=2)
-    assert cache.expire(100, now=time.time() + 50) == 20
+    assert cache.expire(100, now=time.time() + 50) == {ALICE: 20}
     assert len(cache.rows()) == 1
 
 
@@ -94,8 +94,39 @@ def test_a_clock_that_is_wrong_deletes_nothing(tmp_path: Path, samples: Any, yea
     cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
     with pytest.raises(CacheError, match="clock"):
         cache.expire(30 * 86400, now=time.time() + years * 365 * 86400)
-    assert cache.expire(30 * 86400) == 0
+    assert cache.expire(30 * 86400) == {}
     assert len(cache.rows()) == len(samples)
+
+
+def test_who_has_looked_at_the_clock_deletes_all_that_is_old(tmp_path: Path, samples: Any) -> None:
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    cache.add(ALICE, samples, backbone=BACKBONE, round_=1)
+    later = time.time() + 31 * 86400
+    assert cache.expired(30 * 86400, now=later) == {ALICE: len(samples)}
+    assert cache.expire(30 * 86400, now=later, certain=True) == {ALICE: len(samples)}
+    assert len(cache.rows()) == 0
+    assert cache.expire(30 * 86400, now=later) == {}  # an empty cache says nothing of the clock
+
+
+def test_a_row_of_an_earlier_release_is_checked_by_its_digest(tmp_path: Path, samples: Any) -> None:
+    """That release's file has no column for a checksum; what is added later has one."""
+    file = tmp_path / "cache.sqlite"
+    cache = ActivationCache(file)
+    cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1)
+    cache.close()
+    with sqlite3.connect(file) as db:
+        db.execute("ALTER TABLE samples DROP COLUMN checksum")
+    cache = ActivationCache(file)
+    cache.add(BOB, samples[10:12], backbone=BACKBONE, round_=1)
+    ids = cache.rows().column("id").tolist()
+    assert len(cache.read(ids)) == 12
+    assert cache.verify() == []
+    for number in (3, 12):  # without a checksum, and with one
+        with sqlite3.connect(file) as db:
+            db.execute("UPDATE samples SET activations = target WHERE id = ?", (number,))
+        cache = ActivationCache(file)  # each row is looked at once
+        with pytest.raises(CacheError, match=f"row {number} does not hold the bytes"):
+            cache.read([number])
 
 
 def test_a_clock_that_was_ahead_when_rows_came_is_noticed(tmp_path: Path, samples: Any) -> None:

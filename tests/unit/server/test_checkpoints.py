@@ -64,5 +64,5 @@ def test_a_row_that_was_changed_on_disk_is_not_trained_on(tmp_path: Path) -> Non
     cache = fill(tmp_path / "cache.sqlite", make_samples(20, spec), spec)
     with contextlib.closing(sqlite3.connect(cache.file)) as db, db:
         db.execute("UPDATE samples SET target = CAST(zeroblob(LENGTH(target)) AS BLOB) WHERE id = 7")
-    with pytest.raises(CacheError, match=r"row 7 of device 0+ does not hold the bytes that were committed"):
+    with pytest.raises(CacheError, match=r"row 7 does not hold the bytes that were committed"):
         train(cache, make_plan([spec]))
