@@ -23,7 +23,7 @@ from mobillm_flower.errors import DataError, MismatchError, MobiLLMError, Policy
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.policy import Policy, read_policy
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
+from mobillm_flower.tasks import TASKS, LocalData, both_splits, load_local_data, read_rows
 
 LoadData = Callable[[Context], tuple[Any, Any]]
 
@@ -32,6 +32,7 @@ _LOADERS: weakref.WeakKeyDictionary[ClientApp, LoadData] = weakref.WeakKeyDictio
 _EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon", "central_epsilon")
 _PROMISES = (*_EPSILONS, "budget", "delta", "max_releases")
 _SPLITS = ("train-split", "test-split", "partition", "partition-column")
+_COLUMNS = ("text-column", "pair-column", "label-column")
 
 
 def device_settings(context: Context) -> Settings:
@@ -99,14 +100,21 @@ def check_run(settings: Settings, context: Context) -> None:
         if value != default and key not in named and value not in policy.files:
             _refuse(key, "a file", "files")
     if promises(context):
-        for name in _SPLITS:
+        for name in (*_SPLITS, *_COLUMNS):
+            what = "a column of its rows" if name in _COLUMNS else "which of its rows are for training"
             value = getattr(settings.data, name.replace("-", "_"))
             if value != getattr(defaults.data, name.replace("-", "_")) and f"data.{name}" not in named:
-                _refuse(f"data.{name}", "which of its rows are for training", "settings")
+                _refuse(f"data.{name}", what, "settings")
         for name in ("labels", "label-range"):  # how many rows fit them would be told
             field = name.replace("-", "_")
             if getattr(settings.task, field) != getattr(defaults.task, field) and f"task.{name}" not in named:
                 _refuse(f"task.{name}", "labels that its rows are compared with", "settings")
+        own_rows = settings.data.source != defaults.data.source
+        if own_rows and not settings.task.labels and TASKS[settings.task.kind].labels(["0"], settings):
+            raise PolicyRefused(
+                "the names of the labels would be read from this device's rows and told as they are; give task.labels "
+                "in its node config, or in its policy's settings"
+            )
         if "device-folder" not in context.node_config:
             raise PolicyRefused("the node config promises something and names no device-folder, which would keep count")
 

@@ -503,7 +503,12 @@ def test_the_devices_own_privacy_settings_win(tmp_path: Path) -> None:
     config = make_config(tmp_path, settings="privacy.max-releases=0")
     client = SideTuningClient()
     own = [
-        {**node, "privacy.max-releases": 1, "device-folder": str(tmp_path / f"device-{i}")}
+        {
+            **node,
+            "privacy.max-releases": 1,
+            "data.label-column": "intent",
+            "device-folder": str(tmp_path / f"device-{i}"),
+        }
         for i, node in enumerate(nodes())
     ]
     run(config, own, app=client.app)

@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mobillm_flower import SideTuningClient
+from mobillm_flower import SideTuningClient, load_settings
 from mobillm_flower.backbones.sources import BACKBONE_SOURCES
 from mobillm_flower.clients import device as device_module
 from mobillm_flower.clients.own import device_settings
@@ -29,7 +29,7 @@ from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.privacy.device_folder import plain_text
 from mobillm_flower.privacy.policy import Policy, read_policy
-from mobillm_flower.tasks import Samples
+from mobillm_flower.tasks import Samples, load_splits
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
@@ -46,7 +46,6 @@ PAGE = Path(__file__).parents[2] / "docs/how-to/protect.md"
 POLICIES = re.findall(r"```yaml\n(# policy\.yaml.*?)```", PAGE.read_text("utf-8"), re.S)
 BASE: dict[str, Any] = {
     "backbone.name": "tiny",
-    "data.label-column": "intent",
     "task.max-length": 16,
     "activations.pivot": "mean",
     "activations.codec": "int8",
@@ -60,7 +59,7 @@ MENU: dict[str, list[Any]] = {
     "task.max-length": [8, 16],
     "data.text-column": ["text", "persona"],
     "data.pair-column": ["", "text", "persona"],
-    "data.label-column": ["intent", "persona"],
+    "data.label-column": ["intent", "persona", "text"],
     "data.train-split": ["train", "test"],
     "data.test-split": ["test", "train"],
     "data.source": ["phone-messages", "/etc"],
@@ -81,6 +80,7 @@ MENU: dict[str, list[Any]] = {
     "privacy.metric-epsilon": [0.0, 0.5, 30.0],
     "settings-file": ["", "/etc/passwd"],
 }
+INTENTS = set(load_splits(load_settings({"data.label-column": "intent"}).data)[0]["intent"])
 HONEST = {"privacy.joint-epsilon": 2.0, "activations.projection": 4, "privacy.metric-epsilon": 0.1}
 """What every policy agrees to."""
 
@@ -100,9 +100,10 @@ class Server:
     def __init__(self, folder: Path) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         self.node: dict[str, Any] = {"partition-id": 0, "num-partitions": 200, "device-folder": str(folder)}
+        self.node["data.label-column"] = "intent"
         self.client = SideTuningClient()
         self.got: dict[bytes, float] = {}
-        self.num_metrics, self.evaluated = 0, set[str]()
+        self.num_metrics, self.told = 0, set[str]()
 
     def ask(self, run: dict[str, Any]) -> None:
         context = Context(run_id=1, node_id=1, node_config=self.node, state=RecordDict(), run_config={**BASE, **run})
@@ -110,6 +111,7 @@ class Server:
         if refusal(described) is not None:
             return
         device = open_description(described)
+        self.told |= set(device.contract.labels)
         spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1)
         request = WindowRequest(device.contract, spec, 1, 64, 1 << 24, frozenset())
         answer = self._send(pack_request(request), keys.EXTRACT, context)
@@ -191,6 +193,7 @@ def test_a_hostile_server_gets_of_every_text_what_the_policy_agrees_to(
                 server.ask(run)
             except MobiLLMError:  # of settings that no device could run under
                 continue
+        assert server.told <= INTENTS  # of no other column, and no labels that a run named
         assert server.got  # the honest run among them, at the least
         draws: dict[str, list[float]] = defaultdict(list)
         for release, epsilon in server.got.items():

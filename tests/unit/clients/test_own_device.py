@@ -108,6 +108,28 @@ def test_where_the_device_promises_something_it_says_which_rows_are_for_training
     agree(own, other)
 
 
+@pytest.mark.parametrize("key", ["data.text-column", "data.pair-column", "data.label-column"])
+@pytest.mark.parametrize("promise", [{"privacy.max-releases": 1}, GAUSSIAN])
+def test_where_the_device_promises_something_its_columns_are_its_own(
+    tmp_path: Path, key: str, promise: dict[str, Any]
+) -> None:
+    """A server would else be told the values of any column as names of labels, or learn them as labels."""
+    own, asked = {"device-folder": str(tmp_path)}, {key: "diagnosis", "activations.pivot": "mean"}
+    with pytest.raises(PolicyRefused, match=f"{key} of the run names a column of its rows"):
+        agree({**own, **promise}, asked)
+    agree({**own, **promise, key: "intent"}, asked)
+    agree(own, asked)
+
+
+def test_labels_that_its_rows_alone_have_are_not_told(tmp_path: Path) -> None:
+    own = {"device-folder": str(tmp_path), "data.source": str(tmp_path), "privacy.max-releases": 1}
+    with pytest.raises(PolicyRefused, match=r"would be read from this device's rows and told as they are; give task"):
+        agree(own, {})
+    agree({**own, "task.labels": "a,b"}, {})
+    agree(own, {"task.kind": "regression"})
+    agree({**own, "privacy.max-releases": 0, "data.source": "phone-messages"}, {})
+
+
 def test_a_promise_needs_a_folder_that_stays() -> None:
     with pytest.raises(PolicyRefused, match="names no device-folder"):
         agree({"privacy.max-releases": 1}, {})
