@@ -1,7 +1,11 @@
-"""Descriptions, metrics and the baselines' messages with any value in any field: opened, or refused by name."""
+"""All messages but windows, to the server and to a device, with any value in any field: opened, or refused by name.
+
+`FUZZ_EXAMPLES=20000 pytest tests/property/test_messages_fuzz.py tests/property/test_window_fuzz.py` looks for longer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,24 +13,46 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
+from mobillm_flower.privacy.identity import Identity
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import open_array, open_config, open_holdings, open_numbers, pack_holdings
+from mobillm_flower.wire.masked import open_masked, open_masked_request, pack_masked, pack_masked_request
 from mobillm_flower.wire.messages import (
     DeviceDescription,
+    EvaluationRequest,
+    WindowRequest,
     open_description,
+    open_evaluation,
     open_metrics,
+    open_request,
     pack_description,
+    pack_evaluation,
     pack_metrics,
+    pack_request,
     refusal,
 )
-from tests.support.packets import PSEUDONYM, make_contract
+from mobillm_flower.wire.secure_sums.messages import (
+    NONCE_BYTES,
+    PHASES,
+    DeviceKeys,
+    Offer,
+    Roster,
+    open_items,
+    open_message,
+    open_set,
+    pack_message,
+)
+from mobillm_flower.wire.sums import SumsRequest, SumsSpec, open_sums, pack_sums
+from tests.support.packets import PSEUDONYM, make_contract, make_spec
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 INFO = BackboneInfo("tiny", "bert", False, 4, 8, "fp32", "ab" * 32, "constant")
@@ -83,14 +109,17 @@ def metrics(data: st.DataObject) -> RecordDict:
     return RecordDict({keys.METRICS: content[keys.METRICS]})
 
 
-def arrays(data: st.DataObject) -> RecordDict:
-    claimed = Array(
+def any_array(data: st.DataObject) -> Array:
+    return Array(
         dtype=data.draw(st.sampled_from(["float32", "int64", "object", "nothing", ""])),
         shape=tuple(data.draw(st.lists(st.integers(-2, 9), max_size=3))),
         stype=data.draw(st.sampled_from(["numpy.ndarray", "pickle"])),
         data=data.draw(st.binary(max_size=60)),
     )
-    return RecordDict({keys.ARRAYS: ArrayRecord({"a": claimed})})
+
+
+def arrays(data: st.DataObject) -> RecordDict:
+    return RecordDict({keys.ARRAYS: ArrayRecord({"a": any_array(data)})})
 
 
 def others(data: st.DataObject) -> RecordDict:
@@ -98,6 +127,106 @@ def others(data: st.DataObject) -> RecordDict:
     return RecordDict(
         {keys.REFUSED: record, keys.CONFIG: record, keys.METRICS: MetricRecord({"a": data.draw(NUMBERS)})}
     )
+
+
+def any_record(content: RecordDict, data: st.DataObject) -> RecordDict:
+    """Change a field or an array of any of a message's records, or take one away."""
+    records: dict[str, Any] = dict(content)
+    for _ in range(data.draw(st.integers(1, 2))):
+        name = data.draw(st.sampled_from(sorted(records)))
+        record = records[name]
+        key = data.draw(st.sampled_from([*sorted(record), "unknown"]))
+        if data.draw(st.booleans()) and key in record:
+            del record[key]
+        elif isinstance(record, ArrayRecord):
+            record[key] = any_array(data)
+        elif isinstance(record, MetricRecord):
+            record[key] = data.draw(NUMBERS)
+        elif isinstance(value := record.get(key), str) and value.startswith("{") and data.draw(st.booleans()):
+            values = json.loads(value)
+            values[data.draw(st.sampled_from([*sorted(values), "unknown"]))] = data.draw(JSON)
+            record[key] = json.dumps(values)
+        else:
+            record[key] = data.draw(VALUES)
+        if not records[name]:
+            del records[name]
+    return RecordDict(records)
+
+
+SUMS = SumsSpec(width=3, num_outputs=2, capacity=100, min_samples=1, held_out=0.1, target_bound=1.0)
+SUMS_REQUEST = SumsRequest(make_contract(), make_spec(), SUMS, frozenset({b"r" * 16}))
+
+
+def sums(data: st.DataObject) -> RecordDict:
+    words = np.zeros(SUMS.shape.num_words, np.uint32 if SUMS.scale.bits == 32 else np.uint64)
+    content = pack_sums(
+        words,
+        request=SUMS_REQUEST,
+        pseudonym=PSEUDONYM,
+        release=b"r" * 16,
+        forward_seconds=0.1,
+        peak_memory_bytes=1.0,
+    )
+    return any_record(content, data)
+
+
+def masked(data: st.DataObject) -> RecordDict:
+    return any_record(pack_masked(b"message", forward_seconds=0.1, peak_memory_bytes=1.0), data)
+
+
+def asked(data: st.DataObject) -> RecordDict:
+    """What a server asks a device."""
+    side = SideNetworkConfig.of(
+        {"ab" * 32: AlignmentSpec(8, 1)}, name="additive", num_blocks=2, bottleneck=2, num_outputs=3
+    )
+    rule = {"loss": "logit", "scale": 1.0, "use_base": True}
+    spec, contract = make_spec(), make_contract()
+    requests = [
+        pack_request(WindowRequest(contract, spec, 1, 8, 1 << 20, frozenset({b"r" * 16}))),
+        pack_evaluation(EvaluationRequest(contract, spec, side, rule, side.build().state_dict(), frozenset(), "fp32")),
+        pack_masked_request(SUMS_REQUEST, b"message"),
+    ]
+    return any_record(data.draw(st.sampled_from(requests)), data)
+
+
+def read_asked(content: RecordDict) -> None:
+    for read in (open_request, open_evaluation, open_masked_request):
+        with contextlib.suppress(MismatchError, PacketRejected):
+            read(content)
+
+
+OFFER = Offer(1, b"n" * NONCE_BYTES, "ab" * 16, 8, 32, 3)
+
+
+def protocol(data: st.DataObject) -> RecordDict:
+    """Bytes of a secure sum's messages, changed, cut or made longer, as they lie in a record."""
+    signed = [
+        DeviceKeys.sign(
+            Identity(bytes([i]) * 32), OFFER, cipher_key=b"c" * 32, mask_key=b"m" * 32, commitment=b"h" * 32
+        )
+        for i in range(3)
+    ]
+    roster = Roster(OFFER, tuple(sorted(signed, key=lambda member: member.identity)))
+    messages = [OFFER.pack(), signed[0].pack(), roster.pack(), pack_message(PHASES[0], OFFER.nonce, b"body"), b""]
+    whole = bytearray(data.draw(st.sampled_from(messages)))
+    start, count = data.draw(st.integers(0, len(whole))), data.draw(st.integers(0, 40))
+    whole[start : start + count] = data.draw(st.binary(max_size=60))
+    return RecordDict({keys.SECURE_SUMS: ConfigRecord({"message": bytes(whole)})})
+
+
+def read_protocol(content: RecordDict) -> None:
+    message: Any = content[keys.SECURE_SUMS]["message"]
+    readers: list[Callable[[bytes], Any]] = [
+        Offer.open,
+        lambda data: DeviceKeys.open(data).is_signed(OFFER),
+        lambda data: Roster.open(OFFER, data).digest,
+        open_message,
+        lambda data: open_set(data, 3),
+        lambda data: open_items(data, 32, 3),
+    ]
+    for read in readers:
+        with contextlib.suppress(MismatchError, PacketRejected):
+            read(message)
 
 
 def read_others(content: RecordDict) -> None:
@@ -113,6 +242,10 @@ TARGETS: dict[str, tuple[Callable[[st.DataObject], RecordDict], Callable[[Record
     "holdings": (holdings, open_holdings),
     "arrays": (arrays, lambda content: open_array(content, "a")),
     "refusals and numbers": (others, read_others),
+    "sums": (sums, lambda content: open_sums(content, request=SUMS_REQUEST)),
+    "masked sums": (masked, lambda content: open_masked(content, request=SUMS_REQUEST)),
+    "secure sums' bytes": (protocol, read_protocol),
+    "requests": (asked, read_asked),
 }
 
 

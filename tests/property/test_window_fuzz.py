@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,7 @@ from tests.support.packets import (
 
 def fuzz(max_examples: int) -> settings:
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples = int(os.environ.get("FUZZ_EXAMPLES", max_examples))
     return settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=slow)
 
 
