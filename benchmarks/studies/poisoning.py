@@ -304,8 +304,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/poisoning"))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--cells", default="", help="only cells with these words in their names, separated by ;")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    wanted = arguments.cells.split(";")
     out: dict[str, Any] = {"versions": {"mobillm_flower": __version__, "torch": torch.__version__}, "cells": {}}
     if arguments.json.exists():
         out["cells"] = json.loads(arguments.json.read_text("utf-8"))["cells"]
@@ -324,7 +326,7 @@ def main() -> None:
             makers[f"{name}, chosen for validation"] = partial(validation_cells, texts, name, each, seed)
         makers["examples/fleet"] = partial(example_fleet, arguments.data, arguments.work, seed)
         for cell, make in makers.items():
-            if str(seed) not in out["cells"].setdefault(cell, {}):
+            if any(word in cell for word in wanted) and str(seed) not in out["cells"].setdefault(cell, {}):
                 out["cells"][cell][str(seed)] = make()
                 arguments.json.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
