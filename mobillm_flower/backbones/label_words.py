@@ -60,12 +60,16 @@ def label_tokens(tokenizer: Any, words: Sequence[str], *, spaced: bool = True) -
     Raises
     ------
     SettingsError
-        A word has no token, or two words have the same.
+        A word has no token or one of an unknown word, or two words have the same.
     """
     found = [list(tokenizer(f"{' ' * spaced}{w.strip()}", add_special_tokens=False)["input_ids"]) for w in words]
     for i, tokens in enumerate(found):
         if not tokens:
             raise SettingsError(f"task.label-words: {words[i]!r} has no token; give a word")
+        if tokenizer.unk_token_id in tokens:
+            raise SettingsError(
+                f"task.label-words: the model's tokenizer does not know {words[i]!r}; give another word"
+            )
         if tokens in found[:i]:
             raise SettingsError(
                 f"task.label-words: {words[i]!r} and {words[found.index(tokens)]!r} are the same to the tokenizer; "

@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from mobillm_flower.backbones.describe import is_causal, layer_stack, truncate
 from mobillm_flower.backbones.gguf_files import is_gguf
+from mobillm_flower.backbones.model_folder import quiet, reading
 from mobillm_flower.backbones.sources import BACKBONE_SOURCES, resolve_folder
+from mobillm_flower.backbones.tokenizers import require_tokenizer
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import UnsupportedError
 
@@ -71,13 +73,24 @@ def load_tokenizer(name: str, *, revision: str = "") -> Any:
     return _loaded(AutoTokenizer, name, revision)
 
 
+def load_config(name: str, *, revision: str = "") -> Any:
+    """Return transformers' configuration of a backbone alone; raises UnsupportedError where it cannot be had."""
+    return _loaded(AutoConfig, name, revision)
+
+
 def _loaded(kind: Any, name: str, revision: str) -> Any:
-    local = name in BACKBONE_SOURCES or Path(name).expanduser().is_dir() or is_gguf(name)
-    where = str(resolve_folder(name, revision)) if local else name
-    try:
-        return kind.from_pretrained(where, revision=revision or None, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UnsupportedError(
-            f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder with a "
-            f"model, and the hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
-        ) from error
+    with quiet():
+        if name in BACKBONE_SOURCES or Path(name).expanduser().is_dir() or is_gguf(name):
+            folder = resolve_folder(name, revision)
+            with reading(folder, "configuration" if kind is AutoConfig else "tokenizer"):
+                made = kind.from_pretrained(folder, trust_remote_code=False)
+            if kind is AutoTokenizer:
+                require_tokenizer(folder, made)
+            return made
+        try:
+            return kind.from_pretrained(name, revision=revision or None, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UnsupportedError(
+                f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder with "
+                f"a model, and the hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+            ) from error

@@ -61,10 +61,24 @@ def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:
     if found.get("on_no_device"):
         rows.append(("test rows on no device", f"{found['on_no_device']:,}", "data.partition-column has other values"))
     if tokens := found.get("tokens"):
-        remark = f"median {tokens['median']:g} of {tokens['rows']:,} texts; {tokens['at_limit']} reach task.max-length"
-        rows.append(("tokens, at most", str(tokens["most"]), remark))
+        lengths = f"median {tokens['median']:g} of {tokens['rows']:,} texts"
+        rows.append(("tokens, at most", f"{tokens['most']:,}", lengths))
+        rows.append(("texts cut", f"{tokens['cut']:,}", "longer than task.max-length; of a prompt nothing is cut"))
+        rows.append(("unknown tokens", f"{tokens['unknown']:.1%}", "words that the tokenizer does not know"))
+        for word, count in tokens["label_words"].items():
+            rows.append(
+                (
+                    f"label word {word}",
+                    f"{count}",
+                    "tokens; the first stands for the word, or all with task.whole-label-words",
+                )
+            )
     if base := found.get("base"):
-        means = ", ".join(f"{value:.2f}" for value in base["mean"][:10])
-        rows.append(("backbone's own prediction", base["kind"], f"mean of {base['rows']} texts: {means}"))
+        names = list(found["classes"]) or [""] * len(base["mean"])
+        means = ", ".join(
+            f"{name} {value:.2f}".strip() for name, value in list(zip(names, base["mean"], strict=True))[:10]
+        )
+        right = f"; right on {base['right']}" if "right" in base else ""
+        rows.append(("backbone's own prediction", base["kind"], f"mean of {base['rows']} texts: {means}{right}"))
     rows += [("text", "", text) for text in found.get("texts", [])]
     return rows

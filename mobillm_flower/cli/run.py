@@ -61,8 +61,9 @@ def run(
     settings = flower_app.settings(words)
     if flwr_home is not None and superlink is None:
         raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
-    if superlink is None:
-        _look_at_data(flower_app, settings)
+    for note in _look_at_data(flower_app, settings) if superlink is None else ():
+        if not as_json:
+            typer.echo(f"note: {note}", err=True)
     with Watcher(quiet=as_json) as watcher:
         try:
             if superlink is None:
@@ -96,17 +97,16 @@ def run(
     raise typer.Exit(results["exit_code"])
 
 
-def _look_at_data(app: App, settings: Settings) -> None:
-    """Refuse what a simulation's devices could not read, unless they load rows of their own."""
+def _look_at_data(app: App, settings: Settings) -> list[str]:
+    """Refuse what a simulation's devices could not read, unless they load rows of their own; return what to know."""
     from mobillm_flower.evaluation.first_look import preflight
     from mobillm_flower.launch.own_rows import app_loader
 
     try:
         own = app_loader(app)
     except MobiLLMError:  # what is wrong with the app's module, Flower says
-        return
-    if own is None:
-        preflight(settings)
+        return []
+    return preflight(settings) if own is None else []
 
 
 def _report(path: Path | None) -> Path | None:

@@ -7,32 +7,42 @@ from typing import Any
 
 import numpy as np
 
+from mobillm_flower.backbones.describe import is_causal
+from mobillm_flower.backbones.label_words import first_tokens, label_tokens
 from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.skeleton import load_config, load_tokenizer
 from mobillm_flower.config import CHOOSERS, Partition, Settings
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
-from mobillm_flower.tasks import TASKS, LocalData, load_splits, tokenize, with_tokens
+from mobillm_flower.tasks import TASKS, LocalData, check_prompt, load_splits, tokenize, with_tokens
 from mobillm_flower.tasks.data import Splits
 from mobillm_flower.tasks.labels import value_text
 from mobillm_flower.tasks.partitions import natural_names
+from mobillm_flower.tasks.tokens import uncut_tokens
 
 _FEW, _SHOWN = 16, 60  # rows whose base prediction is taken; characters of a text that are shown
 _MOST_DEVICES, _MOST_LENGTHS = 200, 2000
+_MANY_UNKNOWN = 0.05  # share of unknown tokens that is worth a word
 
 
-def preflight(settings: Settings) -> None:
+def preflight(settings: Settings) -> list[str]:
     """Refuse, before a simulation is started, what would end it at its first device: splits, columns, labels, prompt.
 
     Tasks that only an app registers are left to it.
 
+    Returns
+    -------
+    list of str
+        What the tokenizer says of texts and label words that the user should know: sentences, no text of a row.
+
     Raises
     ------
     MobiLLMError
-        As `first_look`, without what needs the backbone or all rows.
+        As `first_look`, without what needs the backbone's weights or all rows.
     """
     if settings.task.kind not in TASKS:
-        return
+        return []
     splits, cut = Splits.of(*load_splits(settings.data), settings), settings.data
     splits.read(settings, [], [])
     rule = splits.train_rule
@@ -47,6 +57,70 @@ def preflight(settings: Settings) -> None:
                 f"no test row is on any device: no value of data.partition-column={cut.partition_column!r} is in both "
                 "splits"
             )
+    return _notes(settings, splits)
+
+
+def _notes(settings: Settings, splits: Splits) -> list[str]:
+    if settings.backbone.name in CHOOSERS:
+        return []
+    try:
+        data = splits.read(settings, _evenly(len(splits.train), _MOST_LENGTHS), [])
+    except DataError:  # of these rows none can be used, or some device is refused: as the run will say
+        return []
+    name, contract = settings.backbone.name, data.contract
+    tokenizer = load_tokenizer(name, revision=settings.backbone.revision)
+    check_prompt(tokenizer, contract)
+    facts, notes = _tokens(tokenizer, data, settings), []
+    if facts["cut"] and not contract.per_token:
+        notes.append(
+            f"{facts['cut']:,} of {facts['rows']:,} texts have more than task.max-length={contract.max_length} tokens "
+            f"(the longest {facts['most']:,}); their ends are not read"
+        )
+    if facts["unknown"] >= _MANY_UNKNOWN:
+        notes.append(f"{facts['unknown']:.0%} of the tokens are unknown words to the tokenizer of {name}")
+    split = [f"{word!r} is {count} tokens" for word, count in facts["label_words"].items() if count > 1]
+    if split and not contract.whole_words:
+        notes.append(
+            f"task.label-words: {', '.join(split)}; the first token of each stands for the word, unless "
+            "task.whole-label-words=true"
+        )
+    return notes
+
+
+def _evenly(count: int, most: int) -> range:
+    """Return at most so many places, from the first to the last: rows may be in order of their labels."""
+    return range(0, count, max(1, -(-count // most)))
+
+
+def _tokens(tokenizer: Any, data: LocalData, settings: Settings) -> dict[str, Any]:
+    """Return lengths in tokens of the train texts, how many are cut, and the tokens of label words.
+
+    Raises
+    ------
+    SettingsError
+        A causal model cannot tell the label words apart, or does not know one.
+    """
+    contract = data.contract
+    drawn = data.train.take(_evenly(len(data.train), _MOST_LENGTHS))
+    tokens = uncut_tokens(tokenizer, drawn, contract)
+    lengths = np.array([len(ids) for ids in tokens])
+    words: list[list[int]] = []
+    if contract.label_words and is_causal(
+        load_config(settings.backbone.name, revision=settings.backbone.revision)
+    ):  # other models ignore them
+        options = LoadOptions.of(settings.backbone).for_task(contract)
+        words = label_tokens(tokenizer, contract.label_words, spaced=options.spaced(tokenizer))
+        if not contract.whole_words:
+            first_tokens(contract.label_words, words)
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in tokens)
+    return {
+        "rows": len(lengths),
+        "median": float(np.median(lengths)),
+        "most": int(lengths.max()),
+        "cut": int((lengths > contract.max_length).sum()),
+        "unknown": unknown / max(1, int(lengths.sum())),
+        "label_words": {word: len(ids) for word, ids in zip(contract.label_words, words, strict=False)},
+    }
 
 
 def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False) -> dict[str, Any]:
@@ -87,7 +161,7 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
     }
     if texts:
         found["texts"] = [text[:_SHOWN] + ("…" if len(text) > _SHOWN else "") for text in whole.train.texts[:3]]
-    if backbone and settings.backbone.name not in CHOOSERS and not whole.contract.per_token:
+    if backbone and settings.backbone.name not in CHOOSERS:
         found |= _read_by_backbone(settings, whole)
     return found
 
@@ -134,21 +208,13 @@ def _devices(splits: Splits, settings: Settings) -> dict[str, Any]:
 def _read_by_backbone(settings: Settings, data: LocalData) -> dict[str, Any]:
     backbone = load_with(LoadOptions.of(settings.backbone).for_task(data.contract))
     data = with_tokens(data, backbone, settings)
-    drawn = data.train.take(range(min(len(data.train), _MOST_LENGTHS)))
-    lengths = np.array([len(sample["input_ids"]) for sample in tokenize(backbone, drawn, data.contract)])
-    cut = int((lengths >= data.contract.max_length).sum())
-    found: dict[str, Any] = {
-        "tokens": {
-            "rows": len(lengths),
-            "median": float(np.median(lengths)),
-            "most": int(lengths.max()),
-            "at_limit": cut,
-        }
-    }
-    few = data.train.take(range(min(len(data.train), _FEW)))
-    extraction = backbone.extract(tokenize(backbone, few, data.contract), layers=[backbone.info.depth], pivot="mean")
-    base = base_prediction(
-        extraction.base_logits, len(few), data.contract.num_outputs, label_range=data.contract.label_range
-    )
+    contract, found = data.contract, {"tokens": _tokens(backbone.tokenizer, data, settings)}
+    if contract.per_token:
+        return found
+    few = data.train.take(_evenly(len(data.train), _FEW))
+    extraction = backbone.extract(tokenize(backbone, few, contract), layers=[backbone.info.depth], pivot="mean")
+    base = base_prediction(extraction.base_logits, len(few), contract.num_outputs, label_range=contract.label_range)
     found["base"] = {"kind": backbone.info.base_prediction, "rows": len(few), "mean": base.mean(0).tolist()}
+    if contract.labels:
+        found["base"]["right"] = int((base.argmax(1) == few.labels).sum())
     return found

@@ -123,6 +123,11 @@ def num_loss_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) ->
     return counts
 
 
+def all_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[int]]:
+    """Return all tokens of each sample, in its prompt."""
+    return [_tokens(tokenizer, prompt, text)[0] for prompt, text in _prompts(samples, contract)]
+
+
 def windows_of(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[TokenWindow]]:
     """Return the windows of each sample, its prompt filled in: see `token_windows`."""
     return [token_windows(tokenizer, prompt, text, contract.max_length) for prompt, text in _prompts(samples, contract)]

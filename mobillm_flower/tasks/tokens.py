@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.tasks.data import LocalData, check_left_out
-from mobillm_flower.tasks.language import num_loss_tokens
+from mobillm_flower.tasks.language import all_tokens, num_loss_tokens
 from mobillm_flower.tasks.task import Samples, render
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import NO_TOKENS
@@ -31,7 +32,7 @@ def tokenize(backbone: Backbone, samples: Samples, contract: TaskContract) -> To
     SettingsError
         The prompt alone is too long, or the model has fewer positions than `max_length`.
     """
-    contract = as_read(backbone, contract)
+    contract = as_read(backbone.tokenizer, contract)
     texts, pairs = render(samples, contract)
     tokens = backbone.tokenize(texts, pairs, contract.max_length)
     if not contract.prompt or _ends_with_its_text(contract.prompt):
@@ -44,13 +45,12 @@ def tokenize(backbone: Backbone, samples: Samples, contract: TaskContract) -> To
     return tokens
 
 
-def as_read(backbone: Backbone, contract: TaskContract) -> TaskContract:
+def as_read(tokenizer: Any, contract: TaskContract) -> TaskContract:
     """Return a contract whose prompt is what this model reads: with its chat template around it, where that is asked.
 
     A model without a template reads the prompt as it is. A token that the tokenizer puts before every text is left to
     it.
     """
-    tokenizer = backbone.tokenizer
     if not contract.chat_template or not getattr(tokenizer, "chat_template", None):
         return replace(contract, chat_template=False)
     message = [{"role": "user", "content": _PLACE}]
@@ -64,16 +64,28 @@ def as_read(backbone: Backbone, contract: TaskContract) -> TaskContract:
     return replace(contract, prompt=f"{before}{contract.prompt}{after}", chat_template=False)
 
 
-def check_prompt(backbone: Backbone, contract: TaskContract) -> None:
+def check_prompt(tokenizer: Any, contract: TaskContract) -> None:
     """Refuse a prompt that leaves no room for a text; raises SettingsError."""
-    contract = as_read(backbone, contract)
+    contract = as_read(tokenizer, contract)
     if contract.prompt and not contract.per_token:
-        alone = _length(backbone, contract.prompt.format(text="", text_pair=""))
+        alone = _length(tokenizer, contract.prompt.format(text="", text_pair=""))
         if alone >= contract.max_length:
             raise SettingsError(
                 f"task.prompt has {alone} tokens by itself, and task.max-length={contract.max_length} leaves no room "
                 "for a text; shorten the one, or raise the other"
             )
+
+
+def uncut_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[int]]:
+    """Return the tokens of samples in the task's prompt, however many they are: what is beyond `max_length` is cut.
+
+    Of language modelling nothing is cut: a longer sample is read in several windows.
+    """
+    if contract.per_token:
+        return all_tokens(tokenizer, samples, contract)
+    texts, pairs = render(samples, as_read(tokenizer, contract))
+    encoded: list[list[int]] = tokenizer(texts, pairs, verbose=False)["input_ids"]
+    return encoded
 
 
 def with_tokens(data: LocalData, backbone: Backbone, settings: Settings) -> LocalData:
@@ -86,7 +98,7 @@ def with_tokens(data: LocalData, backbone: Backbone, settings: Settings) -> Loca
     SettingsError
         The prompt leaves no room for a text.
     """
-    check_prompt(backbone, data.contract)
+    check_prompt(backbone.tokenizer, data.contract)
     apart = settings.activations.bi_encoder
     bad = {name: _empty(backbone, part, data.contract, apart) for name, part in _splits(data)}
     if not any(bad.values()):
@@ -117,7 +129,7 @@ def _empty(backbone: Backbone, samples: Samples, contract: TaskContract, apart: 
         return [i for i, count in enumerate(num_loss_tokens(tokenizer, samples, contract)) if not count]
     if not len(samples) or tokenizer("", verbose=False)["input_ids"]:
         return []  # begins or ends each text with a token of its own
-    texts, pairs = render(samples, as_read(backbone, contract))
+    texts, pairs = render(samples, as_read(tokenizer, contract))
     first = _has_tokens(backbone, texts)
     if pairs is None:
         return [i for i, has in enumerate(first) if not has]
@@ -135,8 +147,8 @@ def _ends_with_its_text(prompt: str) -> bool:
     return prompt.endswith("{text}") and "{text_pair}" not in prompt
 
 
-def _length(backbone: Backbone, text: str) -> int:
-    return len(backbone.tokenizer(text, verbose=False)["input_ids"])
+def _length(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, verbose=False)["input_ids"])
 
 
 def _fitted(backbone: Backbone, sample: Samples, contract: TaskContract) -> Samples:
@@ -148,10 +160,10 @@ def _fitted(backbone: Backbone, sample: Samples, contract: TaskContract) -> Samp
         return replace(sample, texts=[text[:size] for text in sample.texts], pairs=pairs)
 
     def fits(size: int) -> bool:
-        return _length(backbone, render(cut(size), contract)[0][0]) <= contract.max_length
+        return _length(backbone.tokenizer, render(cut(size), contract)[0][0]) <= contract.max_length
 
     if not fits(0):
-        check_prompt(backbone, contract)
+        check_prompt(backbone.tokenizer, contract)
     low, high = 0, min(longest, contract.max_length)
     while high < longest and fits(high):
         low, high = high, min(longest, 2 * high)

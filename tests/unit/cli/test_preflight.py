@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import datasets
+import huggingface_hub.constants
 import pytest
+from typer.testing import CliRunner
 
 from mobillm_flower import launch, load_settings, make_strategy
+from mobillm_flower.cli import app as cli
 from mobillm_flower.errors import SettingsError
 from tests.support.cli import refused
+from tests.support.tiny_models import save_tiny
 
 APP = """
 [tool.flwr.app]
@@ -29,6 +35,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("Flower was started")
 
     monkeypatch.setattr(launch, "run_app", started)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "preflight_app", raising=False)
     (tmp_path / "pyproject.toml").write_text(APP, "utf-8")
@@ -66,6 +74,42 @@ def test_what_no_device_could_read_is_refused_before_anything_is_started(
     words = [word for setting in (f"data.source={app}", *settings) for word in ("-c", setting)]
     assert message in refused("run", app, *words)
     assert not (app / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["task.prompt={text} it sat on the mat", "task.max-length=5"], "leaves no room for a text"),
+        (["task.label-words=it,it"], "begin with the same token"),
+        (["task.label-words=it,qqqq"], "does not know 'qqqq'"),
+        (["backbone.name=no/where"], "backbone.name='no/where' is no registered name"),
+    ],
+)
+def test_what_the_tokenizer_refuses_is_refused_then(app: Path, settings: list[str], message: str) -> None:
+    backbone = f"backbone.name={save_tiny(app / 'backbone', 'opt')}"
+    words = [word for setting in (f"data.source={app}", backbone, *settings) for word in ("-c", setting)]
+    assert message in refused("run", app, *words)
+
+
+def test_what_is_cut_unknown_or_of_several_tokens_is_said_first(app: Path) -> None:
+    """Without a row's text; and nothing is said with --json."""
+    backbone = f"backbone.name={save_tiny(app / 'backbone', 'opt')}"
+    words = [
+        f"data.source={app}",
+        backbone,
+        "task.max-length=4",
+        "task.label-words=no no,yes",
+        "task.prompt={text} it sat on",
+    ]
+    for options, said in (([], 3), (["--json"], 0)):
+        result = CliRunner().invoke(cli, ["run", str(app), *options, *(w for s in words for w in ("-c", s))])
+        assert isinstance(result.exception, AssertionError)  # Flower would be started now
+        notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        assert len(notes) == said
+        if said:
+            assert re.fullmatch(r"note: \d+ of 20 texts have more than task.max-length=4 tokens .*not read", notes[0])
+            assert re.match(r"note: \d+% of the tokens are unknown words", notes[1])
+            assert notes[2].startswith("note: task.label-words: 'no no' is 2 tokens")
 
 
 def test_an_app_that_loads_its_own_rows_is_not_asked_for_others(app: Path) -> None:

@@ -69,17 +69,17 @@ def test_the_prompt_is_a_users_message_where_the_model_has_a_template(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreed = contract("task.chat-template=true")
-    assert as_read(backbone, agreed).prompt == "{text} it sat"
+    assert as_read(backbone.tokenizer, agreed).prompt == "{text} it sat"
     monkeypatch.setattr(backbone.tokenizer, "chat_template", TEMPLATE)
-    assert as_read(backbone, contract()).prompt == "{text} it sat"
-    read = as_read(backbone, agreed)
+    assert as_read(backbone.tokenizer, contract()).prompt == "{text} it sat"
+    read = as_read(backbone.tokenizer, agreed)
     assert read.prompt.format(text="a dog") == "<|user|>{ a dog it sat }<|assistant|>"
     (whole,) = tokenize(backbone, samples("a dog " * 40), agreed)
     ids = backbone.tokenizer(" it sat }<|assistant|>")["input_ids"]
     assert len(whole["input_ids"]) <= 32
     assert whole["input_ids"][-len(ids) :] == ids  # the end of the prompt is never cut
     with pytest.raises(SettingsError, match=r"task\.prompt has \d+ tokens by itself, and task\.max-length=6"):
-        check_prompt(backbone, replace(agreed, max_length=6))
+        check_prompt(backbone.tokenizer, replace(agreed, max_length=6))
 
 
 def test_what_is_not_used_leaves_the_contract_as_it_was_and_devices_must_agree(tmp_path: Path) -> None:
