@@ -66,7 +66,7 @@ def label_tokens(tokenizer: Any, words: Sequence[str], *, spaced: bool = True) -
     for i, tokens in enumerate(found):
         if not tokens:
             raise SettingsError(f"task.label-words: {words[i]!r} has no token; give a word")
-        if tokenizer.unk_token_id in tokens:
+        if getattr(tokenizer, "unk_token_id", None) in tokens:
             raise SettingsError(
                 f"task.label-words: the model's tokenizer does not know {words[i]!r}; give another word"
             )

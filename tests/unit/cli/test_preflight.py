@@ -80,7 +80,7 @@ def test_what_no_device_could_read_is_refused_before_anything_is_started(
     ("settings", "message"),
     [
         (["task.prompt={text} it sat on the mat", "task.max-length=5"], "leaves no room for a text"),
-        (["task.label-words=it,it"], "begin with the same token"),
+        (["task.label-words=it cat,it dog"], "begin with the same token"),
         (["task.label-words=it,qqqq"], "does not know 'qqqq'"),
         (["backbone.name=no/where"], "backbone.name='no/where' is no registered name"),
     ],
