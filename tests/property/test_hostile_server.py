@@ -1,7 +1,7 @@
 """A hostile server, simulated in full, against a device with each policy of docs/how-to/protect.md.
 
-It sends run settings and requests of any kind, in any order, and keeps all that comes. For every text at most the
-agreed number of draws leaves, ever.
+It sends run settings and requests of any kind, in any order, says that it holds what it likes, and keeps all that
+comes. For every text at most the agreed number of draws leaves, ever.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,19 @@ INTENTS = set(load_splits(load_settings({"data.label-column": "intent"}).data)[0
 HONEST = {"privacy.joint-epsilon": 2.0, "activations.projection": 4, "privacy.metric-epsilon": 0.1}
 """What every policy agrees to."""
 
+ASKED: list[dict[str, Any]] = [
+    {},
+    {"sigma": 0.0},
+    {"clip_norm": 0.0, "joint_epsilon": 0.0},
+    {"joint_epsilon": 1000.0},
+    {"label_epsilon": 1000.0},
+    {"objective": "label"},
+    {"layers": (1,)},
+    {"stage": 1},
+    {"codec": "fp32"},
+]
+"""What a request changes of the extraction that the device's settings ask for."""
+
 changes = st.lists(st.sampled_from(sorted(MENU)), max_size=4, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: st.sampled_from(MENU[name]) for name in names})
 )
@@ -105,7 +119,7 @@ class Server:
         self.got: dict[bytes, float] = {}
         self.num_metrics, self.told = 0, set[str]()
 
-    def ask(self, run: dict[str, Any]) -> None:
+    def ask(self, run: dict[str, Any], asked: dict[str, Any], *, forget: bool) -> None:
         context = Context(run_id=1, node_id=1, node_config=self.node, state=RecordDict(), run_config={**BASE, **run})
         described = self._send(RecordDict(), keys.DESCRIBE, context)
         if refusal(described) is not None:
@@ -113,9 +127,13 @@ class Server:
         device = open_description(described)
         self.told |= set(device.contract.labels)
         spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1)
-        request = WindowRequest(device.contract, spec, 1, 64, 1 << 24, frozenset())
-        answer = self._send(pack_request(request), keys.EXTRACT, context)
-        if refusal(answer) is None:
+        held = frozenset() if forget else frozenset(self.got)
+        for of_request in (replace(spec, **asked), spec):
+            request = WindowRequest(device.contract, of_request, 1, 64, 1 << 24, held)
+            answer = self._send(pack_request(request), keys.EXTRACT, context)
+            if refusal(answer) is not None:
+                continue
+            assert of_request == spec  # no request but the one that the device's settings make
             releases = bytes(answer[keys.HEADER][keys.RELEASES])
             epsilon = spec.joint_epsilon or (spec.label_epsilon and device_settings(context).privacy.activation_epsilon)
             self.got |= {releases[i : i + 16]: epsilon + spec.label_epsilon for i in range(0, len(releases), 16)}
@@ -179,9 +197,9 @@ def test_the_page_has_three_policies() -> None:
 
 @pytest.mark.parametrize("number", range(3))
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-@given(asked=runs)
+@given(asked=runs, changed=st.sampled_from(ASKED), forget=st.booleans())
 def test_a_hostile_server_gets_of_every_text_what_the_policy_agrees_to(
-    number: int, asked: list[dict[str, Any]]
+    number: int, asked: list[dict[str, Any]], changed: dict[str, Any], forget: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as name, texts_of_releases() as made, texts_of_metrics() as measured:
         folder = Path(name)
@@ -190,7 +208,7 @@ def test_a_hostile_server_gets_of_every_text_what_the_policy_agrees_to(
         server = Server(folder)
         for run in asked:
             try:
-                server.ask(run)
+                server.ask(run, changed, forget=forget)
             except MobiLLMError:  # of settings that no device could run under
                 continue
         assert server.told <= INTENTS  # of no other column, and no labels that a run named
