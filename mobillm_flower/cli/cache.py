@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,13 +25,17 @@ app = typer.Typer(no_args_is_help=True, help="What a run's activation cache hold
 
 @app.command("ls")
 def list_devices(run: RunPath, as_json: AsJson = False) -> None:
-    """List the devices in a run's cache: samples, bytes, backbone, when the first and the last sample came."""
+    """List the devices in a run's cache: samples, bytes, backbone, task, when the first and the last sample came."""
     file = run_cache(run)
     from mobillm_flower.runs.folder import RunFolder
     from mobillm_flower.server import ActivationCache
+    from mobillm_flower.server.plan import TrainingPlan
 
     with closing(ActivationCache(file)) as cache:  # without the retention time: looking deletes nothing
         holdings = cache.holdings()
+        plan = TrainingPlan.of(cache)
+    tasks = plan.tasks.names if plan and plan.tasks else ()
+    deleted = _deleted(run)
     names = _backbone_names(run)
     rules = _rules(run)
     holder = RunFolder(file.parent).holder()
@@ -38,6 +43,7 @@ def list_devices(run: RunPath, as_json: AsJson = False) -> None:
         devices = [
             {
                 "device": held.device,
+                **({"task": tasks[held.task]} if tasks else {}),
                 "samples": held.samples,
                 "bytes": held.num_bytes,
                 "backbone": names.get(held.device),
@@ -47,14 +53,16 @@ def list_devices(run: RunPath, as_json: AsJson = False) -> None:
             }
             for held in holdings
         ]
-        say_json({"run": str(run), "devices": devices, **rules, "in_use_by": holder})
+        kept = {"tasks": list(tasks), "deleted": deleted} if tasks else {}
+        say_json({"run": str(run), "devices": devices, **kept, **rules, "in_use_by": holder})
         return
     print_rows(
         "Activation cache",
-        ("device", "samples", "bytes", "backbone", "first", "last"),
+        ("device", *(["task"] if tasks else []), "samples", "bytes", "backbone", "first", "last"),
         [
             [
                 held.device,
+                *([tasks[held.task]] if tasks else []),
                 f"{held.samples:,}",
                 f"{held.num_bytes:,}",
                 f"{names.get(held.device, '?')} ({held.backbone[:12]})",
@@ -64,6 +72,11 @@ def list_devices(run: RunPath, as_json: AsJson = False) -> None:
             for held in holdings
         ],
     )
+    for number, task in enumerate(tasks):
+        count = sum(held.samples for held in holdings if held.task == number)
+        gone = deleted.get(task)
+        said = f"; {gone['deleted']:,} were deleted when it was learned (continual.keep={gone['keep']})" if gone else ""
+        typer.echo(f"task {task}: {count:,} samples{said}")
     typer.echo(_summary(holdings, rules) + ("" if holder is None else f"; in use by process {holder or 'unknown'}"))
 
 
@@ -113,7 +126,9 @@ def forget(
 
     folder = RunFolder(file.parent)
     with folder.hold(), closing(ActivationCache(file)) as cache:
-        held = cache.devices()
+        held: Counter[str] = Counter()
+        for holding in cache.holdings():  # of every task
+            held[holding.device] += holding.samples
         _require_no_group(cache, device)
         name = _one_device(device, list(held))
         if retrain:
@@ -233,6 +248,22 @@ def _backbone_names(run: Path) -> dict[str, str]:
         return {met.device: met.backbone for met in read_run(run).all(DeviceMet)}
     except RunFailed:
         return {}
+
+
+def _deleted(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what was deleted of each task when it was learned, in this run and in those that it goes on with."""
+    from mobillm_flower.errors import RunFailed
+    from mobillm_flower.runs.events import TaskKept
+    from mobillm_flower.runs.record import read_run
+    from mobillm_flower.runs.sequence import runs_before
+
+    try:
+        record = read_run(run)
+    except RunFailed:
+        return {}
+    earlier = [before for _, before in runs_before(record) if before is not None]
+    kept = [event for one in (*earlier, record) for event in one.all(TaskKept) if event.deleted]
+    return {event.task: {"keep": event.keep, "deleted": event.deleted} for event in kept}
 
 
 def _rules(run: Path) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def predict(
             "tuned.",
         ),
     ] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run that has learned several tasks one after another: predict the classes of this one. By "
+            "default the classes of all tasks are told apart."
+        ),
+    ] = None,
     backbone: Annotated[
         str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
     ] = "",
@@ -78,11 +85,15 @@ def predict(
 
     Of a language model the text and its response (--generate), or its next words (--suggest).
     """
-    from mobillm_flower.models.saved import saved_contract
+    from mobillm_flower.models.saved import saved_contract, saved_tasks
     from mobillm_flower.models.side_tuned import SideTunedModel
 
     folder = side_network(run)
-    contract = saved_contract(folder)
+    contract, tasks = saved_contract(folder), saved_tasks(folder)
+    if task is not None and tasks is not None:
+        contract = tasks.contract_of(task)
+    elif base and tasks is not None:
+        raise SettingsError(f"--base predicts the classes of one task; give --task, one of {', '.join(tasks.names)}")
     if contract.per_token is not (generate or suggest > 0) or (generate and suggest) or (suggest and base):
         raise SettingsError(
             "this run's model writes texts: give --generate, or --suggest without --base"
@@ -103,6 +114,7 @@ def predict(
         token_budget=reading.token_budget,
         public_text=reading.public_text,
         mixing_key=mixing_key or reading.mixing_key,
+        task=task or ("" if tasks is not None else task),
     )
     if suggest:
         rows = _suggestions(model, texts, suggest)

@@ -61,6 +61,7 @@ def run(
     settings = flower_app.settings(words)
     if flwr_home is not None and superlink is None:
         raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
+    words += _earlier_run(settings) if superlink is None else []
     for note in _look_at_data(flower_app, settings) if superlink is None else ():
         if not as_json:
             typer.echo(f"note: {note}", err=True)
@@ -107,6 +108,16 @@ def _look_at_data(app: App, settings: Settings) -> list[str]:
     except MobiLLMError:  # what is wrong with the app's module, Flower says
         return []
     return preflight(settings) if own is None else []
+
+
+def _earlier_run(settings: Settings) -> list[str]:
+    """Return where the run that is gone on with is, for a process that starts elsewhere; refuse one that cannot be."""
+    from mobillm_flower.strategies.continual import Earlier
+
+    if not settings.continual.after:
+        return []
+    Earlier.read(settings)
+    return [f"continual.after={Path(settings.continual.after).expanduser().resolve()}"]
 
 
 def _report(path: Path | None) -> Path | None:

@@ -140,10 +140,13 @@ class SideTuningClient:
             public_text=device.settings.activations.public_text,
             remembered_in=device.folder.path,
             mixing=device.mixing,
+            columns=request.columns[:2],
         )
         metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
         if len(device.test):
             metrics[request.contract.metric] = device.measure(model)
+            if request.columns[2:] == (1,) and network is not None and not device.promises:
+                metrics[keys.TASK_UNKNOWN] = model.accuracy_among_all(device.test)
         return pack_metrics(metrics)
 
     def _answer(self, handle: Callable[[Device, Message], RecordDict]) -> Callable[[Message, Context], Message]:

@@ -21,6 +21,7 @@ from mobillm_flower.config.parts import (
     SideNetworkSettings,
 )
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
+from mobillm_flower.config.parts.continual import CLOSED_FORM, NOTHING, O_LORA, OA_ADAPTER, REPLAY, SUMS
 from mobillm_flower.config.parts.ranges import check_ranges
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 
@@ -45,6 +46,7 @@ def check_settings(settings: Settings) -> None:
     _check_side_network(settings)
     _check_bi_encoder(settings)
     _check_sums(settings)
+    _check_continual(settings)
     if settings.backbone.name in CHOOSERS and not settings.backbone.choices:
         raise SettingsError(
             f"backbone.choices=[] must be given when backbone.name={settings.backbone.name}, such as minilm@2,minilm@4"
@@ -238,6 +240,37 @@ def _check_sums(settings: Settings) -> None:
     for what, holds in refused.items():
         if holds:
             raise SettingsError(f"strategy={ANALYTIC} adds samples up on the device and does not go with {what}")
+
+
+def _check_continual(settings: Settings) -> None:
+    """Refuse what a sequence of tasks cannot be combined with."""
+    continual, private, side = settings.continual, settings.privacy, settings.side_network.name
+    if not continual.in_use:
+        return
+    method, keep = continual.method, continual.keep
+    if keep == SUMS and method != CLOSED_FORM:
+        raise SettingsError(f"continual.keep=sums is for continual.method=closed-form, not {method}; keep share or all")
+    if keep == NOTHING and method in (REPLAY, CLOSED_FORM):
+        raise SettingsError(
+            f"continual.keep=nothing leaves continual.method={method} nothing to go on with; keep "
+            f"{'sums' if method == CLOSED_FORM else 'share or all'}, or choose another method, such as oa-adapter"
+        )
+    refused = {
+        f"side-network.name={side}: leave it out with continual.method={method}": (
+            method in (CLOSED_FORM, OA_ADAPTER, O_LORA) and side not in (AUTO, method)
+        ),
+        "strategy=analytic, whose devices send sums": settings.strategy == ANALYTIC,
+        "strategy=mobillm and loss.objective=label: choose difference": settings.loss.objective == Objective.label,
+        f"task.kind={settings.task.kind}, which has no classes": settings.task.kind
+        in ("regression", "language-modelling"),
+        "privacy.joint-epsilon, activation-epsilon and label-epsilon": bool(
+            private.joint_epsilon or private.activation_epsilon or private.label_epsilon
+        ),
+        f"privacy.mixing={private.mixing}": bool(private.mixing),
+    }
+    for what, holds in refused.items():
+        if holds:
+            raise SettingsError(f"tasks one after another (settings `continual`) do not go with {what}")
 
 
 def check_pivot(settings: Settings, pivot: str, *, every_token: bool, predicts_tokens: bool) -> None:

@@ -23,6 +23,7 @@ from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.events import DeviceMet, Ingested, Prepared, Trained, TypeEvaluation, Window
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import RunRecord, read_run
+from mobillm_flower.runs.sequence import runs_before
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
 from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
@@ -139,10 +140,45 @@ def measure_references(
             if on_the_cpu:  # no other device repeats its sums bit by bit
                 identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
         types[info.fingerprint[:12]] = measured
+        if model.tasks is not None and len(model.tasks.names) > 1 and model.side_network is not None:
+            measured["task_unknown"] = model.accuracy_among_all(data.test) if model.tasks.read_alike else None
+            references.setdefault("tasks", _earlier_tasks(run, model, settings))  # of the first type alone
     references |= _together(list(types.values()))
     if len(types) > 1:
         references["types"] = types
     return references | ({"identical": all(identical)} if identical else {})
+
+
+def _earlier_tasks(run: RunRecord, model: SideTunedModel, settings: Settings) -> list[dict[str, Any]]:
+    """Return the metrics of tasks that were learned before, on the test splits of their runs, as far as these are here.
+
+    Each with the task known and, as accuracy among the classes of all tasks, unknown.
+    """
+    measured: list[dict[str, Any]] = []
+    assert model.tasks is not None
+    for name, earlier in runs_before(run):
+        if earlier is None or not earlier.folder.settings.is_file():
+            continue
+        theirs = load_settings(file=earlier.folder.settings)
+        contract, info = model.tasks.contract_of(name), model.backbone.info
+        same = info.base_prediction == "constant" and not contract.label_words
+        of_task = SideTunedModel.from_pretrained(
+            run.folder.side_network,
+            backbone=model.backbone if same else f"{info.name}@{info.depth}",
+            public_text=settings.activations.public_text,
+            task=name,
+        )
+        test = with_tokens(load_central_data(theirs), of_task.backbone, theirs).test
+        measured.append(
+            {
+                "task": name,
+                "metric": contract.metric,
+                "num_test": len(test),
+                "known": of_task.evaluate(test),
+                "unknown": of_task.accuracy_among_all(test) if model.tasks.read_alike else None,
+            }
+        )
+    return measured
 
 
 def _together(types: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MobiLLMError, UnsupportedError
 from mobillm_flower.models.card import CardFacts, model_card
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 
 WEIGHTS = "model.safetensors"
 CONFIG, _CARD = "config.json", "README.md"
@@ -51,6 +52,19 @@ def saved_backbones(folder: str | Path) -> list[BackboneInfo]:
     config = read_config(Path(folder))
     with reading(Path(folder) / CONFIG, "backbones"):
         return [BackboneInfo(**info) for info in config["backbones"].values()]
+
+
+def saved_tasks(folder: str | Path) -> LearnedTasks | None:
+    """Return the tasks of a saved side network that has learned several one after another; otherwise None.
+
+    Raises
+    ------
+    UnsupportedError
+        The folder holds no side network, or one of another format.
+    """
+    tasks = read_config(Path(folder)).get("tasks")
+    with reading(Path(folder) / CONFIG, "tasks"):
+        return LearnedTasks.from_json(json.dumps(tasks)) if tasks else None
 
 
 @contextlib.contextmanager
@@ -119,6 +133,7 @@ def save_side_network(
     backbones: dict[str, dict[str, Any]],
     contract: TaskContract,
     rule: PredictionRule,
+    tasks: LearnedTasks | None = None,
     facts: CardFacts | None = None,
     where: str = "this folder",
 ) -> None:
@@ -133,6 +148,7 @@ def save_side_network(
         "backbones": backbones,
         "contract": json.loads(contract.to_json()),
         "prediction": dataclasses.asdict(rule),
+        **({"tasks": json.loads(tasks.to_json())} if tasks else {}),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     count = sum(tensor.numel() for tensor in state.values())

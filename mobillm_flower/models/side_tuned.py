@@ -30,6 +30,7 @@ from mobillm_flower.core.side_networks import (
     state_for,
 )
 from mobillm_flower.core.targets import base_prediction
+from mobillm_flower.core.task_sequence import TaskSpan
 from mobillm_flower.errors import MismatchError, RunFailed, UnsupportedError
 from mobillm_flower.models.card import CardFacts
 from mobillm_flower.models.hub import push_folder, saved_folder
@@ -42,6 +43,7 @@ from mobillm_flower.models.saved import (
     save_side_network,
     saved_backbones,
     saved_contract,
+    saved_tasks,
 )
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.runs.events import Evaluation
@@ -51,6 +53,7 @@ from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.metrics import TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.task import TASKS, Samples, measure
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ class SideTunedModel:
         `file` and `remembered_in` of `public_transform`.
     mixing : MixingKey, optional
         The devices' secret rotation, where the run had one.
+    columns : sequence of int
+        First and last but one of the contract's columns in the side network's output, where it has learned several
+        tasks; empty: all.
+    tasks : LearnedTasks, optional
+        Those tasks, see `for_task`.
 
     Attributes
     ----------
@@ -114,6 +122,8 @@ class SideTunedModel:
         public_text: str = "",
         remembered_in: Path | None = None,
         mixing: MixingKey | None = None,
+        columns: Sequence[int] = (),
+        tasks: LearnedTasks | None = None,
     ) -> None:
         if backbone.info.fingerprint != spec.backbone:
             raise MismatchError(
@@ -124,6 +134,7 @@ class SideTunedModel:
         self.backbone = backbone
         self.metrics: dict[str, float] = {}
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
+        self.columns, self.tasks = tuple(columns), tasks
         self.side_network = self._ready(side_network)
         if spec.mixing != (mixing.name if mixing else ""):
             raise MismatchError(
@@ -161,8 +172,63 @@ class SideTunedModel:
 
     def scores(self, samples: Samples) -> Tensor:
         """Return scores [B, K] float32, from clean activations: nothing is perturbed or quantized on the way."""
+        side, base = self._outputs(samples)
+        if side is None:
+            return base
+        if not self.columns:
+            return self.rule.scores(side, base)
+        start, stop = self.columns
+        span = TaskSpan("", self.contract.labels, start, stop)
+        spread = self.rule.scores(side, span.widen(base, side.shape[1]))
+        return spread[:, start:stop]
+
+    def accuracy_among_all(self, samples: Samples) -> float:
+        """Return the accuracy on samples of the contract's task when the classes of all tasks are told apart.
+
+        p_b is 1/K: of a text whose task is not known there is no other.
+        """
+        side, _ = self._outputs(samples)
+        if side is None:
+            raise UnsupportedError("the base model knows no classes of other tasks; train a side network")
+        scores = self.rule.scores(side, torch.full_like(side, 1 / side.shape[1]))
+        return float((scores.argmax(1) == samples.labels + (self.columns[0] if self.columns else 0)).float().mean())
+
+    def for_task(self, name: str) -> SideTunedModel:
+        """Return the model of one of the tasks that the side network has learned; empty: of all together.
+
+        Of a task, its own classes are predicted and p_b takes part. Of all together, every class of every task; p_b is
+        then 1/K. A backbone with a prediction of its own (label words, a trained head) predicts the classes that it was
+        loaded for: load the model anew, with `from_pretrained(task=…)`.
+
+        Raises
+        ------
+        MismatchError
+            No task has this name.
+        UnsupportedError
+            All together, where the tasks' prompts, lengths or kinds differ.
+        """
+        if self.tasks is None:
+            raise UnsupportedError("the side network has learned one task; leave out the task's name")
+        other = copy.copy(self)
+        if name:
+            span = self.tasks.sequence.span_of(name)
+            other.contract, other.columns = self.tasks.contract_of(name), (span.start, span.stop)
+        elif not self.tasks.read_alike:
+            raise UnsupportedError(
+                f"the tasks {', '.join(self.tasks.names)} read texts in different ways (prompt, length or pairs), so "
+                "that the task of a text must be known; name it"
+            )
+        else:
+            other.contract, other.columns = self.tasks.together, ()
+            other.spec = dataclasses.replace(self.spec, constant_base=True)
+        return other
+
+    def _outputs(self, samples: Samples) -> tuple[Tensor | None, Tensor]:
+        """Return s(A) [B, K] and the contract's own p_b [B, K_t]; without a side network None and p_b."""
+        width = self.side_config.num_outputs if self.side_config else 0
         if not len(samples):
-            return torch.zeros(0, self.contract.num_outputs)
+            none = torch.zeros(0, self.contract.num_outputs)
+            return (None if self.side_network is None else torch.zeros(0, width or none.shape[1])), none
         extraction = read_activations(self.backbone, samples, self.contract, self.spec, self._transform)
         base = base_prediction(
             None if self.spec.constant_base else extraction.base_logits,
@@ -171,15 +237,16 @@ class SideTunedModel:
             label_range=self.contract.label_range,
         )
         if self.side_network is None:
-            return base
+            return None, base
         activations = extraction.activations
-        outputs = torch.zeros(len(samples), self.contract.num_outputs)
+        parts: list[Tensor] = []
         order = sorted(range(len(samples)), key=lambda i: len(activations[i]))  # one row each, or one a token
         with torch.inference_mode():
             for start in range(0, len(samples), 256):
                 chosen = order[start : start + 256]
-                outputs[chosen] = self.side_network([self._batch([activations[i] for i in chosen])])
-        return self.rule.scores(self._mixing.outputs(outputs) if self._mixing else outputs, base)
+                parts.append(self.side_network([self._batch([activations[i] for i in chosen])]))
+        outputs = torch.cat(parts)[torch.tensor(order).argsort()]
+        return (self._mixing.outputs(outputs) if self._mixing else outputs), base
 
     @cached_property
     def language_model(self) -> Any:
@@ -331,7 +398,8 @@ class SideTunedModel:
             side_config=self.side_config,
             specs={self.spec.backbone: self.spec},
             backbones={self.spec.backbone: dataclasses.asdict(self.backbone.info)},
-            contract=self.contract,
+            contract=self.tasks.in_order[-1] if self.tasks else self.contract,
+            tasks=self.tasks,
             rule=self.rule,
             facts=facts or CardFacts(metrics=self.metrics),
             where=where,
@@ -389,6 +457,7 @@ class SideTunedModel:
         public_text: str = "",
         mixing_key: str | Path = "",
         revision: str = "",
+        task: str | None = None,
     ) -> SideTunedModel:
         """Load a side network and the backbone it belongs to.
 
@@ -407,6 +476,9 @@ class SideTunedModel:
             The devices' `privacy.mixing-key`, where the run had one.
         revision : str
             On the hub: a branch, a tag or a commit.
+        task : str, optional
+            Of a side network that has learned several tasks, the one to predict, or "" for all together; see
+            `for_task`. By default the last.
 
         Raises
         ------
@@ -417,6 +489,12 @@ class SideTunedModel:
         """
         folder = saved_folder(folder, revision)
         config, contract, file = read_config(folder), saved_contract(folder), folder / CONFIG
+        tasks = saved_tasks(folder)
+        predicted = contract
+        if task is not None:
+            if tasks is None:
+                raise MismatchError(f"{folder} has learned one task; leave out the task's name, {task!r}")
+            predicted = tasks.contract_of(task) if task else tasks.together
         with reading(file, "specs"):
             specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
         saved_backbones(folder)  # refused here, if they are damaged
@@ -437,7 +515,7 @@ class SideTunedModel:
                     precision=precision or info["precision"],
                     device=device,
                     token_budget=token_budget,
-                ).for_task(contract)
+                ).for_task(predicted)
             )
         of_type = backbone.info.fingerprint
         if of_type not in specs:
@@ -463,9 +541,11 @@ class SideTunedModel:
             side_config=side_config,
             public_text=public_text,
             mixing=MixingKey.read(mixing_key) if mixing_key else None,
+            columns=(tasks.spans[-1].start, tasks.spans[-1].stop) if tasks else (),
+            tasks=tasks,
         )
         model.metrics = _run_metrics(folder)
-        return model
+        return model if task is None else model.for_task(task)
 
 
 def _run_metrics(folder: Path) -> dict[str, float]:

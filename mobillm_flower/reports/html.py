@@ -19,6 +19,7 @@ from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.quality import gates, learning, memory, results
 from mobillm_flower.reports.settings_list import settings_list
 from mobillm_flower.reports.source import ReportSource, read_source
+from mobillm_flower.reports.tasks import tasks
 from mobillm_flower.reports.units import bytes_text, seconds_text, time_text
 from mobillm_flower.runs.events import Epoch, Finished, Prepared, Started
 
@@ -62,6 +63,7 @@ def page(source: ReportSource) -> str:
     name = f"Run {source.run.folder.path.resolve().name}"
     parts = [
         ("results", "Results", results(source)),
+        ("tasks", "Tasks one after another", tasks(source)),
         ("learning", "Learning curve", learning(source)),
         ("responses", "Responses", responses(source)),
         ("speakers", "Each one's texts", speakers(source)),

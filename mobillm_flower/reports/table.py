@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from mobillm_flower.reports.tasks import task_rows
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import events
 from mobillm_flower.runs.devices import device_records
@@ -69,6 +70,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         for name, value in events.figures(evaluation.metrics).items():
             add(f"{name}, on the devices", f"{value:.4f}", on)
     rows += _type_rows(run, references)
+    rows += task_rows(run, references)
     prepared = run.last(events.Prepared)
     guarantee = prepared.guarantee if prepared else {}
     if guarantee and (guarantee["epsilon"] is not None or guarantee["parts"]):

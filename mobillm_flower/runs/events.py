@@ -80,6 +80,59 @@ class Prepared(Event, kind="prepared"):
 
 
 @dataclass(frozen=True)
+class TaskBegun(Event, kind="task-begun"):
+    """The run goes on with a finished one.
+
+    Parameters
+    ----------
+    task, after : str
+        The task's name, and the folder of the run before.
+    earlier : list of str
+        Names of the tasks that it has learned, in order.
+    method : str
+        `continual.method`.
+    samples : int
+        Samples of earlier tasks that were taken over.
+    classes : int
+        Classes of all tasks together.
+    time, run : float, str
+        See `Event`.
+    """
+
+    task: str
+    after: str
+    earlier: list[str]
+    method: str
+    samples: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class TaskKept(Event, kind="task-kept"):
+    """The task is learned: what is left for the next.
+
+    Parameters
+    ----------
+    task, keep : str
+        The task's name, and `continual.keep`.
+    samples : int
+        Samples that are held of all tasks.
+    deleted : int
+        Samples of the task that were deleted.
+    bytes : int
+        What samples and sums take.
+    time, run : float, str
+        See `Event`.
+    """
+
+    task: str
+    keep: str
+    samples: int
+    deleted: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class StartedAgain(Event, kind="started-again"):
     """The folder held a run already, and what becomes of it.
 

@@ -77,6 +77,16 @@ class RunFolder:
         return self.side_network / "config.json"
 
     @property
+    def sums(self) -> Path:
+        """sums.safetensors: sums over the samples of all tasks so far, where a run keeps them for the next task."""
+        return self.path / "sums.safetensors"
+
+    @property
+    def earlier_sums(self) -> Path:
+        """earlier-sums.safetensors: those that the run began with."""
+        return self.path / "earlier-sums.safetensors"
+
+    @property
     def report(self) -> Path:
         """report.html."""
         return self.path / "report.html"

@@ -17,6 +17,7 @@ from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 from mobillm_flower.wire.target_bytes import TargetBatch, decode_targets
 
 
@@ -34,6 +35,8 @@ class BatchLoader:
         What each backbone type uploads.
     contract : TaskContract
         The task.
+    tasks : LearnedTasks, optional
+        The tasks whose rows the cache holds, where they are several: `contract` is then that of all together.
     memory_bytes : int
         Budget of the decoded tier.
     device : torch.device
@@ -48,8 +51,10 @@ class BatchLoader:
         *,
         memory_bytes: int,
         device: torch.device = CPU,
+        tasks: LearnedTasks | None = None,
     ) -> None:
-        self.cache, self.specs, self.contract, self.device = cache, dict(specs), contract, device
+        self.cache, self.specs, self.device = cache, dict(specs), device
+        self.contract, self.tasks = tasks.together if tasks else contract, tasks
         self.memory_bytes = memory_bytes
         self._decoded: dict[int, tuple[Tensor, bytes]] = {}
         self._used = 0
@@ -78,7 +83,8 @@ class BatchLoader:
             spec = self.specs[backbone]
             samples = self._samples(members, spec)
             tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
-            of_type = decode_targets([target for _, target in samples], spec, self.contract, tokens).to(self.device)
+            blobs, numbers = [target for _, target in samples], [row.task for row in members]
+            of_type = self._targets(blobs, spec, tokens, numbers).to(self.device)
             lengths = sequences = None
             if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
                 sequences = torch.tensor(tokens)
@@ -96,9 +102,25 @@ class BatchLoader:
         for number in np.unique(by_type).tolist():
             backbone, members = rows.names("backbone")[number], rows.take(by_type == number)
             blobs = self.cache.targets(row.id for row in members)
-            tokens = members.column("tokens").tolist()
-            targets[backbone] = decode_targets(blobs, self.specs[backbone], self.contract, tokens)
+            tokens, numbers = members.column("tokens").tolist(), members.column("task").tolist()
+            targets[backbone] = self._targets(blobs, self.specs[backbone], tokens, numbers)
         return targets
+
+    def _targets(
+        self, blobs: Sequence[bytes], spec: ExtractionSpec, tokens: Sequence[int], tasks: Sequence[int]
+    ) -> TargetBatch:
+        """Decode targets; those of several tasks are spread over the classes of all."""
+        if self.tasks is None:
+            return decode_targets(blobs, spec, self.contract, tokens)
+        parts: list[TargetBatch] = []
+        order: list[int] = []
+        for task in sorted(set(tasks)):
+            places = [i for i, number in enumerate(tasks) if number == task]
+            decoded = decode_targets([blobs[i] for i in places], spec, self.tasks.in_order[task])
+            parts.append(self.tasks.spread(decoded, task))
+            order += places
+        joined, back = _join(parts), torch.tensor(order).argsort()
+        return TargetBatch(*(None if part is None else part[back] for part in vars(joined).values()))
 
     def _samples(self, rows: Sequence[RowRef], spec: ExtractionSpec) -> list[tuple[Tensor, bytes]]:
         """Return (activations [T, M, P·d], target) of rows of one type."""

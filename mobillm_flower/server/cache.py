@@ -52,7 +52,7 @@ _CARRY_OVER = """
 INSERT OR IGNORE INTO samples
     (device, release, backbone, stage, round, tokens, received, digest, activations, target, checksum)
 SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target, {checksum}
-FROM earlier.samples ORDER BY id
+FROM earlier.samples WHERE received >= ? ORDER BY id
 """
 _HAS_CHECKSUM = "SELECT 1 FROM pragma_table_info('samples', '{database}') WHERE name = 'checksum'"
 _COUNT_UNTRAINED = """
@@ -379,7 +379,7 @@ class ActivationCache:
                 self._shrink(sum(expired.values()))
         return expired
 
-    def begin_task(self, task: int, earlier: Path) -> int:
+    def begin_task(self, task: int, earlier: Path | None, *, since: float = 0.0) -> int:
         """Take rows of another task from now on, and copy what an earlier cache holds; returns how many rows that are.
 
         All of it or nothing. Copied rows keep their task and stand before the first round; those that are here already
@@ -389,8 +389,10 @@ class ActivationCache:
         ----------
         task : int
             Which task of the sequence, counted from 0.
-        earlier : path
-            The cache of the run before.
+        earlier : path or None
+            The cache of the run before; None: nothing is copied.
+        since : float
+            Rows that were received before this time, in Unix seconds, stay behind.
 
         Raises
         ------
@@ -398,12 +400,17 @@ class ActivationCache:
             One of the files cannot be used.
         """
         with self._access():
+            if earlier is None:
+                self.set_meta(_TASK, str(task))
+                self.task = task
+                return 0
             self._db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier.resolve()))}?mode=ro",))
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_TASK, str(task)))
                 known = self._db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
-                copied = self._db.execute(_CARRY_OVER.format(checksum="checksum" if known else "NULL")).rowcount
+                query = _CARRY_OVER.format(checksum="checksum" if known else "NULL")
+                copied = self._db.execute(query, (since,)).rowcount
                 self._db.execute("COMMIT")
             finally:
                 if self._db.in_transaction:

@@ -19,6 +19,7 @@ def diagnose(trainer: Trainer, cache: ActivationCache) -> list[Diagnosis]:
     if trainer.has_sums:
         return []
     everything = cache.rows()
+    everything = everything.take(everything.column("task") == cache.task)  # earlier tasks' devices are not there
     numbers = everything.column("device")
     rows = {name: everything.take(numbers == number) for number, name in enumerate(everything.names("device"))}
     measured = {device: trainer.validation(of_device) for device, of_device in rows.items()}

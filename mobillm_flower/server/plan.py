@@ -28,9 +28,11 @@ from mobillm_flower.server.options import TrainerOptions
 from mobillm_flower.server.sums import solve_sums
 from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 from mobillm_flower.wire.sums import SumsSpec
 
 _KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"
+_DELETED = "rows-deleted"
 _BACKBONES = "backbones"
 
 
@@ -58,6 +60,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "specs": lambda specs: {name: ExtractionSpec.from_json(spec) for name, spec in specs.items()},
     "side_config": SideNetworkConfig.from_dict,
     "options": lambda values: TrainerOptions(**values),
+    "tasks": lambda text: text and LearnedTasks.from_json(text),
 }
 
 
@@ -79,6 +82,8 @@ class TrainingPlan:
         torch's threads; bits are equal only for equal counts.
     sums : dict of str to SumsSpec
         How each backbone type's samples are added up, where devices send sums; empty: they send samples.
+    tasks : LearnedTasks or None
+        Those of a run that goes on with a finished one, the run's own last; None: it has one alone.
     """
 
     contract: TaskContract
@@ -90,10 +95,18 @@ class TrainingPlan:
     options: TrainerOptions
     num_threads: int
     sums: dict[str, SumsSpec] = field(default_factory=dict)
+    tasks: LearnedTasks | None = None
+
+    @property
+    def trained_contract(self) -> TaskContract:
+        """What the side network predicts: the classes of all tasks together, or those of the only one."""
+        return self.tasks.together if self.tasks else self.contract
 
     def store(self, cache: ActivationCache) -> None:
         """Keep the plan in a cache."""
-        values = dataclasses.asdict(self)
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values["options"] = dataclasses.asdict(self.options)
+        values["tasks"] = self.tasks and self.tasks.to_json()
         values["contract"] = self.contract.to_json()
         values["specs"] = {name: spec.to_json() for name, spec in self.specs.items()}
         values["sums"] = {name: sums.to_json() for name, sums in self.sums.items()}
@@ -110,7 +123,7 @@ class TrainingPlan:
         try:
             values: dict[str, Any] = json.loads(text)
             for part, read in _READ.items():
-                values[part] = read(values[part])
+                values[part] = read(values.get(part) if part == "tasks" else values[part])
             values["sums"] = {name: SumsSpec.from_json(sums) for name, sums in values.get("sums", {}).items()}
             part = "plan"
             return cls(**values)
@@ -139,13 +152,15 @@ class TrainingPlan:
             "objective": self.objective,
             "loss": self.loss,
             "scale": self.scale,
-            "label_rates": next(iter(self.specs.values())).protection(self.contract).label_rates,
+            "label_rates": next(iter(self.specs.values())).protection(self.trained_contract).label_rates,
         }
         return Trainer(
             network=network,
-            loader=BatchLoader(cache, self.specs, self.contract, memory_bytes=memory_bytes, device=device),
-            loss=make_loss(self.contract, head=frozen.head, **objective),
-            fit_targets=partial(fit_targets, self.contract, **objective),
+            loader=BatchLoader(
+                cache, self.specs, self.contract, memory_bytes=memory_bytes, device=device, tasks=self.tasks
+            ),
+            loss=make_loss(self.trained_contract, head=frozen.head, **objective),
+            fit_targets=partial(fit_targets, self.trained_contract, **objective),
             scores=scores,
             options=self.options,
             checkpoint=checkpoint,
@@ -269,9 +284,19 @@ def note_warm_start(cache: ActivationCache) -> None:
     cache.set_meta(_WARM, "yes")
 
 
+def note_deleted(cache: ActivationCache) -> None:
+    """Remember that samples of the task are deleted, since it is learned."""
+    cache.set_meta(_DELETED, "yes")
+
+
+def rows_deleted(cache: ActivationCache) -> bool:
+    """Whether samples of the task were deleted when it was learned."""
+    return cache.meta(_DELETED) is not None
+
+
 def can_replay(cache: ActivationCache) -> bool:
     """Whether `replay` can train the run's side network again."""
-    return cache.meta(_KEY) is not None and cache.meta(_WARM) is None
+    return cache.meta(_KEY) is not None and cache.meta(_WARM) is None and not rows_deleted(cache)
 
 
 def replay(

@@ -235,11 +235,19 @@ class Trainer:
         return True
 
     def heard(self, rows: Rows) -> Rows:
-        """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all."""
+        """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all.
+
+        Devices are judged beside those of their own task: the same text has another label in another.
+        """
         options = self.options
         if not options.judge_devices:
             return rows
-        return heard(rows, self.loader, self._fit_targets, key=options.validation_key, seed=options.seed)
+        tasks, kept = rows.column("task"), np.ones(len(rows), bool)
+        for task in np.unique(tasks):
+            of_task = rows.take(tasks == task)
+            used = heard(of_task, self.loader, self._fit_targets, key=options.validation_key, seed=options.seed)
+            kept[tasks == task] = np.isin(of_task.column("id"), used.column("id"))
+        return rows if kept.all() else rows.take(kept)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""

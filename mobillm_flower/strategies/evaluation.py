@@ -42,7 +42,8 @@ class Evaluation:
         """
         state = arrays.to_torch_state_dict()
         trained = run.cache.rows().names("backbone")
-        busy = run.exchange.busy_nodes
+        busy, tasks = run.exchange.busy_nodes, run.plan.tasks
+        columns = (tasks.spans[-1].start, tasks.spans[-1].stop, int(tasks.may_be_unknown)) if tasks else ()
         for device in run.fleet:
             if device.record.dropped or device.node_id in busy:
                 continue
@@ -55,6 +56,7 @@ class Evaluation:
                 state=state_for(state, backbone) if backbone in trained else {},
                 held=run.cache.held(device.description.pseudonym),
                 codec=self._codec,
+                columns=columns,
             )
             yield run.connections.message(device, pack_evaluation(request), keys.EVALUATE, config)
 
@@ -75,6 +77,7 @@ class Evaluation:
                     metric=run.plan.contract.metric,
                     num_test=device.description.num_test,
                     bounds=_bounds(run.plan.contract.metric),
+                    task_unknown=run.plan.tasks is not None and run.plan.tasks.may_be_unknown,
                 )
             except PacketRejected as error:
                 run.fleet.strike(device, error)

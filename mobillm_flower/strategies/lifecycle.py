@@ -46,7 +46,7 @@ class StartedRun:
 
     def plan(self, cache: ActivationCache) -> TrainingPlan | None:
         """Return the plan that the run goes on with; a start that brought no sample is made anew."""
-        return TrainingPlan.of(cache) if len(cache) or self.folder.checkpoint.exists() else None
+        return TrainingPlan.of(cache) if cache.devices() or self.folder.checkpoint.exists() else None
 
     def keep_settings(self) -> None:
         """Write settings.yaml, and keep the log from here on.

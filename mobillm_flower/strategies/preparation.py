@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from mobillm_flower.config import Settings
+from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.runs.events import Epoch, Forgotten, Prepared, StartedAgain
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, note_backbones
 from mobillm_flower.strategies.connections import Connections
+from mobillm_flower.strategies.continual import Earlier, task_name
 from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.lifecycle import StartedRun
 from mobillm_flower.strategies.run_plan import (
@@ -27,6 +30,7 @@ from mobillm_flower.strategies.run_state import OwnEvaluation, RunState
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.tasks.extraction import release_guarantee
 from mobillm_flower.tasks.sums import sums_guarantee
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 
 
 def prepare(
@@ -39,11 +43,12 @@ def prepare(
     overlap: Overlap,
     stopping: Stopping,
     own_evaluation: OwnEvaluation,
+    earlier: Earlier | None = None,
 ) -> RunState:
     """Fix what the run keeps fixed, or take it over from the cache of an interrupted run.
 
     Nothing is written before all that can refuse the settings or the devices is passed. `stored` is the plan of the run
-    that is gone on with, see `StartedRun.plan`.
+    that is gone on with, see `StartedRun.plan`; `earlier` a finished run whose side network learns another task here.
 
     Raises
     ------
@@ -53,13 +58,19 @@ def prepare(
         The folder's checkpoint cannot be gone on with.
     """
     folder, fleet = started.folder, connections.fleet
-    known = {name: b for name, b in fleet.backbones.items() if stored is None or name in stored.specs}
+    before = stored or (earlier.plan if earlier else None)
+    known = {name: b for name, b in fleet.backbones.items() if before is None or name in before.specs}
+    if not known and earlier:
+        raise MismatchError(
+            f"{earlier.folder.path} (continual.after) was a run of {_names(earlier.backbones)}, and the devices have "
+            f"{_names(fleet.backbones)}; give them the same backbone ({ONE_MODEL_TWO_TYPES})"
+        )
     if not known:
         raise MismatchError(
             f"{folder.path} holds a run with other backbones than those of the devices that are there; connect "
             "one of its devices, or use another run.folder"
         )
-    fresh = _fresh_plan(settings, fleet, known, overlap, stored)
+    fresh = _fresh_plan(settings, fleet, known, overlap, stored, earlier)
     if stored is not None and (differing := differences(stored, fresh)):
         raise MismatchError(
             f"{folder.path} holds a run with another {', '.join(differing)}; use another run.folder, or the "
@@ -88,9 +99,12 @@ def prepare(
 
     trainer = make_trainer(plan)
     started.keep_settings()
+    if earlier:
+        earlier.hand_over(cache, settings)
+        note_backbones(cache, {name: dataclasses.asdict(info) for name, info in earlier.backbones.items()})
     if stored is None:
         plan.store(cache)
-    note_backbones(cache, as_named_here({name: known[name] for name in fresh.specs}, settings))
+    note_backbones(cache, as_named_here(known, settings))
     for device, count in cache.expire(settings.cache.retention_days * 86400).items():
         folder.append(Forgotten(device, count))
     return RunState(folder, cache, connections, plan, rule, trainer, stopping, own_evaluation, make_trainer)
@@ -118,16 +132,33 @@ def log_prepared(run: RunState, *, delta: float) -> None:
         guarantee=dataclasses.asdict(guarantee),
     )
     run.folder.append(prepared)
-    if len(run.cache) and not run.trainer.position.finished:
+    if run.cache.devices() and not run.trainer.position.finished:
         run.folder.append(StartedAgain("resumes", len(run.cache)))
 
 
 def _fresh_plan(
-    settings: Settings, fleet: Fleet, known: dict[str, BackboneInfo], overlap: Overlap, stored: TrainingPlan | None
+    settings: Settings,
+    fleet: Fleet,
+    known: dict[str, BackboneInfo],
+    overlap: Overlap,
+    stored: TrainingPlan | None,
+    earlier: Earlier | None,
 ) -> TrainingPlan:
     """Return the plan that a new run with these settings and devices would have."""
     contract = fleet.contract
     assert contract is not None  # there is a device
     num_train = fleet.sizes()
-    like = next(iter(stored.specs.values())) if stored else None
-    return make_plan(settings, contract, known, num_train, overlap=overlap, like=like)
+    before = stored or (earlier.plan if earlier else None)
+    like = next(iter(before.specs.values())) if before else None
+    if stored:
+        tasks = stored.tasks
+    elif earlier:
+        tasks = earlier.append(settings, contract)
+    else:
+        tasks = LearnedTasks.first(task_name(settings), contract) if settings.continual.in_use else None
+    fresh = make_plan(settings, contract, known, num_train, overlap=overlap, like=like, tasks=tasks)
+    return earlier.follow(fresh) if earlier else fresh
+
+
+def _names(backbones: Mapping[str, BackboneInfo]) -> str:
+    return ", ".join(f"{info.name} ({name[:12]}, {info.depth} layers)" for name, info in sorted(backbones.items()))

@@ -85,6 +85,7 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
         specs=plan.specs,
         backbones={name: backbones[name] for name in plan.specs},
         contract=plan.contract,
+        tasks=plan.tasks,
         rule=rule,
     )
     run.append(Retrained(len(cache), len(cache.devices()), trainer.position.steps))

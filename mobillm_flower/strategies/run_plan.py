@@ -19,6 +19,7 @@ from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.config.compatibility import ANALYTIC, AUTO, check_training, check_used, prefers_closed_form
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
+from mobillm_flower.config.parts.continual import REPLAY, SEQUENTIAL
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import automatic_blocks
@@ -34,6 +35,7 @@ from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import require_task, room_for, sums_spec
 from mobillm_flower.tasks.task import check_task
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.learned_tasks import LearnedTasks
 from mobillm_flower.wire.sums import SumsSpec
 
 _TAKEN_BY_EITHER = ("width", "bottleneck", "activation", "random_features")
@@ -73,6 +75,7 @@ def make_plan(
     *,
     overlap: Overlap = NO_OVERLAP,
     like: ExtractionSpec | None = None,
+    tasks: LearnedTasks | None = None,
 ) -> TrainingPlan:
     """Fix a run's plan from its settings and from the devices that are there when it starts.
 
@@ -91,6 +94,8 @@ def make_plan(
     like : ExtractionSpec, optional
         One of a run that is gone on with, of which devices, and so its shallowest backbone or one of two types, may be
         away: its number of layers and their scheme hold.
+    tasks : LearnedTasks, optional
+        Those of a run that is one of a sequence, the contract's last.
 
     Raises
     ------
@@ -98,6 +103,7 @@ def make_plan(
         See `extraction_spec`, `check_used` and `check_training`.
     """
     check_parts(settings)
+    num_outputs = tasks.num_outputs if tasks else contract.num_outputs
     blocks = settings.activations.num_blocks or len(settings.activations.layers)
     if not blocks and (like or len(backbones) > 1):
         blocks = len(like.layers) if like else automatic_blocks(min(info.depth for info in backbones.values()))
@@ -133,11 +139,12 @@ def make_plan(
         width=settings.side_network.width,
         num_blocks=next(iter(specs.values())).row_shape[0],
         bottleneck=settings.side_network.bottleneck,
-        num_outputs=next(iter(specs.values())).width if contract.per_token else contract.num_outputs,
+        num_outputs=next(iter(specs.values())).width if contract.per_token else num_outputs,
         activation=settings.side_network.activation,
         input_norm=not as_sent and not scaled,
         seed=settings.run.seed,
         **{field: value for field, value in of_closed_form.items() if field in taken},
+        **_of_tasks(settings, name, tasks),
     )
     return TrainingPlan(
         contract=contract,
@@ -145,11 +152,24 @@ def make_plan(
         side_config=side_config,
         objective=settings.loss.objective.value,
         loss=settings.loss.name,
-        scale=settings.loss.scale or automatic_scale(contract.num_outputs),
+        scale=settings.loss.scale or automatic_scale(num_outputs),
         options=_trainer_options(settings, sum(num_train), overlap),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
         sums=sums,
+        tasks=tasks,
     )
+
+
+def _of_tasks(settings: Settings, name: str, tasks: LearnedTasks | None) -> dict[str, Any]:
+    """Return what a side network that is made for several tasks takes beside the others' fields."""
+    if tasks is None or settings.continual.method in (REPLAY, SEQUENTIAL):
+        return {}
+    values = {
+        "tasks": tasks.sequence.sizes,
+        "orthogonality": settings.continual.orthogonality,
+        "threshold": settings.continual.threshold,
+    }
+    return {field: value for field, value in values.items() if field in fields_taken(name)}
 
 
 def require_room(plan: TrainingPlan) -> None:
@@ -199,6 +219,8 @@ def check_parts(settings: Settings) -> None:
 def chosen_network(settings: Settings, contract: TaskContract, specs: Mapping[str, ExtractionSpec]) -> str:
     """Return the name of the side network that `side-network.name` means for what the fleet sends."""
     name = settings.side_network.name
+    if settings.continual.method not in (REPLAY, SEQUENTIAL):
+        return settings.continual.method
     if name != AUTO:
         return name
     solved = prefers_closed_form(settings) and (len(specs) == 1 or settings.strategy == ANALYTIC)

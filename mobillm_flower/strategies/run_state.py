@@ -167,6 +167,7 @@ class RunState:
             specs=self.plan.specs,
             backbones={name: known[name] for name in self.plan.specs},
             contract=self.plan.contract,
+            tasks=self.plan.tasks,
             rule=self.rule,
         )
         gates = getattr(self.trainer.network, "gate_values", [])

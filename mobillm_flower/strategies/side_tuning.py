@@ -31,6 +31,7 @@ from mobillm_flower.server.plan import (
     note_warm_start,
     plan_what_is_held,
 )
+from mobillm_flower.strategies import continual
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.device_state import DeviceState
@@ -153,6 +154,7 @@ class SideTuningStrategy(Strategy):
             self.evaluate(grid, last)
             for diagnosis in diagnose(run.trainer, run.cache):
                 run.folder.append(diagnosis)
+            continual.end(run, self.settings)
         return run.result
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
@@ -230,8 +232,10 @@ class SideTuningStrategy(Strategy):
         """Meet the devices, and make the run or go on with the folder's."""
         stopping = Stopping(self.settings.stop, now=self.clock.now)
         cache = started.open_cache()
+        continual.require_rows(cache, started.folder)
         agreement = Agreement(self.settings, self._require_possible)
         stored = started.plan(cache)
+        earlier = continual.Earlier.read(self.settings) if self.settings.continual.after and stored is None else None
         if stored is not None:
             known = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
             agreement.take_over(stored.contract, known)
@@ -248,9 +252,19 @@ class SideTuningStrategy(Strategy):
         started.before_the_end(connections.fleet.log_summaries)
         connections.meet(at_least=self.settings.rounds.min_devices)
         overlap = self.overlap(connections.fleet.sizes())
-        return prepare(
-            started, cache, connections, self.settings, stored, overlap=overlap, stopping=stopping, own_evaluation=own
+        run = prepare(
+            started,
+            cache,
+            connections,
+            self.settings,
+            stored,
+            overlap=overlap,
+            stopping=stopping,
+            own_evaluation=own,
+            earlier=earlier,
         )
+        continual.begin(run, self.settings, earlier)
+        return run
 
     def _require_possible(self, contract: TaskContract, backbones: Mapping[str, BackboneInfo]) -> None:
         """Raise where a run with these backbone types could not be, or its side network is too large."""
@@ -258,7 +272,7 @@ class SideTuningStrategy(Strategy):
 
     def _train(self, run: RunState) -> None:
         """Train for the epochs, from the cache."""
-        if not len(run.cache):
+        if not run.cache.devices():
             raise RunFailed(
                 f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
             )

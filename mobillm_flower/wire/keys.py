@@ -41,6 +41,7 @@ REASON: Final = "reason"
 BACKBONE: Final = "backbone"
 SIDE_CONFIG: Final = "side-config"
 OUTCOME: Final = "prediction"
+COLUMNS: Final = "columns"
 CODEC: Final = "codec"
 
 # a description is signed
@@ -60,6 +61,7 @@ PEAK_MEMORY: Final = "peak-memory-bytes"
 PAYLOAD_BYTES: Final = "payload-bytes"
 NUM_TRAIN: Final = "num-train"
 NUM_TEST: Final = "num-test"
+TASK_UNKNOWN: Final = "accuracy-task-unknown"
 CHOSEN: Final = "chosen"
 LEFT_OUT: Final = "left-out"
 

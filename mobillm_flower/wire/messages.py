@@ -215,6 +215,9 @@ class EvaluationRequest:
         Release ids of this device that the server holds, as in `WindowRequest`.
     codec : str
         Under which the weights' matrices travel.
+    columns : tuple of int
+        First and last but one of the task's columns in the side network's output, where it has learned several tasks;
+        a third 1: the accuracy among the classes of all of them is wanted, too. Empty: all are the task's.
     """
 
     contract: TaskContract
@@ -224,6 +227,7 @@ class EvaluationRequest:
     state: Mapping[str, Tensor]
     held: frozenset[bytes]
     codec: str = "fp32"
+    columns: tuple[int, ...] = ()
 
 
 def pack_evaluation(request: EvaluationRequest) -> RecordDict:
@@ -237,6 +241,8 @@ def pack_evaluation(request: EvaluationRequest) -> RecordDict:
         keys.HELD: b"".join(sorted(request.held)),
         keys.CODEC: request.codec,
     }
+    if request.columns:
+        record[keys.COLUMNS] = list(request.columns)
     arrays = pack_weights(request.state, request.codec)
     return RecordDict({keys.REQUEST: ConfigRecord(record), keys.SIDE_NETWORK: arrays})
 
@@ -258,6 +264,7 @@ def open_evaluation(content: RecordDict) -> EvaluationRequest:
             state=open_weights(arrays, config, codec) if len(arrays) else {},
             held=read_held(record),
             codec=codec,
+            columns=_read_columns(record, config.num_outputs),
         )
     except MismatchError:
         raise
@@ -266,13 +273,29 @@ def open_evaluation(content: RecordDict) -> EvaluationRequest:
         raise MismatchError(f"the server's request lacks a field or has one of another form ({kind})") from error
 
 
+def _read_columns(record: ConfigRecord, num_outputs: int) -> tuple[int, ...]:
+    """Return which columns a request says are the task's; raises TypeError where it cannot be."""
+    columns: Any = record.get(keys.COLUMNS, [])
+    if not columns:
+        return ()
+    start, stop, unknown = columns
+    if not 0 <= start < stop <= num_outputs or unknown not in (0, 1):
+        raise TypeError("columns are none of the side network's")
+    return start, stop, unknown
+
+
 def pack_metrics(metrics: Mapping[str, float]) -> RecordDict:
     """Make the answer to an evaluation."""
     return RecordDict({keys.METRICS: MetricRecord(dict(metrics))})
 
 
 def open_metrics(
-    content: RecordDict, *, metric: str, num_test: int, bounds: tuple[float, float] = (-1e15, 1e15)
+    content: RecordDict,
+    *,
+    metric: str,
+    num_test: int,
+    bounds: tuple[float, float] = (-1e15, 1e15),
+    task_unknown: bool = False,
 ) -> dict[str, float]:
     """Read a device's metrics: the number of samples and, if there are any, the contract's metric.
 
@@ -284,6 +307,8 @@ def open_metrics(
         Test samples that the device described.
     bounds : tuple of float
         Least and largest value that the metric can have.
+    task_unknown : bool
+        Whether the accuracy among the classes of all tasks was asked for; a device may leave it out.
 
     Raises
     ------
@@ -300,12 +325,17 @@ def open_metrics(
         metrics[name] = float(value)
     if metrics[keys.NUM_EXAMPLES] != num_test:
         raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of test samples described, {num_test}")
+    among_all = metrics.pop(keys.TASK_UNKNOWN, None) if task_unknown and num_test else None
     if set(metrics) != ({keys.NUM_EXAMPLES, metric} if num_test else {keys.NUM_EXAMPLES}):
         raise PacketRejected("metrics", f"must hold {keys.NUM_EXAMPLES} and {metric}, and nothing else")
     low, high = bounds
     if num_test and not low <= metrics[metric] <= high:
         raise PacketRejected("metrics", f"{metric} is {metrics[metric]:g}, it can be from {low:g} to {high:g}")
-    return metrics
+    if among_all is None:
+        return metrics
+    if not 0 <= among_all <= 1:
+        raise PacketRejected("metrics", f"{keys.TASK_UNKNOWN} is {among_all:g}, it can be from 0 to 1")
+    return {**metrics, keys.TASK_UNKNOWN: among_all}
 
 
 def pack_refusal(reason: str) -> RecordDict:

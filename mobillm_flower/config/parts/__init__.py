@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mobillm_flower.config.parts.backbone import CHOOSERS, BackboneSettings, EngineName, Precision
+from mobillm_flower.config.parts.continual import ContinualSettings
 from mobillm_flower.config.parts.data import BadRows, DataSettings, Partition, TaskSettings
 from mobillm_flower.config.parts.run import ArrivalSettings, BaselineSettings, RoundSettings, RunSettings, StopSettings
 from mobillm_flower.config.parts.training import (
@@ -26,6 +27,7 @@ __all__ = [
     "BadRows",
     "BaselineSettings",
     "CacheSettings",
+    "ContinualSettings",
     "DataSettings",
     "EngineName",
     "LossSettings",
@@ -70,6 +72,8 @@ class Settings:
         How it is trained.
     cache : CacheSettings
         What the server keeps.
+    continual : ContinualSettings
+        Tasks one after another.
     rounds : RoundSettings
         How devices are asked.
     arrivals : ArrivalSettings
@@ -94,6 +98,7 @@ class Settings:
     side_network: SideNetworkSettings = field(default_factory=SideNetworkSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    continual: ContinualSettings = field(default_factory=ContinualSettings)
     rounds: RoundSettings = field(default_factory=RoundSettings)
     arrivals: ArrivalSettings = field(default_factory=ArrivalSettings)
     stop: StopSettings = field(default_factory=StopSettings)

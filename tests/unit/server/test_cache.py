@@ -348,6 +348,7 @@ def test_a_task_that_begins_takes_the_rows_before_it_along_and_counts_its_own(tm
     )
     assert {row.digest for row in rows if not row.task} == {row.digest for row in earlier.rows()}
     assert (len(earlier), earlier.task) == (6, 0)  # only read
+    assert ActivationCache(tmp_path / "late.sqlite").begin_task(1, earlier.file, since=time.time() + 1) == 0
     assert again.verify() == []
 
 

@@ -1,0 +1,1 @@
+"""The app of tasks that come one after another."""

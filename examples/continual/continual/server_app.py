@@ -1,0 +1,16 @@
+"""What runs on the server: cache activations, train the side network, send it back."""
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from mobillm_flower import load_settings, make_strategy
+from mobillm_flower.config import run_folder
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    settings = load_settings(context.run_config)
+    strategy = make_strategy(settings, run_path=run_folder(settings, context.run_id))
+    strategy.start(grid, ArrayRecord())

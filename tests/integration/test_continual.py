@@ -1,0 +1,254 @@
+"""Tasks one after another in runs: what a run takes over, what it leaves, what is refused, and what is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+
+from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
+from mobillm_flower.errors import InUseError, MismatchError, RunFailed, SettingsError
+from mobillm_flower.models.saved import saved_tasks
+from mobillm_flower.runs import events
+from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.record import read_run
+from mobillm_flower.server import ActivationCache
+from mobillm_flower.server.plan import can_replay, replay
+from tests.support.caches import state_bytes
+from tests.support.local_grid import LocalGrid
+from tests.support.runs import tiny_config
+from tests.support.tiny_models import WORDS, save_tiny
+
+DEVICES = 3
+TASKS = {"mood": ("bad", "good"), "topic": ("home", "work", "sport")}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
+
+
+def rows(task: str, start: int, end: int) -> list[dict[str, str]]:
+    """Texts of which the first word tells the mood and the second one the topic."""
+    labels = TASKS[task]
+    place = 0 if task == "mood" else 1
+    made = []
+    for i in range(start, end):
+        words = [WORDS[(7 * i + 3 * k + i // 20) % 20] for k in range(4)]
+        words[place] = WORDS[(1, 7, 13)[i % len(labels)]]
+        made.append({"text": " ".join(words), "label": labels[i % len(labels)]})
+    return made
+
+
+def config_of(folder: Path, backbone: Path, task: str, **changes: Any) -> dict[str, Any]:
+    config = tiny_config(folder, backbone, data__label_column="label", **{"continual__task": task, **changes})
+    config["task.labels"] = ",".join(TASKS[task])
+    for key, value in list(config.items()):
+        if value is None:
+            del config[key]
+    return config
+
+
+def run(folder: Path, backbone: Path, task: str, *, nodes: Sequence[int] = range(DEVICES), **changes: Any) -> Any:
+    """Run one task on some of the devices."""
+    config = config_of(folder, backbone, task, **changes)
+
+    def load(context: Any) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        number = int(str(context.node_config["partition-id"]))
+        return rows(task, 100 * number, 100 * number + 24), rows(task, 100 * number + 50, 100 * number + 60)
+
+    configs = [{"partition-id": i, "num-partitions": DEVICES} for i in nodes]
+    strategy = make_strategy(load_settings(config))
+    strategy.poll_s = 0.0
+    strategy.start(LocalGrid(SideTuningClient(load).app, configs, config), ArrayRecord())
+    return strategy
+
+
+SOLVED: dict[str, Any] = {"side_network__bottleneck": None}
+STEPS: dict[str, Any] = {"trainer__epochs": 60, "trainer__weight_decay": 0.01, "trainer__batch_size": 8}
+
+
+@pytest.mark.parametrize("preset", ["pae", "fed"])
+@pytest.mark.parametrize("solved", [True, False])
+def test_a_second_task_appends_its_classes_and_both_are_predicted(
+    tmp_path: Path, backbone: Path, preset: str, solved: bool
+) -> None:
+    """Devices need not have an earlier task's data, nor be the same ones."""
+    way = {"preset": preset, **(SOLVED if solved else STEPS)}
+    run(tmp_path / "mood", backbone, "mood", nodes=[0, 1], **way)
+    run(tmp_path / "topic", backbone, "topic", nodes=[1, 2], continual__after=str(tmp_path / "mood"), **way)
+    folder = tmp_path / "topic" / "side_network"
+    tasks = saved_tasks(folder)
+    assert tasks is not None
+    assert (tasks.names, tasks.num_outputs) == (("mood", "topic"), 5)
+    evaluation = read_run(tmp_path / "topic").last(events.Evaluation)
+    assert evaluation is not None
+    assert set(evaluation.metrics) == {"accuracy", "accuracy-task-unknown"}
+    assert evaluation.metrics["accuracy"] > evaluation.metrics["accuracy-task-unknown"] - 1e-6
+    model = SideTunedModel.from_pretrained(folder)
+    for task, labels in TASKS.items():
+        learned = rows(task, 100, 124)  # of the device that had both tasks
+        known = model.for_task(task).predict([row["text"] for row in learned])
+        assert set(known.labels) <= set(labels)
+        right = [label == row["label"] for label, row in zip(known.labels, learned, strict=True)]
+        assert sum(right) / len(right) > 1.4 / len(labels)
+    texts = [row["text"] for row in rows("topic", 1050, 1054)]
+    together = model.for_task("").predict(texts)
+    assert together.scores.shape == (4, 5)
+    assert set(together.labels) <= {f"{task}: {label}" for task, labels in TASKS.items() for label in labels}
+    own = model.for_task("topic").predict(texts)
+    torch.testing.assert_close(own.scores - together.scores[:, 2:], torch.zeros(4, 3), atol=1e-6, rtol=0)
+    assert model.predict(texts).labels == own.labels  # the last task is the model's own
+    with pytest.raises(MismatchError, match="no task is called 'tpic'; learned were, in this order: mood, topic"):
+        model.for_task("tpic")
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_with_all_samples_kept_the_network_is_that_of_all_tasks_at_once(
+    tmp_path: Path, backbone: Path, solved: bool
+) -> None:
+    """Replay depends on the rows of the cache alone: whoever trains from them in one place has the same weights."""
+    way = SOLVED if solved else {"trainer__overlap_steps": 0}
+    run(tmp_path / "mood", backbone, "mood", **way)
+    second = run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
+    cache = ActivationCache(tmp_path / "topic" / "cache.sqlite")
+    assert sorted((held.task, held.samples) for held in cache.holdings()) == [(0, 24)] * 3 + [(1, 24)] * 3
+    assert can_replay(cache)
+    assert state_bytes(replay(cache, scores=second.rule.scores)) == state_bytes(second.trainer.network)
+    cache.close()
+    again = run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
+    assert state_bytes(again.trainer.network) == state_bytes(second.trainer.network)
+    assert [e.what for e in read_run(tmp_path / "topic").session.all(events.StartedAgain)] == ["nothing new"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [("share", 6), ("nothing", 0)])
+def test_what_is_not_kept_is_deleted_and_the_run_is_over(tmp_path: Path, backbone: Path, keep: str, left: int) -> None:
+    method = "replay" if left else "sequential"
+    way = {"continual__keep": keep, "continual__share": 0.08, "continual__method": method}
+    run(tmp_path / "mood", backbone, "mood", **way)
+    held = read_run(tmp_path / "mood").last(events.TaskKept)
+    assert held is not None
+    assert (held.task, held.keep, held.samples, held.deleted) == ("mood", keep, left, 72 - left)
+    with_rows = ActivationCache(tmp_path / "mood" / "cache.sqlite")
+    assert (len(with_rows), can_replay(with_rows)) == (left, False)
+    with_rows.close()
+    with pytest.raises(
+        MismatchError, match=r"samples of its task were deleted \(continual.keep\); it cannot be started"
+    ):
+        run(tmp_path / "mood", backbone, "mood", **way)
+    run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
+    again = read_run(tmp_path / "topic").last(events.TaskKept)
+    assert again is not None
+    assert (again.samples, again.deleted) == (2 * left, 72 - left)
+    begun = read_run(tmp_path / "topic").last(events.TaskBegun)
+    assert begun is not None
+    assert (begun.task, begun.earlier, begun.samples, begun.classes) == ("topic", ["mood"], left, 5)
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
+    ({}, {"continual__task": "mood"}, SettingsError, "continual.task='mood' is taken: .* has learned mood"),
+    ({}, {"continual__method": "oa-adapter"}, SettingsError, "run the first task with continual.method=oa-adapter"),
+    ({}, {"continual__method": "closed-form"}, SettingsError, "adds to a solution, and .* trained additive"),
+    (
+        {},
+        {"activations__codec": "int8"},
+        MismatchError,
+        "what is uploaded differs: codec is 'int8' in this run, 'nf4' in",
+    ),
+    ({}, {"activations__pivot": "mean"}, MismatchError, "what is uploaded differs: num_vectors is 1 in this run"),
+    ({}, {"activations__num_blocks": 2}, MismatchError, "what is uploaded differs: layers is"),
+    ({}, {"side_network__bottleneck": 8}, MismatchError, "the side network differs: bottleneck is 8 in this run, 4 in"),
+    (
+        {"continual__keep": "nothing", "continual__method": "sequential"},
+        {},
+        SettingsError,
+        "continual.method=replay needs samples of earlier tasks, and .* kept none of some; choose sequential",
+    ),
+    (
+        SOLVED,
+        {**SOLVED, "continual__keep": "sums", "continual__method": "closed-form"},
+        SettingsError,
+        "run the first task with continual.method=closed-form and continual.keep=sums",
+    ),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "error", "said"), REFUSED)
+def test_what_cannot_be_gone_on_with_is_refused_before_anything_is_written(
+    tmp_path: Path, backbone: Path, first: dict[str, Any], second: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    run(tmp_path / "mood", backbone, "mood", **first)
+    with pytest.raises(error, match=said):
+        run(tmp_path / "topic", backbone, "topic", **{"continual__after": str(tmp_path / "mood"), **second})
+    assert not RunFolder(tmp_path / "topic").side_network.exists()
+    assert run(tmp_path / "again", backbone, "mood", nodes=[0]).trainer.position.finished
+
+
+def test_another_backbone_is_refused_by_name(tmp_path: Path, backbone: Path) -> None:
+    run(tmp_path / "mood", backbone, "mood")
+    other = save_tiny(tmp_path / "other", "bert", num_hidden_layers=2)
+    with pytest.raises(
+        MismatchError, match=r"\(continual.after\) was a run of .*backbone.* and the devices have .*other"
+    ):
+        run(tmp_path / "topic", other, "topic", continual__after=str(tmp_path / "mood"))
+
+
+def test_a_run_that_is_none_or_is_not_over_is_refused(tmp_path: Path, backbone: Path) -> None:
+    after = {"continual__after": str(tmp_path / "mood")}
+    with pytest.raises(SettingsError, match="is no folder of a run with its settings and cache"):
+        run(tmp_path / "topic", backbone, "topic", **after)
+    run(tmp_path / "mood", backbone, "mood")
+    with (
+        RunFolder(tmp_path / "mood").hold(),
+        pytest.raises(InUseError, match="the run goes on; wait until it has ended"),
+    ):
+        run(tmp_path / "topic", backbone, "topic", **after)
+    (tmp_path / "mood" / "side_network" / "config.json").unlink()
+    with pytest.raises(RunFailed, match="the run is not finished"):
+        run(tmp_path / "topic", backbone, "topic", **after)
+
+
+def accuracy(folder: Path, task: str) -> float:
+    """Accuracy with the task known, on what the devices learned from."""
+    model = SideTunedModel.from_pretrained(folder / "side_network", task=task)
+    learned = [row for number in range(DEVICES) for row in rows(task, 100 * number, 100 * number + 24)]
+    predicted = model.predict([row["text"] for row in learned]).labels
+    return sum(label == row["label"] for label, row in zip(predicted, learned, strict=True)) / len(learned)
+
+
+@pytest.mark.parametrize(
+    ("method", "keep"), [("closed-form", "sums"), ("oa-adapter", "nothing"), ("o-lora", "nothing")]
+)
+def test_methods_that_need_no_samples_of_earlier_tasks_keep_them(
+    tmp_path: Path, backbone: Path, method: str, keep: str
+) -> None:
+    way = {**(SOLVED if keep == "sums" else STEPS), "continual__method": method, "continual__keep": keep}
+    run(tmp_path / "mood", backbone, "mood", **way)
+    before = accuracy(tmp_path / "mood", "mood")
+    second = run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
+    assert second.plan.side_config.tasks == (2, 3)
+    for folder in ("mood", "topic"):
+        cache = ActivationCache(tmp_path / folder / "cache.sqlite")
+        assert len(cache) == 0
+        cache.close()
+        assert RunFolder(tmp_path / folder).sums.is_file() is (keep == "sums")
+    assert before > 0.7
+    assert accuracy(tmp_path / "topic", "mood") > before - 0.15
+    assert accuracy(tmp_path / "topic", "topic") > 0.45
+
+
+def test_a_sequential_run_that_is_started_again_goes_on_with_the_weights_it_took_over(
+    tmp_path: Path, backbone: Path
+) -> None:
+    run(tmp_path / "mood", backbone, "mood", **STEPS)
+    way = {**STEPS, "trainer__overlap_steps": 0, "continual__method": "sequential"}
+    way["continual__after"] = str(tmp_path / "mood")
+    whole = run(tmp_path / "whole", backbone, "topic", **way)
+    with pytest.raises(RunFailed, match="no sample was received"):
+        run(tmp_path / "topic", backbone, "topic", nodes=[0], rounds__num_rounds=1, stop__seconds=1e-9, **way)
+    stopped = run(tmp_path / "topic", backbone, "topic", **way)
+    assert state_bytes(stopped.trainer.network) == state_bytes(whole.trainer.network)
