@@ -31,8 +31,7 @@ _LOADERS: weakref.WeakKeyDictionary[ClientApp, LoadData] = weakref.WeakKeyDictio
 
 _EPSILONS = ("joint_epsilon", "activation_epsilon", "label_epsilon", "central_epsilon")
 _PROMISES = (*_EPSILONS, "budget", "delta", "max_releases")
-_SPLITS = ("train-split", "test-split", "partition", "partition-column")
-_COLUMNS = ("text-column", "pair-column", "label-column")
+_FREE = frozenset({"source", "max_samples", "num_devices", "alpha", "seed", "bad_rows"})  # of `data`: a run may choose
 
 
 def device_settings(context: Context) -> Settings:
@@ -100,11 +99,11 @@ def check_run(settings: Settings, context: Context) -> None:
         if value != default and key not in named and value not in policy.files:
             _refuse(key, "a file", "files")
     if promises(context):
-        for name in (*_SPLITS, *_COLUMNS):
-            what = "a column of its rows" if name in _COLUMNS else "which of its rows are for training"
-            value = getattr(settings.data, name.replace("-", "_"))
-            if value != getattr(defaults.data, name.replace("-", "_")) and f"data.{name}" not in named:
-                _refuse(f"data.{name}", what, "settings")
+        for item in dataclasses.fields(settings.data):  # another encoding, too, makes another text of a row
+            key = f"data.{item.name.replace('_', '-')}"
+            is_default = getattr(settings.data, item.name) == getattr(defaults.data, item.name)
+            if item.name not in _FREE and not is_default and key not in named:
+                _refuse(key, "what is read of its rows, and which are for training", "settings")
         for name in ("labels", "label-range"):  # how many rows fit them would be told
             field = name.replace("-", "_")
             if getattr(settings.task, field) != getattr(defaults.task, field) and f"task.{name}" not in named:

@@ -102,22 +102,34 @@ def test_no_path_or_name_of_the_run_is_opened_unless_the_device_names_it(
 @pytest.mark.parametrize("key", ["data.test-split", "data.train-split"])
 def test_where_the_device_promises_something_it_says_which_rows_are_for_training(tmp_path: Path, key: str) -> None:
     own, other = {"device-folder": str(tmp_path)}, {key: "another"}
-    with pytest.raises(PolicyRefused, match=f"{key} of the run names which of its rows are for training"):
+    with pytest.raises(PolicyRefused, match=f"{key} of the run names what is read of its rows, and which"):
         agree({**own, "privacy.max-releases": 1}, other)
     agree({**own, "privacy.max-releases": 1, **other}, {})
     agree(own, other)
 
 
-@pytest.mark.parametrize("key", ["data.text-column", "data.pair-column", "data.label-column"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.text-column", "diagnosis"),
+        ("data.pair-column", "diagnosis"),
+        ("data.label-column", "diagnosis"),
+        ("data.split-column", "diagnosis"),
+        ("data.subset", "other"),
+        ("data.encoding", "latin-1"),
+        ("data.delimiter", ";"),
+        ("data.test-share", 0.5),
+    ],
+)
 @pytest.mark.parametrize("promise", [{"privacy.max-releases": 1}, GAUSSIAN])
-def test_where_the_device_promises_something_its_columns_are_its_own(
-    tmp_path: Path, key: str, promise: dict[str, Any]
+def test_where_the_device_promises_something_how_its_rows_are_read_is_its_own(
+    tmp_path: Path, key: str, value: Any, promise: dict[str, Any]
 ) -> None:
-    """A server would else be told the values of any column as names of labels, or learn them as labels."""
-    own, asked = {"device-folder": str(tmp_path)}, {key: "diagnosis", "activations.pivot": "mean"}
-    with pytest.raises(PolicyRefused, match=f"{key} of the run names a column of its rows"):
+    """A server would else learn any column as labels, or get a second draw of a text in another encoding."""
+    own, asked = {"device-folder": str(tmp_path)}, {key: value, "activations.pivot": "mean"}
+    with pytest.raises(PolicyRefused, match=f"{key} of the run names what is read of its rows"):
         agree({**own, **promise}, asked)
-    agree({**own, **promise, key: "intent"}, asked)
+    agree({**own, **promise, key: value}, asked)
     agree(own, asked)
 
 
