@@ -157,6 +157,10 @@ def _fresh_plan(
     else:
         tasks = LearnedTasks.first(task_name(settings), contract) if settings.continual.in_use else None
     fresh = make_plan(settings, contract, known, num_train, overlap=overlap, like=like, tasks=tasks)
+    if stored and not settings.trainer.batch_size:  # as it was chosen for the first devices
+        fresh = dataclasses.replace(
+            fresh, options=dataclasses.replace(fresh.options, batch_size=stored.options.batch_size)
+        )
     return earlier.follow(fresh) if earlier else fresh
 
 

@@ -29,7 +29,7 @@ from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken, n
 from mobillm_flower.core.targets import automatic_scale
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.server import TrainerOptions
-from mobillm_flower.server.plan import Frozen, TrainingPlan, planned_steps
+from mobillm_flower.server.plan import Frozen, TrainingPlan, automatic_batch, planned_steps
 from mobillm_flower.strategies.trackers import TRACKERS
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import require_task, room_for, sums_spec
@@ -153,7 +153,7 @@ def make_plan(
         objective=settings.loss.objective.value,
         loss=settings.loss.name,
         scale=settings.loss.scale or automatic_scale(num_outputs),
-        options=_trainer_options(settings, sum(num_train), overlap),
+        options=_trainer_options(settings, sum(num_train), overlap, per_token=contract.per_token),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
         sums=sums,
         tasks=tasks,
@@ -347,15 +347,17 @@ def prediction_rule(plan: TrainingPlan, *, send_base: bool) -> PredictionRule:
     return PredictionRule(loss, plan.scale, use_base=send_base)
 
 
-def _trainer_options(settings: Settings, num_samples: int, overlap: Overlap) -> TrainerOptions:
+def _trainer_options(settings: Settings, num_samples: int, overlap: Overlap, *, per_token: bool) -> TrainerOptions:
     trainer = settings.trainer
+    batch = trainer.batch_size or automatic_batch(num_samples, epochs=trainer.epochs, per_token=per_token)
     return TrainerOptions.of(
         trainer,
+        batch_size=batch,
         overlap_steps=overlap.steps,
         planned_steps=planned_steps(
             num_samples,
             epochs=trainer.epochs,
-            batch_size=trainer.batch_size,
+            batch_size=batch,
             validation_share=trainer.validation_share,
             rounds=overlap.rounds,
             overlap_steps=overlap.steps,

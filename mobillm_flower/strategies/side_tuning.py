@@ -19,12 +19,14 @@ from flwr.serverapp.strategy import Result, Strategy
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import FitsInClosedForm
 from mobillm_flower.errors import MismatchError, RunFailed
 from mobillm_flower.runs import events
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.diagnosis import diagnose
 from mobillm_flower.server.plan import (
     TrainingPlan,
+    advice_on_steps,
     known_backbones,
     note_round,
     note_stop,
@@ -227,6 +229,9 @@ class SideTuningStrategy(Strategy):
             f"{run.num_parameters:,}",
             run.folder.path,
         )
+        solved = isinstance(run.trainer.network, FitsInClosedForm)
+        if advice := "" if solved else advice_on_steps(run.plan.options, sum(run.fleet.sizes())):
+            logger.warning("%s", advice)
 
     def _begin(self, started: StartedRun, grid: Grid, timeout_s: float, own: OwnEvaluation) -> RunState:
         """Meet the devices, and make the run or go on with the folder's."""

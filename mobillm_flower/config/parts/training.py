@@ -80,7 +80,7 @@ class TrainerSettings:
     epochs : int
         Epochs from the cache when all data is held.
     batch_size : int
-        Samples a step.
+        Samples a step; 0: 32, in language modelling as few as 4 where there would be less than 100 steps.
     learning_rate : float
         Peak learning rate.
     weight_decay : float
@@ -123,7 +123,7 @@ class TrainerSettings:
     """
 
     epochs: int = number(20, at_least=1)
-    batch_size: int = number(32, at_least=1)
+    batch_size: int = number(0, at_least=0)
     learning_rate: float = number(2e-3, above=0)
     weight_decay: float = number(10.0, at_least=0)
     dropout: float = number(0.1, at_least=0, below=1)

@@ -332,7 +332,7 @@ RANGES = {
     "side-network.width": _at_least(0),
     "side-network.bottleneck": _at_least(1),
     "trainer.epochs": _at_least(1),
-    "trainer.batch-size": _at_least(1),
+    "trainer.batch-size": _at_least(0),
     "trainer.learning-rate": ([0.0, -1e-3, "nan"], [1e-6, 1.0]),
     "trainer.weight-decay": ([-0.1, "nan"], [0.0, 0.5]),
     "trainer.warmup": ([-0.1, 1.0, "nan"], [0.0, 0.99]),
