@@ -120,7 +120,7 @@ def values_of(event: events.Event) -> tuple[dict[str, float], int] | None:
             values, step, prefix = {"loss": event.loss, "seconds": event.seconds}, event.round, "device-work"
         case _:
             return None
-    numbers = {f"{prefix}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
+    numbers = {f"{prefix}/{name}": float(value) for name, value in events.figures(values).items()}
     return (numbers, step) if numbers else None
 
 

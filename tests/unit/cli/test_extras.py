@@ -57,6 +57,20 @@ tried("lora", lambda: with_lora(nn.Linear(2, 2), 2, 0))
 from mobillm_flower.evaluation.responses import rouge
 tried("rouge", lambda: rouge(["a"], ["a"]))
 from mobillm_flower.launch import read_app, run_app
+import tempfile
+from tests.support.tiny_models import save_tiny
+folder = Path(tempfile.mkdtemp())
+import io, logging
+from mobillm_flower.backbones import onnx_engine
+log = io.StringIO()
+onnx_engine.logger.addHandler(logging.StreamHandler(log))
+load_backbone(str(save_tiny(folder / "model", "bert")), engine="onnx")  # torch computes instead
+said["onnx"] = log.getvalue().strip()
+(folder / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+tried("gguf", lambda: load_backbone(str(folder / "model.gguf")))
+from mobillm_flower.strategies.trackers import TRACKERS
+for name in ("tensorboard", "mlflow", "wandb"):
+    tried(name, lambda: TRACKERS[name](folder, {}))
 tried("simulation", lambda: run_app(read_app("examples/quickstart"), [], run_path=Path("never"), on_event=print))
 sys.__stdout__.write("\\n" + json.dumps(said))
 """
@@ -81,6 +95,11 @@ def test_the_command_line_works_without_extras(said: dict[str, str]) -> None:
         ("smollm2", "mobillm-flower[lm]"),
         ("lora", "pip install mobillm-flower"),
         ("rouge", "mobillm-flower[text]"),
+        ("onnx", "mobillm-flower[onnx]"),
+        ("gguf", "mobillm-flower[lm]"),
+        ("tensorboard", "mobillm-flower[tensorboard]"),
+        ("mlflow", "mobillm-flower[mlflow]"),
+        ("wandb", "mobillm-flower[wandb]"),
         ("simulation", "mobillm-flower[simulation]"),
     ],
 )

@@ -141,8 +141,9 @@ def test_the_command_prints_a_line_a_figure_and_a_line_a_device(tmp_path: Path) 
 
 
 def test_a_completed_run_has_its_metric(tmp_path: Path) -> None:
+    """Those of them that are single numbers: a function of the user's own may return lists."""
     run = write_run(tmp_path / "run", end="completed")
-    RunFolder(run).append(events.Evaluation(3, 12, 3, {"accuracy": 0.75}))
+    RunFolder(run).append(events.Evaluation(3, 12, 3, {"accuracy": 0.75, "of-each-class": [0.5, 1.0]}))
     (line,) = [line for line in lines("status", run) if line.startswith("accuracy")]
     assert line.split()[:2] == ["accuracy", "0.7500"]
     assert parsed("status", run)["metrics"] == {"accuracy": 0.75}
