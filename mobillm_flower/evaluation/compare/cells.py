@@ -20,8 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.evaluation.compare.task import ComparedTask, partition_words
+from mobillm_flower.evaluation.device_cost import fit_on_public_text, own_work
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
@@ -30,7 +32,6 @@ from mobillm_flower.runs.events import DeviceSummary, Ingested, ServerWork, Trai
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data
-from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 
 APP = Path(__file__).parent / "app"
@@ -38,7 +39,7 @@ CHECKED_ROUNDS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)
 """Rounds after which a peer's model is measured, beside its last and every fifth."""
 ADDITIVE = "additive"
 """Side-tuning as `pae`, with a side network of adapters that the server trains by steps."""
-SIDE_TUNING = ("pae", ADDITIVE, "mobillm", "fed", UPPER_LAYERS)
+SIDE_TUNING = ("pae", ADDITIVE, "mobillm", "fed", ANALYTIC, UPPER_LAYERS)
 """Methods that are named as their presets, and `ADDITIVE`."""
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
@@ -261,19 +262,21 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
 
 
 def forward_flops(settings: Settings) -> int:
-    """Return the floating-point operations of all devices' windows, counted while the first device's are made.
+    """Return the floating-point operations of all that devices upload, each in a folder that is thrown away.
 
-    Each device makes all its releases in one window, in a folder that is thrown away.
+    What is fitted on public text is fitted once in this process, and counted for each device.
     """
-    total = 0
+    total = num_devices = of_public_text = 0
     for number in range(settings.data.num_devices):
         data = load_local_data(settings, number, settings.data.num_devices)
         if not len(data.train):
             continue
         with tempfile.TemporaryDirectory() as folder:
             device = Device(settings, data, DeviceFolder(folder))
-            spec = extraction_spec(device.backbone.info, settings, num_blocks=settings.activations.num_blocks)
             with FlopCounterMode(display=False) as counter:
-                device.window(spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
-            total += int(counter.get_total_flops())
-    return total
+                fit_on_public_text(device, settings)
+            of_public_text += int(counter.get_total_flops())  # 0 from the second device on
+            with FlopCounterMode(display=False) as counter:
+                own_work(device, settings)()
+            total, num_devices = total + int(counter.get_total_flops()), num_devices + 1
+    return total + num_devices * of_public_text

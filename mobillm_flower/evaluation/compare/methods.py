@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.evaluation.compare.cells import ADDITIVE, CENTRAL_LORA
 from mobillm_flower.evaluation.compare.curves import Method
@@ -43,7 +44,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rounds : int
         Of a peer; a trial has a third of them.
     names : sequence of str
-        Of `METHODS`; also `fed`, side-tuning without barrier, and `mobillm`.
+        Of `METHODS`; also `fed`, side-tuning without barrier, `mobillm` and `analytic`.
     trials : bool
         Whether to choose among three learning rates; else the middle one is taken. `pae` and `fed` have none: their
         side network is the default one, a closed form.
@@ -54,6 +55,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     made = [
         *(Method(name, {"rounds.window": "256"}, [{}], {}, OF_PAIRS) for name in ("pae", "fed")),
         Method(ADDITIVE, BY_STEPS, rates, {}, OF_PAIRS),
+        Method(ANALYTIC, {}, [{}], {}),  # solved: no learning rate
         Method("mobillm", {"rounds.window": "256"}, rates, {}),
         Method(UPPER_LAYERS, {"rounds.window": "256"}, rates, {}),  # the preset has the rest
         Method("fed-lora", peer, _trials(rate, "2e-3", "4e-3", "8e-3"), fewer),

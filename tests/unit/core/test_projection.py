@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from mobillm_flower.core.projection import Projection, fit_projection
+from mobillm_flower.core.projection import Projection, fit_principal, fit_projection
 from mobillm_flower.errors import ArgumentError
 
 
@@ -51,3 +51,20 @@ def test_too_few_public_texts_are_refused(public: Any) -> None:
     same = public[:1].expand(60, -1, -1, -1)
     with pytest.raises(ArgumentError, match="vary in fewer directions"):
         fit_projection(same + 1e-12, 2)
+
+
+def test_principal_directions_span_what_varies_most_and_agree_between_devices() -> None:
+    random = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, 300)[None, :]
+    public = (torch.randn(60, 300, generator=random) * scale).reshape(60, 3, 1, 100)
+    rows = public.flatten(1).double()
+    standard = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    made = fit_principal(public, 20)
+    directions = torch.linalg.svd(standard, full_matrices=False)[2][:20].T
+    scaled = made.basis * rows.std(0, correction=0)[:, None]
+    assert torch.allclose(scaled.T @ scaled, torch.eye(20, dtype=torch.double), atol=1e-9)
+    assert torch.allclose(scaled @ (scaled.T @ directions), directions, atol=1e-9)  # the same space
+    other = fit_principal(public * (1 + 1e-7 * torch.randn(public.shape, generator=random)), 20)
+    texts = torch.randn(50, 3, 1, 100, generator=random)
+    assert float((made(texts) - other(texts)).abs().max()) < 1e-5
+    assert float(made(texts).abs().max()) * 20**0.5 < 5  # no value stands out

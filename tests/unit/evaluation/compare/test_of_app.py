@@ -102,3 +102,13 @@ def test_a_plan_without_peft_says_which_extra_it_needs(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "peft", None)
     words = ["--samples", "10", "--tokens", "8", "--labels", "2", "--gflops", "20"]
     assert "needs `peft`: pip install mobillm-flower" in refused("plan", *words)
+
+
+def test_sums_are_compared_without_a_learning_rate_and_with_an_apps_own_settings(tmp_path: Path) -> None:
+    for quick in (False, True):
+        plan = planned(read_app(QUICKSTART), tmp_path, methods="analytic,pae", quick=quick)
+        made = {method.name: method for method in plan.methods}
+        assert made["analytic"].trials == [{}]
+    words = ("preset=analytic", "activations.projection=16", "privacy.min-samples=2")
+    (own,) = planned(read_app(QUICKSTART), tmp_path, *words, methods="analytic").methods
+    assert own.settings["activations.projection"] == "16"
