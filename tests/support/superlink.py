@@ -25,17 +25,20 @@ APP = ROOT / "examples" / "quickstart"
 class Deployment:
     """A SuperLink on a database in a folder, its SuperNodes, and the commands that submit runs to it.
 
-    `devices` maps the name of a SuperNode to its node config; each has a device folder of that name.
+    `devices` maps the name of a SuperNode to its node config; each has a device folder of that name. With `tls` all
+    messages are encrypted, under a certificate of its own authority.
     """
 
-    def __init__(self, folder: Path, devices: dict[str, str]) -> None:
+    def __init__(self, folder: Path, devices: dict[str, str], *, tls: bool = False) -> None:
         self.folder, self.devices = folder, devices
+        self._trusted = make_certificates(folder) if tls else None
+        trust = f'root-certificates = "{folder / "ca.crt"}"' if tls else "insecure = true"
         self.port, self._control = free_port(), free_port()
         self._ports = {name: free_port() for name in devices}
         self._running: dict[str, psutil.Popen] = {}
         (folder / "flwr").mkdir()
         (folder / "flwr" / "config.toml").write_text(
-            f'[superlink.fleet]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n', "utf-8"
+            f'[superlink.fleet]\naddress = "127.0.0.1:{self.port}"\n{trust}\n', "utf-8"
         )
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -49,17 +52,21 @@ class Deployment:
 
     def start_superlink(self) -> None:
         """Start it, the second time on the database of the first, and wait until it answers."""
-        command = f"flower-superlink --insecure --host 127.0.0.1 --port {self.port} --database state.db "
+        keys = "--ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key"
+        command = f"flower-superlink {keys if self._trusted else '--insecure'} --database state.db "
+        command += f"--host 127.0.0.1 --port {self.port} "
         command += f"--control-api-address 127.0.0.1:{self._control} --disable-runtime-dependency-installation"
         self._start("superlink", command.split())
-        wait_for(lambda: healthy(f"http://127.0.0.1:{self.port}/health"), "the SuperLink answers")
+        address = f"http{'s' if self._trusted else ''}://127.0.0.1:{self.port}/health"
+        wait_for(lambda: healthy(address, self._trusted), "the SuperLink answers")
 
     def start_device(self, name: str) -> None:
         """Start a SuperNode, the second time as a new node on the same device folder."""
         config = f"{self.devices[name]} device-folder='{self.folder / name}'"
         if (self.folder / "backbone").exists():  # a device of its own loads no folder that only the run names
             config += f" backbone.name='{self.folder / 'backbone'}'"
-        command = f"flower-supernode --insecure --superlink 127.0.0.1:{self.port} --port {self._ports[name]}"
+        trust = f"--root-certificates {self.folder / 'ca.crt'}" if self._trusted else "--insecure"
+        command = f"flower-supernode {trust} --superlink 127.0.0.1:{self.port} --port {self._ports[name]}"
         self._start(name, [*command.split(), "--node-config", config])
 
     def kill(self, name: str) -> None:
@@ -102,6 +109,18 @@ class Deployment:
             self._running[name] = psutil.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
+
+
+def make_certificates(folder: Path) -> ssl.SSLContext:
+    """Write ca.crt, server.crt and server.key for this machine, with openssl; returns what trusts them."""
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.crt",
+        "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout server.key -out server.csr",
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.crt",
+    ):
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1", "utf-8")
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    return ssl.create_default_context(cafile=str(folder / "ca.crt"))
 
 
 def events(run_path: Path, kind: str) -> list[dict[str, Any]]:
