@@ -32,6 +32,7 @@ from mobillm_flower.audit.finding import combine
 from mobillm_flower.audit.grid import AS_SET, MIXING, UNPROTECTED, Cell, grid
 from mobillm_flower.audit.plain_words import plain_words
 from mobillm_flower.audit.run_uploads import run_side_network, run_uploads
+from mobillm_flower.audit.sums import audit_sums
 from mobillm_flower.audit.uploads import RememberingBackbone
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
@@ -93,14 +94,12 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
     """
     started, size = time.perf_counter(), QUICK if quick else FULL
     settings = subject.settings([])
-    if settings.strategy == ANALYTIC:
-        raise UnsupportedError(
-            "strategy=analytic sends no sample whose upload could be attacked; what sums tell of one is measured by "
-            "benchmarks/studies/sums.py, and the attacks are in mobillm_flower.audit.attacks.sums"
-        )
     devices = load_devices(settings, len(subject.run.device_folders()) if subject.run else 0)
     remarks: list[str] = []
     backbone = _backbone(settings, devices[0], remarks)
+    if settings.strategy == ANALYTIC:
+        result = audit_sums(settings, devices, backbone, size, run=subject.run is not None, say=say)
+        return {**result, "remarks": remarks}
     embed = _embedding(backbone, remarks)
     draws = [draw(devices, size, seed=seed) for seed in range(size.seeds)]
     begun = time.perf_counter()
@@ -126,7 +125,7 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
         cells.append(made)
         outcome = made["skipped"] or f"{made['quality']['value']:.3f} {devices[0].contract.metric}"
         say(f"{cell.name}: {outcome} ({time.perf_counter() - begun:.0f} s)")
-    result: dict[str, Any] = {
+    result = {
         "format": FORMAT,
         "version": __version__,
         "subject": "run" if subject.run else "settings",

@@ -55,7 +55,7 @@ def audit(
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
         typer.echo(f"all figures: {relative(target.resolve())}")
-    if plot is not None:
+    if plot is not None and "cells" in result:
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot.write_text(frontier_file(result), "utf-8")
         typer.echo(f"plot: {relative(plot.resolve())}")
@@ -95,8 +95,26 @@ def _subject(path: Path, config: Sequence[str], stack: ExitStack, app_of_run: Pa
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
+    for cell in result.get("sums", ()):
+        refused = ", which devices refuse" if cell["refused"] else ""
+        rows = [(name, f"{one['value']:.3f}", _interval(one)) for name, one in cell["attacks"].items()]
+        print_rows(f"A sum of {cell['samples']:,} samples{refused}", ("attack", "value", "remark"), rows)
+    if "cells" in result:
+        _print_cells(result)
+    checks = [
+        (
+            f"{check['mechanism']}, claimed ε = {check['claimed']:g}",
+            f"{check['lower']:.3f}",
+            f"lower bound from {check['draws']:,} draws: " + ("holds" if check["holds"] else "BROKEN"),
+        )
+        for check in result["epsilon_checks"]
+    ]
+    if checks:
+        print_rows("Empirical ε of the mechanisms", ("mechanism", "value", "remark"), checks)
+    _say(result)
 
+
+def _print_cells(result: dict[str, Any]) -> None:
     for cell in result["cells"]:
         if cell["skipped"]:
             print_rows(cell["name"], ("figure", "value", "remark"), [("skipped", "", cell["skipped"])])
@@ -110,18 +128,6 @@ def _print(result: dict[str, Any]) -> None:
     ]
     print_rows("Text recovered from clean activations, by pivot", ("vectors", "value", "remark"), of_pivots)
     print_rows(
-        "Empirical ε of the mechanisms",
-        ("mechanism", "value", "remark"),
-        [
-            (
-                f"{check['mechanism']}, claimed ε = {check['claimed']:g}",
-                f"{check['lower']:.3f}",
-                f"lower bound from {check['draws']:,} draws: " + ("holds" if check["holds"] else "BROKEN"),
-            )
-            for check in result["epsilon_checks"]
-        ],
-    )
-    print_rows(
         "The argmax attack under randomized labels, on draws of their own",
         ("mechanism", "value", "remark"),
         [
@@ -133,6 +139,11 @@ def _print(result: dict[str, Any]) -> None:
             for check in result["label_checks"]
         ],
     )
+
+
+def _say(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False, markup=False, soft_wrap=not Console().is_terminal)
     for title, text in result["plain_words"]:
         console.print(f"\n{title}", style="bold")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mobillm_flower.backbones import Backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
 from mobillm_flower.core.sums import Words, statistic, wrap
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.ledger import Release, SampleKeys
-from mobillm_flower.tasks import read_activations
+from mobillm_flower.tasks import Samples, read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.sums import require_task, sums_guarantee, sums_spec
-from mobillm_flower.wire.contract import ExtractionSpec
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.sums import SumsSpec
 from mobillm_flower.wire.target_bytes import exact_targets
 
@@ -63,7 +65,8 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     ledger = device.folder.ledger
     ledger.acknowledge(held)
     shaping = device.shaping(spec) + sums.to_json()
-    kept = _not_held_out(device, sums.held_out)
+    left_out = set(held_out_samples(device, sums.held_out))
+    kept = [i for i in range(len(device.sample_ids)) if i not in left_out]
     promised = sums_guarantee(sums)
     release = device.folder.release_id(b"".join(sorted(device.sample_ids[i] for i in kept)), shaping)
     kind = np.uint32 if sums.scale.bits == 32 else np.uint64
@@ -80,10 +83,10 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     return MadeSums(np.frombuffer(waiting[release].activations, kind), release, seconds)
 
 
-def _not_held_out(device: Device, share: float) -> list[int]:
-    """Return the samples that are added up: the device's keyed hash of each says which are held out."""
+def held_out_samples(device: Device, share: float) -> list[int]:
+    """Return the samples that are not added up: the device's keyed hash of each says which."""
     bound = math.floor(share * 2**32)
-    return [i for i, sample in enumerate(device.sample_ids) if int.from_bytes(sample[:4], "big") >= bound]
+    return [i for i, sample in enumerate(device.sample_ids) if int.from_bytes(sample[:4], "big") < bound]
 
 
 def _sum(
@@ -117,23 +120,30 @@ def _sum(
     for start in range(0, len(order), MAX_SAMPLES_AT_ONCE):
         part = device.data.train.take(order[start : start + MAX_SAMPLES_AT_ONCE])
         started = time.perf_counter()
-        extraction = read_activations(device.backbone, part, contract, spec, transform)
+        rows, targets = read_rows(device.backbone, part, contract, spec, transform)
         seconds += time.perf_counter() - started
-        logits = None if spec.constant_base else extraction.base_logits
-        base = base_prediction(logits, len(part), contract.num_outputs, label_range=contract.label_range)
-        targets = exact_targets(part.labels, base, contract)
-        rows = torch.stack([sample.flatten() for sample in extraction.activations]).double().numpy()
-        values += sample_statistic(rows, targets.double().numpy(), sums)
+        values += sample_statistic(rows, targets, sums)
     return seconds, shortened(values, sums), used
+
+
+def read_rows(
+    backbone: Backbone,
+    samples: Samples,
+    contract: TaskContract,
+    spec: ExtractionSpec,
+    transform: Callable[[Tensor], Tensor] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is added up of samples: z [B, D] and targets [B, K], float64."""
+    extraction = read_activations(backbone, samples, contract, spec, transform)
+    logits = None if spec.constant_base else extraction.base_logits
+    base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
+    rows = torch.stack([sample.flatten() for sample in extraction.activations])
+    return rows.double().numpy(), exact_targets(samples.labels, base, contract).double().numpy()
 
 
 def sample_statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], sums: SumsSpec) -> NDArray[np.int64]:
     """Return the statistic [W] of samples: z [B, D] without the constant, and targets [B, K]."""
-    if sums.intercept:
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
-        constant = np.full((len(rows), 1), sums.intercept)
-        rows = np.concatenate([rows * math.sqrt(1 - sums.intercept**2), constant], 1)
-    values = statistic(rows, targets / sums.target_bound, sums.scale)
+    values = statistic(with_intercept(rows, sums), targets / sums.target_bound, sums.scale)
     if sums.epsilon:
         counts, of_rows, of_targets, _, _ = sums.shape.split(values)
         of_rows[:], of_targets[:] = 0, 0
@@ -141,6 +151,15 @@ def sample_statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], su
         if sums.unit == "device":
             counts[:] = 0
     return values
+
+
+def with_intercept(rows: NDArray[np.float64], sums: SumsSpec) -> NDArray[np.float64]:
+    """Return z [B, D] with the constant that takes the place of Σz and Σt where there is noise."""
+    if not sums.intercept:
+        return rows
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1.0)
+    constant = np.full((len(rows), 1), sums.intercept)
+    return np.concatenate([rows * math.sqrt(1 - sums.intercept**2), constant], 1)
 
 
 def shortened(values: NDArray[np.int64], sums: SumsSpec) -> NDArray[np.int64]:

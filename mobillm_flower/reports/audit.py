@@ -45,6 +45,8 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
         raise RunFailed(
             f"the run's audit has format {result.get('format')!r}, this version reads {_FORMAT}; audit the run again"
         )
+    if "sums" in result:
+        return _of_sums(result)
     cells = [cell for cell in result["cells"] if not cell["skipped"]]
     said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
     names = list(dict.fromkeys(name for cell in cells for name in cell["attacks"]))
@@ -64,6 +66,20 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
         element("div", frontiers(result), class_="charts"),
         listing,
         paragraph(note, class_="note"),
+        [paragraph(remark, class_="note") for remark in result["remarks"]],
+    )
+
+
+def _of_sums(result: Mapping[str, Any]) -> Markup:
+    """Return the section of an audit of sums: a column for each number of samples."""
+    said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
+    cells = result["sums"]
+    rows = [_line(name, [cell["attacks"][name] for cell in cells]) for name in cells[0]["attacks"]]
+    columns = ["attack", *(f"{cell['samples']:,}" + (", refused" if cell["refused"] else "") for cell in cells)]
+    return join(
+        element("dl", said, class_="says"),
+        table("What sums of so many samples tell", columns, rows, numeric=range(1, len(columns)), class_="audit"),
+        paragraph("Behind each value, after “/”, stands what is reached without the sum.", class_="note"),
         [paragraph(remark, class_="note") for remark in result["remarks"]],
     )
 

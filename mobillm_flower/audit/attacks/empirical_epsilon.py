@@ -201,7 +201,7 @@ def check_gaussian(
         projected: NDArray[np.float64] = (released @ direction).double().numpy()
         return projected
 
-    lower = _by_threshold(partial(projections, 1), partial(projections, -1), draws=draws, delta=delta, key=key)
+    lower = lower_by_threshold(partial(projections, 1), partial(projections, -1), draws=draws, delta=delta, key=key)
     if claimed is None:
         claimed = gaussian_epsilon(sigma, delta, 2 * clip_norm)
     return EpsilonCheck("gaussian", claimed, delta, lower, draws)
@@ -284,7 +284,7 @@ def _by_event(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes
     return float(lower_bound(*map(np.array, hits), draws=draws, delta=delta))
 
 
-def _by_threshold(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes) -> float:
+def lower_by_threshold(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes) -> float:
     """Lower bound for the best event {statistic ≥ t}; t is chosen on draws of its own."""
     near = np.sort(_drawn(first, draws, derive(key, "choose first")))
     far = np.sort(_drawn(second, draws, derive(key, "choose second")))
