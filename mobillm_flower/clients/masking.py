@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
 
 from mobillm_flower.clients.device import Device
-from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config import ALWAYS, NEVER
+from mobillm_flower.core.sums import Words
 from mobillm_flower.errors import MismatchError, PolicyRefused
-from mobillm_flower.wire.masked import purpose_of
 from mobillm_flower.wire.secure_sums import Offer, SecureSumsDevice
-from mobillm_flower.wire.sums import SumsRequest
 
 
-def answer_secure_sum(device: Device, request: SumsRequest, message: bytes, *, run: int) -> tuple[bytes, float]:
-    """Answer one phase of a secure sum; returns the answer, and seconds of the forward pass.
+def answer_secure_sum(
+    device: Device, message: bytes, *, run: int, purpose: Callable[[], str], make: Callable[[], Words]
+) -> bytes:
+    """Answer one phase of a secure sum.
 
     Parameters
     ----------
     device : Device
         Whose folder keeps what the phases have in common. If it promises anything, sums of other runs count, too.
-    request : SumsRequest
-        What is summed.
     message : bytes
         The server's.
     run : int
         Flower's id of the run.
+    purpose, make : callable
+        Called in the phase `masked sums` alone: what is asked to be summed, and the device's own part of it.
 
     Raises
     ------
     MismatchError, ReleaseRefused, PolicyRefused
-        See `SecureSumsDevice.answer` and `make_sums`.
+        See `SecureSumsDevice.answer`; and what `make` raises.
     """
-    private, seconds = device.settings.privacy, 0.0
-    if private.secure_sums == NEVER:
+    if device.settings.privacy.secure_sums == NEVER:
         raise PolicyRefused(f"this device's settings say privacy.secure-sums={NEVER}; set it as the server's")
 
-    def vector(offer: Offer) -> NDArray[np.unsignedinteger]:
-        nonlocal seconds
-        device.agree(request.contract, request.spec)
-        if offer.purpose != purpose_of(request):
+    def vector(offer: Offer) -> Words:
+        if offer.purpose != purpose():
             raise MismatchError(
                 "the secure sum was offered for another task, extraction or rounding than is asked for now"
             )
-        made = make_sums(device, request.spec, request.sums, held=request.held)
-        seconds = made.forward_seconds
-        return made.words
+        return make()
 
-    return _side(device, run).answer(message, vector), seconds
+    return _side(device, run).answer(message, vector)
 
 
 def forget_secure_sums(device: Device, run: int) -> None:

@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.held_out import tally_held_out
 from mobillm_flower.clients.masking import answer_secure_sum, forget_secure_sums, require_plain
 from mobillm_flower.clients.own import (
     LoadData,
@@ -27,15 +28,18 @@ from mobillm_flower.clients.own import (
     open_folder,
     told,
 )
-from mobillm_flower.clients.summing import make_sums
+from mobillm_flower.clients.summing import MadeSums, make_sums
 from mobillm_flower.config import to_yaml
 from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.sums import Words
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.ledger_file import damaged
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.masked import open_masked_request, pack_masked
+from mobillm_flower.wire.held_out import open_held_out, pack_tally, purpose_of_tally
+from mobillm_flower.wire.masked import open_masked_request, open_message, pack_masked, purpose_of
 from mobillm_flower.wire.messages import (
+    EvaluationRequest,
     open_evaluation,
     open_request,
     pack_description,
@@ -54,10 +58,11 @@ _OPEN_DEVICES = 64  # a simulation's actor serves several devices in turn
 class SideTuningClient:
     """Makes the ClientApp of a forward-only device.
 
-    It answers four messages: `query.describe` (what the device is), `train.extract` (the next window of samples),
-    `train.sum` (sums of its samples, in the place of windows) and `evaluate` (the metric of a side network on the
-    device's test data). What goes wrong on purpose (other settings, refused releases, unusable data) comes back as a
-    reason, not as an exception; an unexpected exception is passed on without its message, which could hold sample text.
+    It answers `query.describe` (what the device is), `train.extract` (the next window of samples), `train.sum` and
+    `train.secure_sum` (sums of its samples, in the place of windows), `evaluate` (a side network's metric on the
+    device's test data) and `evaluate.held_out` (its predictions of samples that the sums left out, counted). What goes
+    wrong on purpose (other settings, refused releases, unusable data) comes back as a reason, not as an exception; an
+    unexpected exception is passed on without its message, which could hold sample text.
 
     Parameters
     ----------
@@ -80,6 +85,7 @@ class SideTuningClient:
         self.app.train("extract")(self._answer(self._extract))
         self.app.train("sum")(self._answer(self._sum))
         self.app.train("secure_sum")(self._answer(self._secure_sum))
+        self.app.evaluate("held_out")(self._answer(self._tally))
         self.app.evaluate()(self._answer(self._evaluate))
         self.app.query("describe")(self._answer(self._describe))
 
@@ -105,8 +111,38 @@ class SideTuningClient:
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
         request, message = open_masked_request(asked.content)
-        answer, seconds = answer_secure_sum(device, request, message, run=asked.metadata.run_id)
+        made: list[MadeSums] = []
+
+        def make() -> Words:
+            device.agree(request.contract, request.spec)
+            made.append(make_sums(device, request.spec, request.sums, held=request.held))
+            return made[0].words
+
+        answer = answer_secure_sum(
+            device, message, run=asked.metadata.run_id, purpose=lambda: purpose_of(request), make=make
+        )
+        seconds = made[0].forward_seconds if made else 0.0
         return pack_masked(answer, forward_seconds=seconds, peak_memory_bytes=peak_memory_bytes())
+
+    def _tally(self, device: Device, asked: Message) -> RecordDict:
+        content, secure = asked.content, keys.SECURE_SUMS in asked.content
+
+        def make() -> Words:
+            request = open_held_out(content)
+            model = _model(device, request.evaluation)
+            return tally_held_out(device, model, share=request.share, alone=not secure)
+
+        if not secure:
+            require_plain(device)
+            return pack_tally(make())
+        answer = answer_secure_sum(
+            device,
+            open_message(content),
+            run=asked.metadata.run_id,
+            purpose=lambda: purpose_of_tally(content),
+            make=make,
+        )
+        return pack_masked(answer, forward_seconds=0.0, peak_memory_bytes=peak_memory_bytes())
 
     def _sum(self, device: Device, asked: Message) -> RecordDict:
         require_plain(device)
@@ -125,23 +161,8 @@ class SideTuningClient:
     def _evaluate(self, device: Device, asked: Message) -> RecordDict:
         forget_secure_sums(device, asked.metadata.run_id)
         request = open_evaluation(asked.content)
-        device.agree(request.contract, request.spec)
+        model = _model(device, request)
         device.folder.ledger.acknowledge(request.held)
-        network = None  # a type that sent no sample has its base model
-        if request.state:
-            network = request.side_config.build()
-            network.load_state_dict(dict(request.state))
-        model = SideTunedModel(
-            device.backbone,
-            network,
-            spec=request.spec,
-            contract=request.contract,
-            rule=PredictionRule(**request.prediction),
-            public_text=device.settings.activations.public_text,
-            remembered_in=device.folder.path,
-            mixing=device.mixing,
-            columns=request.columns[:2],
-        )
         metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
         if len(device.test):
             metrics[request.contract.metric] = device.measure(model)
@@ -182,6 +203,25 @@ class SideTuningClient:
                 oldest.folder.close()
         self._devices.move_to_end(key)
         return self._devices[key]
+
+
+def _model(device: Device, request: EvaluationRequest) -> SideTunedModel:
+    """Return the device's backbone with a side network that the server sent, after what both must agree on."""
+    device.agree(request.contract, request.spec)
+    network = None  # a type that sent no sample has its base model
+    if request.state:
+        network = request.side_config.build()
+        network.load_state_dict(dict(request.state))
+    return SideTunedModel(
+        device.backbone,
+        network,
+        spec=request.spec,
+        contract=request.contract,
+        rule=PredictionRule(**request.prediction),
+        public_text=device.settings.activations.public_text,
+        remembered_in=device.folder.path,
+        mixing=device.mixing,
+    )
 
 
 def _number(context: Context) -> int:

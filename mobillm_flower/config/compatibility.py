@@ -234,6 +234,8 @@ def _check_sums(settings: Settings) -> None:
         "activations.clip-norm, noise-sigma, standardise and keep": bool(
             acts.clip_norm or acts.noise_sigma or acts.standardise or acts.keep < 1
         ),
+        "trainer.validation-share beside privacy.central-epsilon, since the metric of held-out samples is exact: give "
+        "trainer.validation-share=0": bool(private.central_epsilon and settings.trainer.validation_share),
         "trainer.device-cap": bool(settings.trainer.device_cap),
         "stop.accuracy, since nothing of a sample is known": bool(settings.stop.accuracy),
     }

@@ -15,6 +15,7 @@ from mobillm_flower.runs.events import (
     Epoch,
     Evaluation,
     Gates,
+    HeldOut,
     ServerEvaluation,
     Stopped,
     Trained,
@@ -69,7 +70,16 @@ def learning(source: ReportSource) -> Markup:
     parts: list[Markup] = []
     trained = source.run.session.last(Trained)
     solved = trained is not None and trained.solved
-    if not measured and solved:
+    held = source.run.session.last(HeldOut)
+    if held is not None:
+        parts.append(
+            paragraph(
+                f"On {held.samples:,} samples that {held.devices} devices left out of their sums: "
+                f"{_measured(held.metrics)}. Devices count right and wrong predictions, and the counts are added up as "
+                "the sums are."
+            )
+        )
+    elif not measured and solved:
         parts.append(paragraph("The side network was solved in closed form, and its quality was not measured there."))
     elif not measured:
         reason = "it has trained no epoch yet" if not epochs else "trainer.validation-share is 0"

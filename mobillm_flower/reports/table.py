@@ -69,6 +69,10 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         on = f"{evaluation.num_examples} samples, {evaluation.devices} devices"
         for name, value in events.figures(evaluation.metrics).items():
             add(f"{name}, on the devices", f"{value:.4f}", on)
+    held = run.session.last(events.HeldOut)
+    if held:
+        for name, value in held.metrics.items():
+            add(f"{name}, held out", f"{value:.4f}", f"{held.samples:,} samples that {held.devices} devices left out")
     rows += _type_rows(run, references)
     rows += task_rows(run, references)
     prepared = run.last(events.Prepared)

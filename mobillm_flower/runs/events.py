@@ -544,6 +544,16 @@ class TypeEvaluation(Event, kind="evaluation-of-type"):
 
 
 @dataclass(frozen=True)
+class HeldOut(Event, kind="held-out"):
+    """The metric on samples that devices left out of their sums, from the sum of their tallies."""
+
+    round: int
+    samples: int
+    devices: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ServerEvaluation(Event, kind="server-evaluation"):
     """A user's own function evaluated the side network."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from logging import INFO, getLogger
 
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -15,6 +16,7 @@ from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import note_round
 from mobillm_flower.server.sums import check_sums, hold, require_room
 from mobillm_flower.strategies.device_state import DeviceState
+from mobillm_flower.strategies.held_out import measure_held_out
 from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.run_state import RunState
@@ -23,6 +25,8 @@ from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import DeviceDescription
 from mobillm_flower.wire.sums import SumsReply, SumsRequest, open_sums, pack_sums_request
+
+logger = getLogger("flwr")
 
 
 class SumsIntake(Intake):
@@ -84,10 +88,19 @@ class AnalyticMobiLLM(SideTuningStrategy):
         """Whether a device's sums are held, or it has nothing to add up."""
         return bool(not device.num_train or cache.held(device.pseudonym) or device.pseudonym in grouped(cache))
 
+    def evaluate(self, grid: Grid, round_: int) -> None:
+        """Ask for the metric on what the sums left out, too, once there is a solution."""
+        share = self.settings.trainer.validation_share
+        if share and self.run.trainer.position.fitted_rows:
+            measure_held_out(self.run, self.evaluation, self.settings.privacy, share=share, round_=round_)
+        super().evaluate(grid, round_)
+
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:
         """Ask for the sums, each device's own or those of groups; returns the last round's number."""
         run, private = self.run, self.settings.privacy
-        if not are_secure(run, private):
+        secure = are_secure(run, private)
+        logger.log(INFO, "secure sums: %s", "yes" if secure else "no, the server gets each device's own sums")
+        if not secure:
             return super().ingest(grid, num_rounds, config)
         round_ = run.catch_up() + 1
         collect(run, private, config, round_=round_)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from torch import Tensor
 
 from mobillm_flower.core.side_networks import state_for
 from mobillm_flower.errors import PacketRejected
@@ -48,17 +49,23 @@ class Evaluation:
             if device.record.dropped or device.node_id in busy:
                 continue
             backbone = device.description.backbone.fingerprint
-            request = EvaluationRequest(
-                contract=run.plan.contract,
-                spec=run.plan.specs[backbone],
-                side_config=run.plan.side_config.only(backbone),
-                prediction=dataclasses.asdict(run.rule),
-                state=state_for(state, backbone) if backbone in trained else {},
-                held=run.cache.held(device.description.pseudonym),
-                codec=self._codec,
-                columns=columns,
-            )
+            held = run.cache.held(device.description.pseudonym)
+            request = self.request(run, backbone, state if backbone in trained else {}, held=held)
             yield run.connections.message(device, pack_evaluation(request), keys.EVALUATE, config)
+
+    def request(
+        self, run: RunState, backbone: str, state: Mapping[str, Tensor], *, held: frozenset[bytes]
+    ) -> EvaluationRequest:
+        """Return the side network's request to devices of a backbone type."""
+        return EvaluationRequest(
+            contract=run.plan.contract,
+            spec=run.plan.specs[backbone],
+            side_config=run.plan.side_config.only(backbone),
+            prediction=dataclasses.asdict(run.rule),
+            state=state_for(state, backbone) if state else {},
+            held=held,
+            codec=self._codec,
+        )
 
     def average(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord | None:
         """Average the devices' metrics by their number of test samples, in all and by backbone type, and log them."""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from logging import INFO, WARNING, getLogger
+from collections.abc import Sequence
+from functools import partial
+from logging import WARNING, getLogger
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from mobillm_flower.config import ALWAYS, NEVER, PrivacySettings
-from mobillm_flower.errors import CacheError, PacketRejected, RunFailed, SumRefused
+from mobillm_flower.errors import CacheError, PacketRejected, RunFailed
 from mobillm_flower.runs import events
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.sums import check_sums, hold, require_room
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.run_state import RunState
+from mobillm_flower.strategies.secure_phases import Group, new_group, sum_groups
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.masked import MaskedReply, open_masked, pack_masked_request, purpose_of
-from mobillm_flower.wire.secure_sums import PHASES, SecureSumsServer
+from mobillm_flower.wire.masked import pack_masked_request, purpose_of
+from mobillm_flower.wire.secure_sums import PHASES
 from mobillm_flower.wire.sums import SumsRequest
 
 logger = getLogger("flwr")
@@ -30,33 +30,6 @@ BEFORE_AGREEMENT = PHASES[:3]
 """Phases after which a group can be summed again without some: nobody has signed for a set yet."""
 _ATTEMPTS = 3
 _MODE, _GROUPS = "secure-sums", "secure-sums-groups"
-
-
-@dataclass
-class Group:
-    """Devices of one backbone type whose sum the server gets.
-
-    Parameters
-    ----------
-    devices : dict of str to DeviceState
-        By pseudonym.
-    request : SumsRequest
-        What is summed.
-    server : SecureSumsServer
-        The sum, as far as it is.
-    replies : dict of str to list of MaskedReply
-        What each device answered, without the messages.
-    """
-
-    devices: dict[str, DeviceState]
-    request: SumsRequest
-    server: SecureSumsServer
-    replies: dict[str, list[MaskedReply]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """A pseudonym of its own, by which its sum is held."""
-        return hashlib.sha256("|".join(sorted(self.devices)).encode()).hexdigest()[:32]
 
 
 def are_secure(run: RunState, private: PrivacySettings) -> bool:
@@ -71,7 +44,6 @@ def are_secure(run: RunState, private: PrivacySettings) -> bool:
         enough = all(3 * len(devices) >= 4 * least for devices in counts.values())
         secure = private.secure_sums == ALWAYS or (private.secure_sums != NEVER and bool(counts) and enough)
         run.cache.set_meta(_MODE, known := "yes" if secure else "no")
-    logger.log(INFO, "secure sums: %s", "yes" if known == "yes" else "no, the server gets each device's own sums")
     return known == "yes"
 
 
@@ -105,7 +77,7 @@ def collect(run: RunState, private: PrivacySettings, config: ConfigRecord, *, ro
         if not groups:
             break
         again = False
-        for group, phase, why in _sum_all(run, groups, config):
+        for group, phase, why in sum_groups(run, groups, config):
             reason = why
             run.folder.append(events.GroupRefused(group.name, len(group.devices), phase, why))
             logger.log(WARNING, "the sum of group %s of %d devices: %s", group.name[:8], len(group.devices), why)
@@ -150,66 +122,38 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
             )
             logger.log(WARNING, "%s", too_few)
             continue
-        request = SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], frozenset())
-        count = -(-len(devices) // MOST)
-        run_id = Message(RecordDict(), dst_node_id=devices[0].node_id, message_type=keys.SECURE_SUM).metadata.run_id
-        for number in range(count):
-            named = {device.description.pseudonym: device for device in devices[number::count]}
-            server = SecureSumsServer(
-                list(named),
-                run=run_id,
-                purpose=purpose_of(request),
-                words=request.sums.shape.num_words,
-                bits=request.sums.scale.bits,
-                minimum=least,
+        request = _request(run, backbone)
+        for number in range(count := -(-len(devices) // MOST)):
+            groups.append(
+                new_group(
+                    {device.description.pseudonym: device for device in devices[number::count]},
+                    kind=keys.SECURE_SUM,
+                    pack=partial(_pack, request),
+                    purpose=purpose_of(request),
+                    words=request.sums.shape.num_words,
+                    bits=request.sums.scale.bits,
+                    least=least,
+                )
             )
-            groups.append(Group(named, request, server))
     return groups, too_few
 
 
-def _sum_all(run: RunState, groups: Sequence[Group], config: ConfigRecord) -> Iterator[tuple[Group, str, str]]:
-    """Run all phases of all groups side by side; yields those that are refused, the phase, and why."""
-    going = list(groups)
-    while going and going[0].server.phase:
-        owners = {pseudonym: group for group in going for pseudonym in group.devices}
-        messages = [
-            run.connections.message(
-                group.devices[pseudonym], pack_masked_request(group.request, asked), keys.SECURE_SUM, config
-            )
-            for group in going
-            for pseudonym, asked in group.server.requests().items()
-        ]
-        for reply in run.exchange.exchange(messages, keys.SECURE_SUM):
-            device = run.connections.sender(reply)
-            content = None if device is None else run.fleet.content(device, reply)
-            if device is None or content is None:
-                continue
-            pseudonym = device.description.pseudonym
-            group = owners[pseudonym]
-            try:
-                answer = open_masked(content, request=group.request)
-                group.server.receive(pseudonym, answer.message)
-            except PacketRejected as error:
-                run.fleet.strike(device, error)
-                continue
-            device.failures_in_a_row = 0
-            run.stopping.count_upload(answer.num_bytes)
-            measured = MaskedReply(b"", answer.forward_seconds, answer.peak_memory_bytes, answer.num_bytes)
-            group.replies.setdefault(pseudonym, []).append(measured)
-        for group in list(going):
-            try:
-                group.server.close()
-            except SumRefused as error:
-                going.remove(group)
-                yield group, group.server.phase, str(error)
+def _request(run: RunState, backbone: str) -> SumsRequest:
+    return SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], frozenset())
+
+
+def _pack(request: SumsRequest, _phase: str, message: bytes) -> RecordDict:
+    return pack_masked_request(request, message)
 
 
 def _commit(run: RunState, group: Group, round_: int) -> str:
     """Check a group's sum and hold it; returns why not."""
     members = [group.devices[pseudonym] for pseudonym in group.server.members]
+    backbone = members[0].description.backbone.fingerprint
+    sums = run.plan.sums[backbone]
     described = sum(device.description.num_train for device in members)
     try:
-        samples = check_sums(group.server.total, group.request.sums, most=described) or described
+        samples = check_sums(group.server.total, sums, most=described) or described
         require_room(run.cache, run.plan.sums, samples)
     except (PacketRejected, CacheError) as error:
         run.folder.append(events.GroupRefused(group.name, len(members), "the sum", str(error)))
@@ -223,7 +167,7 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
         pseudonym=group.name,
         release=group.server.offer.nonce[:16],
         samples=samples,
-        backbone=group.request.spec.backbone,
+        backbone=backbone,
         round_=round_,
     )
     run.folder.append(events.GroupSummed(group.name, list(group.server.members), samples))

@@ -44,12 +44,17 @@ def purpose_of(request: SumsRequest) -> str:
 
 def pack_masked_request(request: SumsRequest, message: bytes) -> RecordDict:
     """Make a request of a phase."""
-    return RecordDict({**pack_sums_request(request), keys.SECURE_SUMS: _record(message)})
+    return with_message(pack_sums_request(request), message)
+
+
+def with_message(content: RecordDict, message: bytes) -> RecordDict:
+    """Return the records with a message of the protocol beside them."""
+    return RecordDict({**content, keys.SECURE_SUMS: _record(message)})
 
 
 def open_masked_request(content: RecordDict) -> tuple[SumsRequest, bytes]:
     """Read a request on the device; raises MismatchError or PacketRejected where it is malformed."""
-    return open_sums_request(content), _message(content)
+    return open_sums_request(content), open_message(content)
 
 
 def pack_masked(message: bytes, *, forward_seconds: float, peak_memory_bytes: float) -> RecordDict:
@@ -58,9 +63,9 @@ def pack_masked(message: bytes, *, forward_seconds: float, peak_memory_bytes: fl
     return RecordDict({keys.SECURE_SUMS: _record(message), keys.METRICS: metrics})
 
 
-def open_masked(content: RecordDict, *, request: SumsRequest) -> MaskedReply:
-    """Read an answer, whose message is not checked yet; raises PacketRejected."""
-    num_bytes, most = record_bytes(content), request.sums.num_bytes + _BESIDE_WORDS
+def open_masked(content: RecordDict, *, vector_bytes: int) -> MaskedReply:
+    """Read an answer in a sum of vectors of so many bytes; the message is not checked yet. Raises PacketRejected."""
+    num_bytes, most = record_bytes(content), vector_bytes + _BESIDE_WORDS
     if num_bytes > most:
         raise PacketRejected("size", f"{num_bytes} bytes, at most {most} are taken")
     metrics = read_record(content, keys.METRICS, MetricRecord)
@@ -70,12 +75,13 @@ def open_masked(content: RecordDict, *, request: SumsRequest) -> MaskedReply:
         if not isinstance(value, int | float) or not 0 <= value < 1e15:
             raise PacketRejected("metrics", f"{key} must be a number of at least 0")
         measured.append(float(value))
-    return MaskedReply(_message(content), measured[0], measured[1], num_bytes)
+    return MaskedReply(open_message(content), measured[0], measured[1], num_bytes)
 
 
 def _record(message: bytes) -> ArrayRecord:
     return ArrayRecord({keys.PAYLOAD: Array(np.frombuffer(message, np.uint8))})
 
 
-def _message(content: RecordDict) -> bytes:
+def open_message(content: RecordDict) -> bytes:
+    """Read the protocol's message; raises PacketRejected where there is none."""
     return read_array(read_record(content, keys.SECURE_SUMS, ArrayRecord), keys.PAYLOAD, np.uint8, 1).tobytes()
