@@ -166,7 +166,7 @@ class SideTuningClient:
         metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
         if len(device.test):
             metrics[request.contract.metric] = device.measure(model)
-            if request.columns[2:] == (1,) and network is not None and not device.promises:
+            if request.columns[2:] == (1,) and request.state and not device.promises:
                 metrics[keys.TASK_UNKNOWN] = model.accuracy_among_all(device.test)
         return pack_metrics(metrics)
 
@@ -221,6 +221,7 @@ def _model(device: Device, request: EvaluationRequest) -> SideTunedModel:
         public_text=device.settings.activations.public_text,
         remembered_in=device.folder.path,
         mixing=device.mixing,
+        columns=request.columns[:2],
     )
 
 

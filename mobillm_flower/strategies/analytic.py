@@ -90,9 +90,8 @@ class AnalyticMobiLLM(SideTuningStrategy):
 
     def evaluate(self, grid: Grid, round_: int) -> None:
         """Ask for the metric on what the sums left out, too, once there is a solution."""
-        share = self.settings.trainer.validation_share
-        if share and self.run.trainer.position.fitted_rows:
-            measure_held_out(self.run, self.evaluation, self.settings.privacy, share=share, round_=round_)
+        if self.settings.trainer.validation_share and self.run.trainer.position.fitted_rows:
+            measure_held_out(self.run, self.settings, round_=round_)
         super().evaluate(grid, round_)
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:

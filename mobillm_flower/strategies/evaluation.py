@@ -43,29 +43,15 @@ class Evaluation:
         """
         state = arrays.to_torch_state_dict()
         trained = run.cache.rows().names("backbone")
-        busy, tasks = run.exchange.busy_nodes, run.plan.tasks
-        columns = (tasks.spans[-1].start, tasks.spans[-1].stop, int(tasks.may_be_unknown)) if tasks else ()
+        busy = run.exchange.busy_nodes
         for device in run.fleet:
             if device.record.dropped or device.node_id in busy:
                 continue
             backbone = device.description.backbone.fingerprint
             held = run.cache.held(device.description.pseudonym)
-            request = self.request(run, backbone, state if backbone in trained else {}, held=held)
+            known = state if backbone in trained else {}
+            request = network_request(run, backbone, known, held=held, codec=self._codec)
             yield run.connections.message(device, pack_evaluation(request), keys.EVALUATE, config)
-
-    def request(
-        self, run: RunState, backbone: str, state: Mapping[str, Tensor], *, held: frozenset[bytes]
-    ) -> EvaluationRequest:
-        """Return the side network's request to devices of a backbone type."""
-        return EvaluationRequest(
-            contract=run.plan.contract,
-            spec=run.plan.specs[backbone],
-            side_config=run.plan.side_config.only(backbone),
-            prediction=dataclasses.asdict(run.rule),
-            state=state_for(state, backbone) if state else {},
-            held=held,
-            codec=self._codec,
-        )
 
     def average(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord | None:
         """Average the devices' metrics by their number of test samples, in all and by backbone type, and log them."""
@@ -112,6 +98,24 @@ class Evaluation:
         if metrics is not None:
             run.result.evaluate_metrics_serverapp[server_round] = metrics
             run.folder.append(events.ServerEvaluation(server_round, dict(metrics)))
+
+
+def network_request(
+    run: RunState, backbone: str, state: Mapping[str, Tensor], *, held: frozenset[bytes], codec: str
+) -> EvaluationRequest:
+    """Return the side network's request to devices of a backbone type; parameters as of `EvaluationRequest`."""
+    tasks = run.plan.tasks
+    columns = (tasks.spans[-1].start, tasks.spans[-1].stop, int(tasks.may_be_unknown)) if tasks else ()
+    return EvaluationRequest(
+        contract=run.plan.contract,
+        spec=run.plan.specs[backbone],
+        side_config=run.plan.side_config.only(backbone),
+        prediction=dataclasses.asdict(run.rule),
+        state=state_for(state, backbone) if state else {},
+        held=held,
+        codec=codec,
+        columns=columns,
+    )
 
 
 def _most_weights(run: RunState) -> dict[int, float]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from logging import INFO, WARNING, getLogger
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from mobillm_flower.config import PrivacySettings
+from mobillm_flower.config import Settings
 from mobillm_flower.core.sums import Words, add_words, lift
 from mobillm_flower.core.tally import metric_of
 from mobillm_flower.errors import PacketRejected, SumRefused
 from mobillm_flower.runs import events
-from mobillm_flower.strategies.evaluation import Evaluation
+from mobillm_flower.strategies.evaluation import network_request
 from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.strategies.secure_groups import are_secure, groups_held
 from mobillm_flower.strategies.secure_phases import Group, new_group, sum_groups
@@ -30,17 +31,16 @@ from mobillm_flower.wire.masked import with_message
 logger = getLogger("flwr")
 
 
-def measure_held_out(
-    run: RunState, evaluation: Evaluation, private: PrivacySettings, *, share: float, round_: int
-) -> None:
+def measure_held_out(run: RunState, settings: Settings, *, round_: int) -> None:
     """Ask devices whose sums are held for tallies of what these left out, and log the metric of their sum.
 
     Under secure sums the groups are those of the sums, and one of which too few devices are left is left out.
     """
-    if are_secure(run, private):
-        tallies = _of_groups(run, evaluation, private, share)
+    contents = _contents(run, settings)
+    if are_secure(run, settings.privacy):
+        tallies = _of_groups(run, contents, settings.privacy.secure_sums_devices)
     else:
-        tallies = _of_devices(run, evaluation, share)
+        tallies = _of_devices(run, contents)
     if not tallies:
         return
     contract = run.plan.contract
@@ -51,18 +51,18 @@ def measure_held_out(
         logger.log(INFO, "on %d samples that the sums left out: %s", total[0], metrics)
 
 
-def _contents(run: RunState, evaluation: Evaluation, share: float) -> dict[str, RecordDict]:
+def _contents(run: RunState, settings: Settings) -> dict[str, RecordDict]:
     """Return the request by backbone type, of those that sent sums."""
     state = run.arrays().to_torch_state_dict()
     contents = {}
     for backbone in run.cache.rows().names("backbone"):
-        request = evaluation.request(run, backbone, state, held=frozenset())
-        contents[backbone] = pack_held_out(HeldOutRequest(request, share))
+        request = network_request(run, backbone, state, held=frozenset(), codec=settings.side_network.codec)
+        contents[backbone] = pack_held_out(HeldOutRequest(request, settings.trainer.validation_share))
     return contents
 
 
-def _of_devices(run: RunState, evaluation: Evaluation, share: float) -> list[tuple[Words, int]]:
-    contents, tallies = _contents(run, evaluation, share), []
+def _of_devices(run: RunState, contents: Mapping[str, RecordDict]) -> list[tuple[Words, int]]:
+    tallies = []
     busy = run.exchange.busy_nodes
     asked = [
         device
@@ -87,15 +87,13 @@ def _of_devices(run: RunState, evaluation: Evaluation, share: float) -> list[tup
     return tallies
 
 
-def _of_groups(
-    run: RunState, evaluation: Evaluation, private: PrivacySettings, share: float
-) -> list[tuple[Words, int]]:
-    contents, contract = _contents(run, evaluation, share), run.plan.contract
+def _of_groups(run: RunState, contents: Mapping[str, RecordDict], least: int) -> list[tuple[Words, int]]:
+    contract = run.plan.contract
     there = {device.description.pseudonym: device for device in run.fleet if not device.record.dropped}
     groups: list[Group] = []
     for name, pseudonyms in groups_held(run.cache).items():
         devices = {one: there[one] for one in pseudonyms if one in there}
-        if len(devices) < private.secure_sums_devices:
+        if len(devices) < least:
             logger.log(WARNING, "group %s has too few devices left for its held-out metric", name[:8])
             continue
         backbone = next(iter(devices.values())).description.backbone.fingerprint
@@ -115,7 +113,7 @@ def _of_groups(
                 purpose=purpose_of_tally(content),
                 words=num_words(contract),
                 bits=BITS,
-                least=private.secure_sums_devices,
+                least=least,
             )
         )
     for group, phase, why in sum_groups(run, groups, ConfigRecord()):

@@ -65,7 +65,7 @@ def purpose_of_tally(content: RecordDict) -> str:
     assert isinstance(record, ConfigRecord)
     assert isinstance(weights, ArrayRecord)
     said = hashlib.sha256(b"held-out")
-    for key in (keys.CONTRACT, keys.SPEC, keys.SIDE_CONFIG, keys.OUTCOME, keys.CODEC, keys.HELD_OUT):
+    for key in sorted(set(record) - {keys.HELD}):
         said.update(f"{key}={record[key]!r}\n".encode())
     for name, array in sorted(weights.items()):
         said.update(name.encode() + hashlib.sha256(array.data).digest())

@@ -243,7 +243,7 @@ TARGETS: dict[str, tuple[Callable[[st.DataObject], RecordDict], Callable[[Record
     "arrays": (arrays, lambda content: open_array(content, "a")),
     "refusals and numbers": (others, read_others),
     "sums": (sums, lambda content: open_sums(content, request=SUMS_REQUEST)),
-    "masked sums": (masked, lambda content: open_masked(content, request=SUMS_REQUEST)),
+    "masked sums": (masked, lambda content: open_masked(content, vector_bytes=SUMS_REQUEST.sums.num_bytes)),
     "secure sums' bytes": (protocol, read_protocol),
     "requests": (asked, read_asked),
 }
