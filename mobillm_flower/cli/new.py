@@ -67,7 +67,7 @@ RECIPES: Mapping[TaskKind, Recipe] = {
     TaskKind.pairs: Recipe(
         "text_pair",
         True,
-        {**_OF_SENTENCES, "activations.bi-encoder": True, "activations.pivot": "mean"},
+        _OF_SENTENCES,
         "pairs of sentences that say the same, or do not",
     ),
     TaskKind.regression: Recipe("", True, _OF_SENTENCES, "opinions, from 0 (the worst) to 1 (the best)"),

@@ -195,11 +195,15 @@ def _refuse_upper_layers(reasons: dict[str, bool]) -> None:
 
 def _check_bi_encoder(settings: Settings) -> None:
     """Refuse what a comparison of two texts that ran by themselves cannot be combined with."""
-    acts = settings.activations
-    if not acts.bi_encoder:
+    if not settings.activations.bi_encoder:
         return
-    prompt = settings.task.prompt
-    refused = {
+    for reason in _against_comparing(settings):
+        raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
+
+
+def _against_comparing(settings: Settings) -> list[str]:
+    acts, prompt = settings.activations, settings.task.prompt
+    reasons = {
         "data.pair-column is empty": not settings.data.pair_column,
         f"task.prompt={prompt!r} makes one text of both": bool(prompt),
         "activations.standardise, clip-norm and noise-sigma fit public texts, not pairs": bool(
@@ -207,9 +211,25 @@ def _check_bi_encoder(settings: Settings) -> None:
         ),
         f"activations.projection={acts.projection} fits public texts, not pairs": bool(acts.projection),
     }
-    for reason, holds in refused.items():
-        if holds:
-            raise SettingsError(f"activations.bi-encoder=true compares the two texts of a pair, but {reason}")
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def compares_texts(settings: Settings, *, causal: bool, every_token: bool, predicts: bool) -> bool:
+    """Whether the two texts of a pair run by themselves and are compared (`activations.bi-encoder`).
+
+    Parameters
+    ----------
+    settings : Settings
+        Of server or device.
+    causal, predicts : bool
+        Whether the backbone is a causal model; whether it predicts p_b by itself, from both texts together.
+    every_token : bool
+        Whether its pivot keeps every token.
+    """
+    if settings.activations.bi_encoder is not None:
+        return settings.activations.bi_encoder
+    fits = settings.strategy != ANALYTIC and not _against_comparing(settings)
+    return fits and not causal and not every_token and not predicts
 
 
 def _check_sums(settings: Settings) -> None:

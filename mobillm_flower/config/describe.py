@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from mobillm_flower.config import PRESETS, Settings, list_text
+from mobillm_flower.config.compatibility import AUTO
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def plain(value: Any) -> Any:
 
 def value_text(value: Any) -> str:
     """Return a setting's value as it is written in `key=value`; empty for empty text and for no entries."""
+    if value is None:
+        return AUTO
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -139,5 +142,11 @@ def _kebab(key: str) -> str:
 def _type(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        bool | None: f"true, false or {AUTO}",
+    }
     return names.get(hint) or f"list of {'numbers' if typing.get_args(hint)[0] is not str else 'text'}"

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mobillm_flower.config.compatibility import check_settings
+from mobillm_flower.config.compatibility import AUTO, check_settings
 from mobillm_flower.config.lists import list_entries, split_words, unquoted_word
 from mobillm_flower.config.parts import Settings
 from mobillm_flower.errors import SettingsError
@@ -226,6 +226,13 @@ def _list_keys() -> frozenset[str]:
     return frozenset(key for key in _leaves(Settings()) if OmegaConf.is_list(OmegaConf.select(config, key)))
 
 
+@cache
+def _switches() -> frozenset[str]:
+    """Return the settings that are on, off, or (None) as the rest of the run suggests."""
+    config = OmegaConf.structured(Settings)
+    return frozenset(key for key in _leaves(Settings()) if OmegaConf.select(config, key) is None)
+
+
 def unquoted(text: str) -> str:
     """Strip blanks and one matching pair of quotes."""
     text = text.strip()
@@ -273,6 +280,10 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
     if OmegaConf.is_list(current) and isinstance(value, str):  # Flower's run_config has no lists
         entries = list_entries(value)
         value = list_entries(entries[0]) if len(entries) == 1 else entries  # the whole list may be in quotes
+    if key in _switches():
+        if value not in (None, True, False) and str(value).lower() not in (AUTO, "true", "false"):
+            raise SettingsError(f"{shown}={value!r} must be true, false or {AUTO}")
+        value = None if str(value).lower() == AUTO else value
     if isinstance(current, str) and not isinstance(value, str | Enum):
         raise SettingsError(f"{shown}={value!r} must be text")
     if isinstance(current, bool) and not isinstance(value, bool) and str(value).lower() not in ("true", "false"):

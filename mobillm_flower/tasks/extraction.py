@@ -12,7 +12,7 @@ from torch import Tensor
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.public import public_text, public_transform, text_hash
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import ANALYTIC, check_pivot, prefers_closed_form, settings_of
+from mobillm_flower.config.compatibility import ANALYTIC, check_pivot, compares_texts, prefers_closed_form, settings_of
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers
@@ -35,6 +35,27 @@ def layers_alone(backbone: BackboneInfo, settings: Settings) -> str:
     pools = wanted.pivot in ("auto", "mean") and backbone.default_pivot == "first+mean"
     chosen = wanted.num_blocks or wanted.projection or settings.strategy == ANALYTIC
     return "upper" if pools and not chosen and prefers_closed_form(settings) else "uniform"
+
+
+def compares(backbone: BackboneInfo, settings: Settings) -> bool:
+    """Whether a device with this backbone runs the two texts of a pair by themselves, and compares them."""
+    return compares_texts(
+        settings,
+        causal=backbone.causal,
+        every_token=PIVOTS[_pivot(backbone, settings)].per_token,
+        predicts=backbone.base_prediction != "constant",
+    )
+
+
+def _pivot(backbone: BackboneInfo, settings: Settings) -> str:
+    wanted = settings.activations.pivot
+    if wanted != "auto":
+        return wanted
+    if needs_of(settings.side_network.name).upper_layers:
+        return "all"
+    # of a mean and the first token the mean is as good for a solution, in half the bytes
+    means = backbone.default_pivot == "first+mean" and prefers_closed_form(settings)
+    return "mean" if means else backbone.default_pivot
 
 
 def extraction_spec(
@@ -64,9 +85,7 @@ def extraction_spec(
     """
     wanted = settings.activations
     upper_layers = needs_of(settings.side_network.name).upper_layers
-    name = wanted.pivot if wanted.pivot != "auto" else "all" if upper_layers else backbone.default_pivot
-    if wanted.pivot == "auto" and name == "first+mean" and prefers_closed_form(settings):
-        name = "mean"  # as good for a solution, in half the bytes
+    name = _pivot(backbone, settings)
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)
@@ -84,7 +103,8 @@ def extraction_spec(
         clip_norm = 1.0 if wanted.projection else clip_norm  # a projection's vectors have norm 1
         exact = gaussian_sigma(private.activation_epsilon, private.delta, 2 * clip_norm)
         sigma = math.ceil(exact * 1e4) / 1e4  # so that machines that round differently agree
-    num_vectors = PIVOTS[name].vectors_per_token * (2 if wanted.bi_encoder else 1)
+    bi_encoder = compares(backbone, settings)
+    num_vectors = PIVOTS[name].vectors_per_token * (2 if bi_encoder else 1)
     projection = f"{wanted.projection} of {text}" if wanted.projection else ""
     if settings.strategy == ANALYTIC:
         width = wanted.projection or _sums_width(settings, len(layers) * num_vectors * backbone.width, num_outputs)
@@ -111,9 +131,9 @@ def extraction_spec(
             or private.activation_epsilon
             or private.label_epsilon
             or private.central_epsilon
-            or wanted.bi_encoder
+            or bi_encoder
         ),
-        bi_encoder=wanted.bi_encoder,
+        bi_encoder=bi_encoder,
         vocabulary=backbone.vocabulary,
         head_width=backbone.head_width,
         layers_above=backbone.depth - layers[-1],

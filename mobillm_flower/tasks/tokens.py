@@ -10,6 +10,7 @@ from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.tasks.data import LocalData, check_left_out
+from mobillm_flower.tasks.extraction import compares
 from mobillm_flower.tasks.language import all_tokens, num_loss_tokens
 from mobillm_flower.tasks.task import Samples, render
 from mobillm_flower.wire.contract import TaskContract
@@ -99,7 +100,7 @@ def with_tokens(data: LocalData, backbone: Backbone, settings: Settings) -> Loca
         The prompt leaves no room for a text.
     """
     check_prompt(backbone.tokenizer, data.contract)
-    apart = settings.activations.bi_encoder
+    apart = compares(backbone.info, settings)
     bad = {name: _empty(backbone, part, data.contract, apart) for name, part in _splits(data)}
     if not any(bad.values()):
         return data

@@ -26,9 +26,9 @@ class ActivationSettings:
         last, first, mean, first+mean, all, or a registered one; auto: last for causal models, mean for encoders whose
         side network is solved in closed form, otherwise first+mean; for language modelling all, which there means every
         token in the loss.
-    bi_encoder : bool
+    bi_encoder : bool or None
         Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
-        reads both as one.
+        reads both as one. auto: true for an encoder, where nothing that it cannot be combined with is asked for.
     standardise : bool
         Public shift and scale per layer; forced on by `clip_norm` and `noise_sigma`.
     clip_norm : float
@@ -53,7 +53,7 @@ class ActivationSettings:
     sampling: str = one_of("auto", "auto", "uniform", "top-heavy", "upper")
     layers: list[int] = field(default_factory=list)
     pivot: str = "auto"
-    bi_encoder: bool = False
+    bi_encoder: bool | None = None
     standardise: bool = False
     clip_norm: float = number(0.0, at_least=0)
     noise_sigma: float = number(0.0, at_least=0)

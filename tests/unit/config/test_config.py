@@ -462,3 +462,14 @@ def test_a_key_is_found_in_either_spelling() -> None:
     assert setting_key("side_network.bottleneck") == setting_key("side-network.bottleneck") == "side-network.bottleneck"
     with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.lr'; did you mean 'trainer\."):
         setting_key("trainer.lr")
+
+
+@pytest.mark.parametrize(("word", "found"), [("auto", None), ("true", True), ("False", False)])
+def test_a_switch_is_on_off_or_auto(word: str, found: bool | None) -> None:
+    words = ["data.pair-column=other", f"activations.bi-encoder={word}"]
+    settings = load_settings(overrides=words)
+    assert settings.activations.bi_encoder is found
+    again = load_settings({"data.pair-column": "other", "activations.bi-encoder": "auto" if found is None else found})
+    assert again == settings
+    with pytest.raises(SettingsError, match=r"activations\.bi-encoder='yes' must be true, false or auto"):
+        load_settings(overrides=["activations.bi-encoder=yes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import Samples, make_contract, read_activations
-from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.extraction import compares, extraction_spec
 from tests.support.runs import tiny_run
 from tests.support.tiny_models import save_tiny
 
@@ -87,6 +88,31 @@ def test_a_run_with_pairs_apart_ends_as_the_centralized_one(tmp_path: Path) -> N
     assert model.predict(["a 1 cat"], ["the 1 dog"]).labels[0] in ("no", "yes")
     with pytest.raises(DataError, match="give both"):
         model.predict("a 1 cat")
+
+
+@pytest.mark.parametrize(
+    ("words", "compared"),
+    [
+        ([], True),
+        (["activations.bi-encoder=false"], False),
+        (["data.pair-column=", "task.kind=classification"], False),
+        (["activations.pivot=all"], False),
+        (["task.prompt={text} or {text_pair}?"], False),
+        (["activations.clip-norm=1"], False),
+        (["activations.projection=8"], False),
+        (["preset=analytic", "privacy.secure-sums=never"], False),
+    ],
+)
+def test_an_encoder_compares_the_texts_of_a_pair_where_nothing_speaks_against_it(
+    tmp_path: Path, words: list[str], compared: bool
+) -> None:
+    settings = load_settings(overrides=[*WORDS[:-1], *words])
+    info = load_backbone(str(save_tiny(tmp_path / "bert", "bert")), device="cpu").info
+    assert extraction_spec(info, settings, num_blocks=2).bi_encoder is compared
+    trained = replace(info, base_prediction="classifier")  # which has read both texts together
+    causal = load_backbone(str(save_tiny(tmp_path / "opt", "opt")), device="cpu").info
+    assert not compares(trained, settings)
+    assert not compares(causal, settings)
 
 
 @pytest.mark.parametrize(
