@@ -6,8 +6,8 @@ all-MiniLM-L6-v2 reads each text once; `mean` of six layers, NF4. Every cell is 
 own trainer reads, with the closed form (linear) or, where validation samples are chosen, with the additive network.
 Devices hold 100 samples, IID or Dirichlet α = 0.1; seeds draw samples and partition. A liar shifts each label by one.
 "left out": the same fleet without the liars. Uneven fleets: 12 devices with 12 to 262 samples, as in
-benchmarks/results/fleet.json, of which one cache is trained from, too. Results are kept by seed; what is there is not
-measured again. Accuracy is on the test split.
+benchmarks/results/fleet.json, of which one cache is trained from, too. Accuracy is on the test split. What the file
+holds already is not measured again; `--seeds` and `--cells` choose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ ATTACKS: dict[str, tuple[int, int, bool]] = {
 }
 KEY = "5c" * 32
 BOTH = ("undefended", "defended")
+Rows = dict[str, Any]
 _CODEC, _WIDTH = "nf4", 384
 
 
@@ -239,63 +240,66 @@ def ground(data: Extracted, members: list[int], key: bytes, share: float, seed: 
 
 
 def cells_of(
-    texts: Callable[[str], Extracted], name: str, each: int, seed: int, alpha: float
-) -> dict[str, dict[str, Any]]:
-    """Return (accuracy, devices left out) of each kind of fleet, by defence."""
+    texts: Callable[[str], Extracted], name: str, each: int, seed: int, alpha: float, *, done: Rows
+) -> Iterator[tuple[str, Any]]:
+    """Yield (accuracy, devices left out) of each kind of fleet that is not done, by defence."""
     data = texts(name)
     form: dict[str, Any] = {"network": "closed-form", "seed": seed}
     sizes = {"nobody lies": (each,) * DEVICES, "nobody lies, uneven": tuple(each * size // 100 for size in UNEVEN)}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, of_each in sizes.items():
-        dealt = deal(data.train_labels, of_each, alpha, seed)
+    for kind in [kind for kind in sizes if kind not in done]:
+        dealt = deal(data.train_labels, sizes[kind], alpha, seed)
         fleet = attacked(data, dealt, (0, 1, False), seed)
-        rows[name] = dict(zip(BOTH, measure(data, fleet, judges=(False, True), **form), strict=True))
-        print(alpha, seed, name, rows[name], flush=True)
+        yield kind, dict(zip(BOTH, measure(data, fleet, judges=(False, True), **form), strict=True))
     dealt = deal(data.train_labels, sizes["nobody lies"], alpha, seed)
     honest = attacked(data, dealt, (0, 1, False), seed)
-    left_out = {n: measure(data, honest[n:], judges=(False,), **form)[0] for n in (1, 3)}
-    for name, attack in ATTACKS.items():
+    left_out: dict[int, Any] = {}
+    for kind, attack in ATTACKS.items():
+        if kind in done:
+            continue
+        liars = attack[0]
+        if liars not in left_out:
+            (left_out[liars],) = measure(data, honest[liars:], judges=(False,), **form)
         found = measure(data, attacked(data, dealt, attack, seed), judges=(False, True), **form)
-        rows[name] = {**dict(zip(BOTH, found, strict=True)), "left out": left_out[attack[0]]}
-        print(alpha, seed, name, rows[name], flush=True)
-    return rows
+        yield kind, {**dict(zip(BOTH, found, strict=True)), "left out": left_out[liars]}
 
 
-def validation_cells(texts: Callable[[str], Extracted], name: str, each: int, seed: int) -> dict[str, Any]:
-    """Measure the additive network, whose best state the validation share chooses."""
+def validation_cells(
+    texts: Callable[[str], Extracted], name: str, each: int, seed: int, *, done: Rows
+) -> Iterator[tuple[str, Any]]:
+    """Yield figures of the additive network, whose best state the validation share chooses."""
     data = texts(name)
     dealt = deal(data.train_labels, (each,) * DEVICES, 0, seed)
     honest = attacked(data, dealt, (0, 1, False), seed)
     lying = ground(data, dealt[0], seed.to_bytes(8, "big", signed=True), 0.1, seed)
     fleet, form = [lying, *honest[1:]], {"network": "additive", "seed": seed}
-    rows = {
-        "nobody lies": measure(data, honest, judges=(False,), **form)[0],
-        "left out": measure(data, honest[1:], judges=(False,), **form)[0],
-        "split by the seed": measure(data, fleet, judges=(False,), key="", **form)[0],
-        "split by a secret": measure(data, fleet, judges=(False,), **form)[0],
-        "split by a secret, devices judged": measure(data, fleet, judges=(True,), **form)[0],
+    kinds: dict[str, tuple[list[Any], bool, str]] = {
+        "nobody lies": (honest, False, KEY),
+        "left out": (honest[1:], False, KEY),
+        "split by the seed": (fleet, False, ""),
+        "split by a secret": (fleet, False, KEY),
+        "split by a secret, devices judged": (fleet, True, KEY),
     }
-    print("validation", seed, rows, flush=True)
-    return rows
+    for kind, (devices, judge, key) in kinds.items():
+        if kind not in done:
+            yield kind, measure(data, devices, judges=(judge,), key=key, **form)[0]
 
 
-def example_fleet(data: Path, work: Path, seed: int) -> dict[str, Any]:
+def example_fleet(data: Path, work: Path, seed: int, *, done: Rows) -> Iterator[tuple[str, Any]]:
     """Train from the cache of examples/fleet, in which nobody lies: three types of four devices, α = 0.1.
 
     Beside the accuracy: how many of the samples are not used.
     """
+    if done:
+        return
     run = fill_cache("phone-messages", data, work)
     infos = sorted(saved_backbones(run / "side_network"), key=lambda info: info.depth)
     tested = [Tested(run, info) for info in infos]
     cache = ActivationCache(run / "cache.sqlite")
-    rows: dict[str, Any] = {}
     for name, judge in zip(BOTH, (False, True), strict=True):
         trainer, _ = train(cache, tested[0].rule, seed=seed, judge_devices=judge)
         accuracy = float(np.mean([one.accuracy(trainer.network) for one in tested]))
-        rows[name] = round(accuracy, 4), len(cache) - len(trainer.heard(cache.rows()))
-    print("examples/fleet", seed, rows, flush=True)
+        yield name, (round(accuracy, 4), len(cache) - len(trainer.heard(cache.rows())))
     cache.close()
-    return rows
 
 
 def main() -> None:
@@ -319,15 +323,19 @@ def main() -> None:
         return extracted[name]
 
     for seed in map(int, arguments.seeds.split(",")):
-        makers: dict[str, Callable[[], Any]] = {}
+        makers: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {}
         for name, (_, each) in SETS.items():
             for text, alpha in (("IID", 0.0), ("α = 0.1", 0.1)):
                 makers[f"{name}, {text}"] = partial(cells_of, texts, name, each, seed, alpha)
             makers[f"{name}, chosen for validation"] = partial(validation_cells, texts, name, each, seed)
         makers["examples/fleet"] = partial(example_fleet, arguments.data, arguments.work, seed)
         for cell, make in makers.items():
-            if any(word in cell for word in wanted) and str(seed) not in out["cells"].setdefault(cell, {}):
-                out["cells"][cell][str(seed)] = make()
+            if not any(word in cell for word in wanted):
+                continue
+            rows = out["cells"].setdefault(cell, {}).setdefault(str(seed), {})
+            for kind, row in make(done=rows):
+                rows[kind] = row
+                print(cell, seed, kind, row, flush=True)
                 arguments.json.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -30,9 +30,10 @@ from mobillm_flower.clients.own import (
 )
 from mobillm_flower.clients.summing import MadeSums, make_sums
 from mobillm_flower.config import to_yaml
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.sums import Words
-from mobillm_flower.errors import MobiLLMError
+from mobillm_flower.errors import MobiLLMError, PolicyRefused
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.ledger_file import damaged
 from mobillm_flower.wire import keys
@@ -93,6 +94,7 @@ class SideTuningClient:
         return prove(pack_description(device.describe()), device.folder.identity, asked)
 
     def _extract(self, device: Device, asked: Message) -> RecordDict:
+        _require_sums(device, asked=False)
         request = open_request(asked.content)
         device.agree(request.contract, request.spec)
         made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
@@ -110,6 +112,7 @@ class SideTuningClient:
         )
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
+        _require_sums(device, asked=True)
         request, message = open_masked_request(asked.content)
         made: list[MadeSums] = []
 
@@ -125,6 +128,7 @@ class SideTuningClient:
         return pack_masked(answer, forward_seconds=seconds, peak_memory_bytes=peak_memory_bytes())
 
     def _tally(self, device: Device, asked: Message) -> RecordDict:
+        _require_sums(device, asked=True)
         content, secure = asked.content, keys.SECURE_SUMS in asked.content
 
         def make() -> Words:
@@ -145,6 +149,7 @@ class SideTuningClient:
         return pack_masked(answer, forward_seconds=0.0, peak_memory_bytes=peak_memory_bytes())
 
     def _sum(self, device: Device, asked: Message) -> RecordDict:
+        _require_sums(device, asked=True)
         require_plain(device)
         request = open_sums_request(asked.content)
         device.agree(request.contract, request.spec)
@@ -223,6 +228,14 @@ def _model(device: Device, request: EvaluationRequest) -> SideTunedModel:
         mixing=device.mixing,
         columns=request.columns[:2],
     )
+
+
+def _require_sums(device: Device, *, asked: bool) -> None:
+    """Refuse samples where the run that the device agreed to is one of sums, and sums where it is not."""
+    strategy = device.settings.strategy
+    if asked != (strategy == ANALYTIC):
+        what = ("samples", "sums")[asked]
+        raise PolicyRefused(f"this device takes part in a run with strategy={strategy}, and the server asks for {what}")
 
 
 def _number(context: Context) -> int:

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mobillm_flower.privacy.device_folder import plain_text
 from mobillm_flower.privacy.policy import Policy, read_policy
 from mobillm_flower.tasks import Samples, load_splits
 from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.sums import sums_spec
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import (
     EvaluationRequest,
@@ -41,6 +42,7 @@ from mobillm_flower.wire.messages import (
     pack_request,
     refusal,
 )
+from mobillm_flower.wire.sums import SumsRequest, pack_sums_request
 from tests.support.tiny_models import save_tiny
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/protect.md"
@@ -80,6 +82,7 @@ MENU: dict[str, list[Any]] = {
     "privacy.max-evaluations": [0, 1000],
     "privacy.metric-epsilon": [0.0, 0.5, 30.0],
     "settings-file": ["", "/etc/passwd"],
+    "strategy": ["pae", "fed", "analytic"],
 }
 INTENTS = set(load_splits(load_settings({"data.label-column": "intent"}).data)[0]["intent"])
 HONEST = {"privacy.joint-epsilon": 2.0, "activations.projection": 4, "privacy.metric-epsilon": 0.1}
@@ -117,7 +120,7 @@ class Server:
         self.node["data.label-column"] = "intent"
         self.client = SideTuningClient()
         self.got: dict[bytes, float] = {}
-        self.num_metrics, self.told = 0, set[str]()
+        self.num_metrics, self.num_sums, self.told = 0, 0, set[str]()
 
     def ask(self, run: dict[str, Any], asked: dict[str, Any], *, forget: bool) -> None:
         context = Context(run_id=1, node_id=1, node_config=self.node, state=RecordDict(), run_config={**BASE, **run})
@@ -137,6 +140,11 @@ class Server:
             releases = bytes(answer[keys.HEADER][keys.RELEASES])
             epsilon = spec.joint_epsilon or (spec.label_epsilon and device_settings(context).privacy.activation_epsilon)
             self.got |= {releases[i : i + 16]: epsilon + spec.label_epsilon for i in range(0, len(releases), 16)}
+        with suppress(MobiLLMError):  # of tasks that have no sums
+            sums = sums_spec(device_settings(context), device.contract, spec, capacity=1000)
+            wanted_sums = SumsRequest(device.contract, spec, sums, frozenset())
+            answer = self._send(pack_sums_request(wanted_sums), keys.SUM, context)
+            self.num_sums += refusal(answer) is None
         side = SideNetworkConfig.of(
             {spec.backbone: spec.alignment}, name="additive", num_blocks=1, bottleneck=1, num_outputs=1
         )
@@ -221,6 +229,7 @@ def test_a_hostile_server_gets_of_every_text_what_the_policy_agrees_to(
             assert not policy.releases or len(spent) <= policy.releases
             assert not policy.epsilon or all(0 < epsilon <= policy.epsilon for epsilon in spent)
             assert not policy.budget or sum(spent) <= policy.budget * (1 + 1e-9)
+        assert not server.num_sums  # no policy of the page agrees to sums
         assert not policy.evaluations or server.num_metrics <= policy.evaluations
         assert not policy.promises or not set(draws) & measured
         for device in server.client._devices.values():
