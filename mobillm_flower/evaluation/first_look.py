@@ -67,6 +67,8 @@ def _notes(settings: Settings, splits: Splits) -> list[str]:
         data = splits.read(settings, _evenly(len(splits.train), _MOST_LENGTHS), [])
     except DataError:  # of these rows none can be used, or some device is refused: as the run will say
         return []
+    if not len(data.train):
+        return []
     name, contract = settings.backbone.name, data.contract
     tokenizer = load_tokenizer(name, revision=settings.backbone.revision)
     check_prompt(tokenizer, contract)
@@ -112,7 +114,10 @@ def _tokens(tokenizer: Any, data: LocalData, settings: Settings) -> dict[str, An
         words = label_tokens(tokenizer, contract.label_words, spaced=options.spaced(tokenizer))
         if not contract.whole_words:
             first_tokens(contract.label_words, words)
-    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in tokens)
+    mark = tokenizer.unk_token_id
+    if mark in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # of OPT, GPT-2: no word is unknown
+        mark = None
+    unknown = sum(ids.count(mark) for ids in tokens)
     return {
         "rows": len(lengths),
         "median": float(np.median(lengths)),
@@ -208,6 +213,8 @@ def _devices(splits: Splits, settings: Settings) -> dict[str, Any]:
 def _read_by_backbone(settings: Settings, data: LocalData) -> dict[str, Any]:
     backbone = load_with(LoadOptions.of(settings.backbone).for_task(data.contract))
     data = with_tokens(data, backbone, settings)
+    if not len(data.train):
+        return {}
     contract, found = data.contract, {"tokens": _tokens(backbone.tokenizer, data, settings)}
     if contract.per_token:
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 
 from mobillm_flower import launch, load_settings, make_strategy
 from mobillm_flower.cli import app as cli
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.evaluation.first_look import preflight
 from tests.support.cli import refused
 from tests.support.tiny_models import save_tiny
 
@@ -110,6 +112,26 @@ def test_what_is_cut_unknown_or_of_several_tokens_is_said_first(app: Path) -> No
             assert re.fullmatch(r"note: \d+ of 20 texts have more than task.max-length=4 tokens .*not read", notes[0])
             assert re.match(r"note: \d+% of the tokens are unknown words", notes[1])
             assert notes[2].startswith("note: task.label-words: 'no no' is 2 tokens")
+
+
+def test_a_mark_of_unknown_words_that_begins_every_text_is_none(app: Path) -> None:
+    """OPT and GPT-2 have one token for both."""
+    folder = save_tiny(app / "backbone", "opt")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"unk_token": "[SEP]", "eos_token": "[SEP]"}))
+    settings = load_settings({"data.source": str(app), "backbone.name": str(folder), "data.label-column": "label"})
+    assert preflight(settings) == []
+
+
+def test_splits_without_rows_have_no_notes(app: Path) -> None:
+    for split in ("train", "test"):
+        (app / f"{split}.csv").write_text("text,label\n", "utf-8")
+    backbone = str(save_tiny(app / "backbone", "opt"))
+    words = {"data.source": str(app), "backbone.name": backbone, "task.labels": "a,b", "data.label-column": "label"}
+    with pytest.raises(DataError, match=r"no row has a class of task.labels"):
+        preflight(load_settings(words))
+    regression = {"task.kind": "regression"}
+    assert preflight(load_settings({**words, "task.labels": "", **regression})) == []
 
 
 def test_an_app_that_loads_its_own_rows_is_not_asked_for_others(app: Path) -> None:
