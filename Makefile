@@ -107,6 +107,7 @@ pages: $(STAMP)
 		$(BIN)/python docs/generate_$$name.py > docs/reference/$$name.new; mv docs/reference/$$name.new docs/reference/$$name.md; done
 	$(BIN)/python docs/generate_comparison.py
 	$(BIN)/python docs/generate_language.py
+	$(BIN)/python docs/generate_continual.py
 	$(BIN)/python docs/generate_privacy_tables.py
 	$(BIN)/python docs/generate_families.py
 
