@@ -135,6 +135,7 @@ class SideTunedModel:
         self.metrics: dict[str, float] = {}
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
         self.columns, self.tasks = tuple(columns), tasks
+        self._spec_of_tasks = spec
         self.side_network = self._ready(side_network)
         if spec.mixing != (mixing.name if mixing else ""):
             raise MismatchError(
@@ -213,6 +214,7 @@ class SideTunedModel:
         if name:
             span = self.tasks.sequence.span_of(name)
             other.contract, other.columns = self.tasks.contract_of(name), (span.start, span.stop)
+            other.spec = self._spec_of_tasks
         elif not self.tasks.read_alike:
             raise UnsupportedError(
                 f"the tasks {', '.join(self.tasks.names)} read texts in different ways (prompt, length or pairs), so "

@@ -244,6 +244,10 @@ def end(run: RunState, settings: Settings) -> None:
     keep, num_bytes = continual.keep, 0
     if keep == SUMS:
         sums = run.trainer.end_task()
+        if not sums:  # the run was interrupted after its solution, and its samples are all there
+            run.trainer.position.finished = False
+            run.trainer.run_epochs()
+            sums = run.trainer.end_task()
         if not sums:
             raise RunFailed("the side network has no sums to keep; choose continual.keep=share or all")
         save_file(sums, run.folder.sums)

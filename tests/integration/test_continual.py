@@ -23,6 +23,7 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import can_replay, replay
+from mobillm_flower.strategies import continual
 from tests.support.caches import state_bytes
 from tests.support.cli import lines, parsed, refused
 from tests.support.local_grid import LocalGrid
@@ -110,6 +111,7 @@ def test_a_second_task_appends_its_classes_and_both_are_predicted(
     own = model.for_task("topic").predict(texts)
     torch.testing.assert_close(own.scores - together.scores[:, 2:], torch.zeros(4, 3), atol=1e-6, rtol=0)
     assert model.predict(texts).labels == own.labels  # the last task is the model's own
+    assert model.for_task("").for_task("topic").spec == model.spec  # with p_b again
     with pytest.raises(MismatchError, match="no task is called 'tpic'; learned were, in this order: mood, topic"):
         model.for_task("tpic")
 
@@ -261,6 +263,26 @@ def test_a_sequential_run_that_is_started_again_goes_on_with_the_weights_it_took
     assert state_bytes(stopped.trainer.network) == state_bytes(whole.trainer.network)
 
 
+def test_a_run_that_was_killed_before_it_kept_its_sums_keeps_them_when_it_is_started_again(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = {**SOLVED, "continual__method": "closed-form", "continual__keep": "sums"}
+    whole = run(tmp_path / "whole", backbone, "mood", **way)
+    with monkeypatch.context() as patched:
+        patched.setattr(continual, "end", _killed)
+        with pytest.raises(RunFailed, match="killed"):
+            run(tmp_path / "mood", backbone, "mood", **way)
+    again = run(tmp_path / "mood", backbone, "mood", **way)
+    assert state_bytes(again.trainer.network) == state_bytes(whole.trainer.network)
+    expected, kept = (continual.kept_sums(RunFolder(tmp_path / name)) for name in ("whole", "mood"))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+def _killed(*_: object) -> None:
+    raise RunFailed("killed")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
     """Two runs, of which the first one's samples are gone; what the machine of a simulation measures stands beside."""
@@ -334,13 +356,14 @@ def test_tasks_that_read_texts_differently_must_be_known(tmp_path: Path, backbon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_example_learns_three_tasks(tmp_path: Path) -> None:
     """In Flower's simulation, on a few messages; the last report has what was measured after each task."""
     backbone = save_tiny(tmp_path / "backbone", "bert")
     command = [sys.executable, str(ROOT / "examples" / "continual" / "run.py"), "--out", str(tmp_path / "runs")]
     words = [f"backbone.name={backbone}", "data.num-devices=2", "data.max-samples=20", "task.max-length=16"]
     command += [part for word in words for part in ("-c", word)]
-    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
     assert made.returncode == 0, made.stderr[-2000:]
     for row in ("accuracy, task unknown", "accuracy on intent", "accuracy on time"):
         assert row in made.stdout

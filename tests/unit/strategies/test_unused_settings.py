@@ -21,6 +21,8 @@ UNUSED = {
     "discriminant": {*ADAPTERS, "random-features"},
     "fixed-gates": {"random-features"},
     "low-rank": {"random-features"},
+    "o-lora": {"random-features"},
+    "oa-adapter": {"random-features"},
     "upper-layers": {"random-features"},
 }
 
