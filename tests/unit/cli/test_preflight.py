@@ -114,13 +114,13 @@ def test_what_is_cut_unknown_or_of_several_tokens_is_said_first(app: Path) -> No
             assert notes[2].startswith("note: task.label-words: 'no no' is 2 tokens")
 
 
-def test_a_mark_of_unknown_words_that_begins_every_text_is_none(app: Path) -> None:
+def test_a_mark_of_unknown_words_that_ends_every_text_is_none(app: Path) -> None:
     """OPT and GPT-2 have one token for both."""
     folder = save_tiny(app / "backbone", "opt")
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"unk_token": "[SEP]", "eos_token": "[SEP]"}))
-    settings = load_settings({"data.source": str(app), "backbone.name": str(folder), "data.label-column": "label"})
-    assert preflight(settings) == []
+    words = {"data.source": str(app), "backbone.name": str(folder), "task.kind": "language-modelling"}
+    assert preflight(load_settings(words)) == []
 
 
 def test_splits_without_rows_have_no_notes(app: Path) -> None:
