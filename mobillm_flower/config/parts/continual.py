@@ -44,8 +44,8 @@ class ContinualSettings:
     method: str = one_of(REPLAY, REPLAY, SEQUENTIAL, CLOSED_FORM, OA_ADAPTER, O_LORA)
     keep: str = one_of(ALL, ALL, SHARE, SUMS, NOTHING)
     share: float = number(0.1, above=0, below=1)
-    orthogonality: float = number(0.1, at_least=0)
-    threshold: float = number(0.1, at_least=0, below=2)
+    orthogonality: float = number(0.5, at_least=0)
+    threshold: float = number(1.5, at_least=0, below=2)
 
     @property
     def in_use(self) -> bool:
