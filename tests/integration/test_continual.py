@@ -236,6 +236,7 @@ def test_methods_that_need_no_samples_of_earlier_tasks_keep_them(
     tmp_path: Path, backbone: Path, method: str, keep: str
 ) -> None:
     way = {**(SOLVED if keep == "sums" else STEPS), "continual__method": method, "continual__keep": keep}
+    way |= {"continual__orthogonality": 0.1, "continual__threshold": 0.1}
     run(tmp_path / "mood", backbone, "mood", **way)
     before = accuracy(tmp_path / "mood", "mood")
     second = run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
