@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 NAMES = [f"device-{i}" for i in range(4)]
-KILLED = PHASES if os.environ.get("MOBILLM_ALL_PHASES") else ("masked sums",)
+KILLED = PHASES if os.environ.get("MOBILLM_ALL_PHASES") else ("shares",)
 BEFORE = {"keys": "", "shares": "offer", "masked sums": "roster", "agreement": "vector", "unmasking": "survivors"}
 """By phase what a device's folder holds once it has answered the phase before."""
 
