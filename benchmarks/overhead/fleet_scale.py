@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.overhead.synthetic import synthetic_plan, synthetic_spec
+from benchmarks.overhead.synthetic import BATCH, synthetic_plan, synthetic_spec
 from mobillm_flower.config import ArrivalSettings, RoundSettings, TrainerSettings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
@@ -107,7 +107,7 @@ def bench_fleet_scale(
             "classes": _CLASSES,
             "devices_a_buffer": _BUFFER,
             "steps_a_buffer": ArrivalSettings().steps,
-            "batch": TrainerSettings().batch_size,
+            "batch": BATCH,
             "epochs": 1,
             "decoded_tier_bytes": _DECODED,
             "threads": num_threads,
@@ -305,7 +305,7 @@ def _blobs(spec: ExtractionSpec, generator: torch.Generator) -> list[bytes]:
 def _plan(count: int, samples: int, num_threads: int) -> TrainingPlan:
     """Return what a run of strategy `fed` would fix, for one epoch."""
     specs = [synthetic_spec(f"bench {width}", pivot="first+mean", blocks=_BLOCKS, width=width) for width in _WIDTHS]
-    settings, arrivals = TrainerSettings(epochs=1, patience=0), ArrivalSettings(buffer=_BUFFER)
+    settings, arrivals = TrainerSettings(epochs=1, batch_size=BATCH, patience=0), ArrivalSettings(buffer=_BUFFER)
     steps = planned_steps(
         count * samples,
         epochs=settings.epochs,

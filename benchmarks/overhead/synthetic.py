@@ -11,6 +11,9 @@ from mobillm_flower.server import TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
+BATCH = 32
+"""What `trainer.batch-size=0` means where labels are predicted."""
+
 
 def synthetic_spec(name: str, *, pivot: str, blocks: int, width: int) -> ExtractionSpec:
     """Return what a backbone of that name, M sampled layers and width d_b would upload, in NF4."""

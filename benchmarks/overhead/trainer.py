@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.overhead.synthetic import synthetic_plan, synthetic_spec
+from benchmarks.overhead.synthetic import BATCH, synthetic_plan, synthetic_spec
 from mobillm_flower.config import TrainerSettings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import ActivationBatch
@@ -57,7 +57,7 @@ def bench_trainer(
         Bars `step_ratio` and `step_ratio_mean`: seconds of a step over seconds of the bare loop's, with pivot
         `first+mean` and with `mean`. `figures` say whether both ended with the same weights, bit by bit.
     """
-    defaults = TrainerSettings()
+    defaults = TrainerSettings(batch_size=BATCH)
     report = Report(
         "trainer",
         {
@@ -171,7 +171,7 @@ class BareLoop:
 
 def training_plan(spec: ExtractionSpec, num_classes: int, count: int, *, epochs: int, num_threads: int) -> TrainingPlan:
     """Return a run's plan under the default settings, without a validation share."""
-    chosen = TrainerSettings(epochs=epochs, validation_share=0.0, patience=0)
+    chosen = TrainerSettings(epochs=epochs, batch_size=BATCH, validation_share=0.0, patience=0)
     options = TrainerOptions.of(chosen, planned_steps=epochs * math.ceil(count / chosen.batch_size), seed=0)
     return synthetic_plan([spec], options, num_classes=num_classes, num_threads=num_threads)
 

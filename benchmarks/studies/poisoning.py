@@ -162,6 +162,7 @@ def plan_of(data: Extracted, *, network: str, judge: bool, seed: int, key: str =
     )
     options = TrainerOptions.of(
         load_settings({}).trainer,
+        batch_size=32,
         planned_steps=1,
         seed=seed,
         validation_key=key,

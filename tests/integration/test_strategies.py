@@ -246,7 +246,8 @@ def test_text_pairs_and_regression_run_to_the_end(tmp_path: Path) -> None:
     )
     _, result, _, _ = run(config)
     (metrics,) = result.evaluate_metrics_clientapp.values()
-    assert metrics["spearman"] == pytest.approx(measured_again(config))
+    # which of two predictions that are almost equal is the larger depends on the batch that a text is in
+    assert metrics["spearman"] == pytest.approx(measured_again(config), abs=0.01)
     assert measure_references(tmp_path / "run")["identical"] is True
 
 

@@ -22,8 +22,8 @@ def test_settings_that_differ_from_the_defaults_are_marked(tmp_path: Path) -> No
     assert "loss.objective\nlabel\ndifference (preset mobillm)\n" in changed
     assert "task.labels\nalarm,music,weather\nempty\n" in changed
     assert "future.thing\n1\nnot known to this version\n" in changed
-    assert "trainer.batch-size" not in changed
-    assert "trainer.batch-size\n32\n32\nSamples a step.\n" in all_of_them
+    assert "rounds.window" not in changed
+    assert "rounds.window\n64\n64\nMost samples a device is asked for at once.\n" in all_of_them
 
 
 @pytest.mark.parametrize(
