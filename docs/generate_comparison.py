@@ -22,7 +22,12 @@ PAGE = ROOT / "docs" / "reference" / "comparison.md"
 
 TASKS = {"sst2_sentences": "SST-2 sentences", "mrpc": "MRPC", "clinc150": "CLINC150"}
 PEER, PARTITION = "fed-lora", "alpha=0.1"
-METHODS = {"pae": "side-tuning, `pae`", "upper-layers": "side-tuning, `upper-layers`", PEER: "LoRA by FedAvg"}
+METHODS = {
+    "pae": "side-tuning in closed form",
+    "additive": "side-tuning by steps",
+    "upper-layers": "side-tuning, `upper-layers`",
+    PEER: "LoRA by FedAvg",
+}
 PER_TASK = ("cost_to_target", "peers", "quality_under_budget", "fleet_clock")
 PROTOCOLS = ("memory", "memory_opt-1.3b", "network", "quantization", "ablation", "robustness")
 
