@@ -33,19 +33,13 @@ def restore(result: Mapping[str, Any], plan: Plan) -> dict[str, list[str]]:
     for task in plan.tasks:
         curves = result["figures"]["tasks"].get(task.name)
         like = next((one for one in before["tasks"] if one["name"] == task.name), None)
-        if curves is None or like is None or _rows(asdict(task)) != _rows(like):
+        if curves is None or like is None or task.to_dict() != like:
             continue
         for method in plan.methods:
             if known.get(method.name) == asdict(method):
                 _restore(method, task, plan, curves)
                 found.setdefault(task.name, []).append(method.name)
     return found
-
-
-def _rows(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what shapes a task's rows, wherever its data set lies."""
-    settings = {key: value for key, value in task["settings"].items() if key != "data.source"}
-    return {**task, "settings": settings}
 
 
 def _restore(method: Method, task: ComparedTask, plan: Plan, curves: Mapping[str, Any]) -> None:

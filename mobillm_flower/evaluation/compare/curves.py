@@ -86,7 +86,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return what shapes the results, as plain values."""
         return {
-            "tasks": [asdict(task) for task in self.tasks],
+            "tasks": [task.to_dict() for task in self.tasks],
             "methods": [asdict(method) for method in self.methods],
             "seeds": list(self.seeds),
             "partitions": list(self.partitions),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -44,6 +45,12 @@ class ComparedTask:
     def has_pairs(self) -> bool:
         """Whether its samples are pairs of texts that are compared with one another."""
         return "data.pair-column" in self.settings and self.settings.get("task.kind") != "language-modelling"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for results that others read: of a source its name, not where it lies."""
+        source = self.settings.get("data.source")
+        named = {"data.source": Path(source).name} if source else {}
+        return {**asdict(self), "settings": {**self.settings, **named}}
 
     def write(self, work: Path, *, held_out: str) -> Path:
         """Write the cut data set as parquet, tested on `held_out` ("validation" or "test"), and return its folder."""

@@ -60,6 +60,12 @@ def test_a_comparison_is_made_again_from_its_file_without_a_run(tmp_path: Path, 
     assert asked == []
 
 
+def test_results_do_not_tell_where_a_data_set_lies(tmp_path: Path) -> None:
+    tasks = [compared_task("sst2_sentences", tmp_path / one) for one in ("here", "there")]
+    assert tasks[0].to_dict() == tasks[1].to_dict()
+    assert str(tmp_path) not in json.dumps(replace(plan(tmp_path), tasks=tasks).to_dict())
+
+
 @pytest.mark.parametrize(
     "change",
     [
