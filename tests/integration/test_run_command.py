@@ -57,17 +57,17 @@ def test_a_run_prints_its_results_and_leaves_no_process_behind(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_run_that_fails_says_why_in_one_paragraph_and_exits_with_1(tmp_path: Path) -> None:
-    broken = [*SMALL, "backbone.name=no/such-model", "rounds.timeout-s=60"]
+    broken = [*SMALL, "activations.layers=1,9", "rounds.timeout-s=60"]  # known once a device has told its depth
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), *words(broken))
     assert answer.returncode == 1
     assert "Traceback" not in answer.stderr
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error ")]
     assert "ended as finished:failed" in line
-    assert "backbone.name='no/such-model' is no registered name (minilm, smollm2)" in line
+    assert "activations.layers=[1, 9] must ascend" in line
     assert f"report: {tmp_path / 'run' / 'report.html'}" in answer.stderr.splitlines()
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert '<p class="state failed">' in page
-    assert "no/such-model" in page
+    assert "activations.layers=[1, 9]" in page
     assert not left_over(tmp_path / "run")
 
 
@@ -75,6 +75,10 @@ def test_a_wrong_setting_stops_at_once(tmp_path: Path) -> None:
     answer = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), "-c", "trainer.epoch=3")
     assert answer.returncode == 1
     assert answer.stderr.strip() == "error unknown setting 'trainer.epoch'; did you mean 'trainer.epochs'?"
+    assert not (tmp_path / "run").exists()
+    unknown = mobillm("run", str(QUICKSTART), "--out", str(tmp_path / "run"), "-c", "backbone.name=no/such-model")
+    assert unknown.returncode == 1
+    assert "backbone.name='no/such-model' is no registered name (minilm, smollm2)" in unknown.stderr
     assert not (tmp_path / "run").exists()
     debug = mobillm("--debug", "run", str(QUICKSTART), "-c", "trainer.epoch=3")
     assert debug.returncode == 1
