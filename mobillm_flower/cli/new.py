@@ -79,7 +79,6 @@ RECIPES: Mapping[TaskKind, Recipe] = {
             "backbone.name": "facebook/opt-125m",
             "task.max-length": 128,
             "trainer.epochs": 6,
-            "trainer.batch-size": 16,
             "trainer.weight-decay": 0.1,
             "trainer.dropout": 0.0,
         },

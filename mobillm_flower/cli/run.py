@@ -62,7 +62,7 @@ def run(
     if flwr_home is not None and superlink is None:
         raise SettingsError("--flwr-home says where the connection of --superlink is; name that, too")
     words += _earlier_run(settings) if superlink is None else []
-    for note in _look_at_data(flower_app, settings) if superlink is None else ():
+    for note in _look_at_data(flower_app, settings, words) if superlink is None else ():
         if not as_json:
             typer.echo(f"note: {note}", err=True)
     with Watcher(quiet=as_json) as watcher:
@@ -98,16 +98,25 @@ def run(
     raise typer.Exit(results["exit_code"])
 
 
-def _look_at_data(app: App, settings: Settings) -> list[str]:
-    """Refuse what a simulation's devices could not read, unless they load rows of their own; return what to know."""
+def _look_at_data(app: App, settings: Settings, words: list[str]) -> list[str]:
+    """Refuse what a simulation's devices could not read; return what to know.
+
+    Of devices that load rows of their own the first is asked, and nothing is refused: others may have other rows.
+    """
     from mobillm_flower.evaluation.first_look import preflight
-    from mobillm_flower.launch.own_rows import app_loader
+    from mobillm_flower.launch.own_rows import app_loader, gathered
 
     try:
         own = app_loader(app)
     except MobiLLMError:  # what is wrong with the app's module, Flower says
         return []
-    return preflight(settings) if own is None else []
+    if own is None:
+        return preflight(settings)
+    try:
+        with gathered(app, [word for word in words if not word.startswith("data.source=")], at_most=1) as of_first:
+            return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]))]
+    except MobiLLMError as error:
+        return [f"the first device would be refused: {error}"]
 
 
 def _earlier_run(settings: Settings) -> list[str]:

@@ -26,7 +26,9 @@ _FIRST = 1_000_000  # numbers that are in order as texts, too
 
 
 @contextlib.contextmanager
-def gathered(app: App, words: Sequence[str], folder: Path | None = None) -> Iterator[list[str]]:
+def gathered(
+    app: App, words: Sequence[str], folder: Path | None = None, *, at_most: int | None = None
+) -> Iterator[list[str]]:
     """Yield settings that name the rows of an app whose devices load them by themselves; none where they do not.
 
     The rows of `data.num-devices` devices are asked of the app's own function and written to a folder, a column of
@@ -40,6 +42,8 @@ def gathered(app: App, words: Sequence[str], folder: Path | None = None) -> Iter
         ``key=value``, over the app's own settings.
     folder : Path, optional
         Where the rows are kept; by default in a temporary folder until the end. Readable by its owner alone.
+    at_most : int, optional
+        How many of the devices are asked; by default all.
 
     Raises
     ------
@@ -56,7 +60,7 @@ def gathered(app: App, words: Sequence[str], folder: Path | None = None) -> Iter
         shutil.rmtree(to, ignore_errors=True)
         to.mkdir(parents=True, mode=0o700)
         count = app.settings(words).data.num_devices
-        splits = rows_of(app, load, count, {**app.config, **app.run_config(words)})
+        splits = rows_of(app, load, count, {**app.config, **app.run_config(words)}, at_most=at_most)
         with no_progress():
             datasets.DatasetDict(splits).save_to_disk(to)
         yield [
@@ -66,10 +70,12 @@ def gathered(app: App, words: Sequence[str], folder: Path | None = None) -> Iter
         ]
 
 
-def rows_of(app: App, load: LoadData, count: int, run_config: dict[str, Any]) -> dict[str, datasets.Dataset]:
-    """Return the train and test rows of so many devices, with a column that says whose they are."""
+def rows_of(
+    app: App, load: LoadData, count: int, run_config: dict[str, Any], *, at_most: int | None = None
+) -> dict[str, datasets.Dataset]:
+    """Return the train and test rows of so many devices, or the first of them; a column says whose they are."""
     parts: dict[str, list[datasets.Dataset]] = {"train": [], "test": []}
-    for number in range(count):
+    for number in range(count if at_most is None else min(count, at_most)):
         node: dict[str, bool | float | int | str] = {"partition-id": number, "num-partitions": count}
         context = Context(run_id=0, node_id=number + 1, node_config=node, state=RecordDict(), run_config=run_config)
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mobillm_flower.errors import ReleaseRefused
 
 _VERSION = 2
+_KINDS = {"BLOB": "blob", "INTEGER": "integer", "REAL": "real", "TEXT": "text"}  # as declared, and as `typeof` says
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS releases (
     release BLOB PRIMARY KEY,
@@ -49,6 +50,7 @@ def open_ledger(file: Path) -> sqlite3.Connection:
     db = _connect(file)
     try:
         _carry_over(db)
+        _check_values(db)
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=ON")
     except sqlite3.DatabaseError as error:
@@ -60,10 +62,11 @@ def open_ledger(file: Path) -> sqlite3.Connection:
     return db
 
 
-def damaged(error: sqlite3.DatabaseError) -> ReleaseRefused:
-    """Return what a device says where SQLite cannot read its ledger; pages that are read later may be damaged, too."""
+def damaged(error: sqlite3.DatabaseError | str) -> ReleaseRefused:
+    """Return what a device says where its ledger cannot be read; pages that are read later may be damaged, too."""
+    why = error if isinstance(error, str) else type(error).__name__
     return ReleaseRefused(
-        f"the device folder's ledger cannot be read ({type(error).__name__}); restore the folder, or remove it to "
+        f"the device folder's ledger cannot be read ({why}); restore the folder, or remove it to "
         "start as a new device, which promises nothing for what was released before"
     )
 
@@ -104,6 +107,19 @@ def _carry_over(db: sqlite3.Connection) -> None:
         if columns:
             count(db, "carried over")
         db.execute(f"PRAGMA user_version={_VERSION}")
+
+
+def _check_values(db: sqlite3.Connection) -> None:
+    """Refuse values of other types than their columns': SQLite keeps what it cannot convert, and adds up text as 0."""
+    for table in ("releases", "texts", "evaluated", "counts"):
+        for _, column, declared, *_ in db.execute(f"PRAGMA table_info({table})").fetchall():
+            kind = _KINDS[declared]
+            wrong = f"typeof({column}) NOT IN ('{kind}', 'null')"
+            if kind in ("integer", "real"):
+                wrong += f" OR {column} < 0"
+            found = db.execute(f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {wrong})")  # noqa: S608 - names of the schema
+            if found.fetchone()[0]:
+                raise damaged(f"a value of {table}.{column} is no {declared} of a ledger")
 
 
 def _connect(database: Path) -> sqlite3.Connection:

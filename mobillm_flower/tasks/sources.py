@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -107,15 +108,25 @@ def _as_dataset(files: list[Path], form: FileForm) -> datasets.Dataset:
 
 def _saved(folder: Path, split: str) -> datasets.Dataset:
     """Return a split that `save_to_disk` wrote."""
+    if (folder / "dataset_dict.json").is_file():
+        folder /= split
+        if not folder.is_dir():
+            raise DataError(f"data.source, which save_to_disk wrote, has no split {split!r}")
     try:
-        held = datasets.load_from_disk(str(folder))
-        rows = held.get(split) if isinstance(held, datasets.DatasetDict) else held
-        if rows is not None:
-            rows.data.table.validate(full=True)
-            return rows
+        if not json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
+            return _without_rows(folder)
+        rows = datasets.Dataset.load_from_disk(str(folder))
+        rows.data.table.validate(full=True)
     except Exception as error:  # whatever a damaged file makes of it
         raise DataError(f"data.source, which save_to_disk wrote, cannot be read ({reason(error)})") from error
-    raise DataError(f"data.source, which save_to_disk wrote, has no split {split!r}")
+    return rows
+
+
+def _without_rows(folder: Path) -> datasets.Dataset:
+    """Return a split that was saved without any row, which `datasets` writes and cannot read."""
+    info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    features = datasets.Features.from_dict(info["features"])
+    return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
 
 
 def _has_card(folder: Path) -> bool:

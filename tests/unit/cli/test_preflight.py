@@ -134,12 +134,40 @@ def test_splits_without_rows_have_no_notes(app: Path) -> None:
     assert preflight(load_settings({**words, "task.labels": "", **regression})) == []
 
 
-def test_an_app_that_loads_its_own_rows_is_not_asked_for_others(app: Path) -> None:
-    (app / "preflight_app.py").write_text(
-        "from mobillm_flower import SideTuningClient\n\napp = SideTuningClient(load_data=print).app\n"
-    )
-    with pytest.raises(AssertionError, match="Flower was started"):
-        refused("run", app, "-c", "data.label-column=intent")
+OWN = """
+from mobillm_flower import SideTuningClient
+
+
+def load_data(context):
+    assert context.node_config["partition-id"] == 0, "only the first device is asked"
+    return ROWS, None
+
+
+app = SideTuningClient(load_data=load_data).app
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('[{"text": "it sat on", "label": i % 2} for i in range(20)]', "of the first device, 20 of 20 texts have more"),
+        ('[{"body": "it sat on", "label": 0}]', "the first device would be refused: data.text-column='text' is none"),
+        ("[]", "the first device would be refused: "),
+        ("None", "the first device would be refused: "),
+        ("1 / 0", "the first device would be refused: "),
+    ],
+)
+def test_the_first_device_of_an_app_that_loads_its_own_rows_is_looked_at_and_the_run_starts(
+    app: Path, rows: str, said: str
+) -> None:
+    """Others may have other rows: nothing is refused here."""
+    (app / "preflight_app.py").write_text(OWN.replace("ROWS", rows), "utf-8")
+    words = ["task.max-length=4", "task.labels=no,yes", f"backbone.name={save_tiny(app / 'backbone', 'bert')}"]
+    result = CliRunner().invoke(cli, ["run", str(app), *(w for s in words for w in ("-c", s))])
+    assert isinstance(result.exception, AssertionError)
+    assert str(result.exception) == "Flower was started"
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert any(line.startswith(f"note: {said}") for line in notes), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,36 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
         DeviceFolder(tmp_path / "device")
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("releases.epsilon", "a lot"),
+        ("releases.epsilon", b"\x01"),
+        ("releases.epsilon", -1.0),
+        ("releases.delta", "none"),
+        ("releases.held", "yes"),
+        ("releases.tokens", 1.5),
+        ("releases.activations", "text"),
+        ("texts.text", 7),
+        ("evaluated.epsilon", "x"),
+        ("evaluated.exact", -1),
+        ("counts.value", "many"),
+    ],
+)
+def test_a_value_that_is_none_of_its_column_is_refused_and_counts_as_no_zero(
+    tmp_path: Path, column: str, value: Any
+) -> None:
+    folder = DeviceFolder(tmp_path / "device")
+    folder.ledger.record([make_release(folder)], epsilon=1.0)
+    folder.ledger.evaluate([b"a text"])
+    folder.close()
+    table, _, name = column.partition(".")
+    with sqlite3.connect(tmp_path / "device" / "ledger.sqlite") as db:
+        db.execute(f"UPDATE {table} SET {name} = ?", (value,))
+    with pytest.raises(ReleaseRefused, match=f"ledger cannot be read .a value of {column} is no"):
+        DeviceFolder(tmp_path / "device")
+
+
 def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
     DeviceFolder(tmp_path / "device").close()
     with sqlite3.connect(tmp_path / "device" / "ledger.sqlite") as db:

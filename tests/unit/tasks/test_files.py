@@ -352,6 +352,22 @@ def test_a_clone_without_its_large_files(tmp_path: Path) -> None:
         load_splits(load_settings({"data.source": str(tmp_path)}).data)
 
 
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_a_saved_folder_one_of_whose_splits_has_no_rows(tmp_path: Path, empty: str) -> None:
+    splits = {split: datasets.Dataset.from_list(rows) for split, rows in SPLITS.items()}
+    splits[empty] = splits[empty].select([])
+    datasets.DatasetDict(splits).save_to_disk(tmp_path)
+    train, test = load_splits(load_settings({"data.source": str(tmp_path)}).data)
+    assert (len(train), len(test)) == (len(splits["train"]), len(splits["test"]))
+    assert train.features == test.features == splits["train"].features
+
+
+def test_a_split_that_a_saved_folder_has_not(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(DataError, match="which save_to_disk wrote, has no split 'dev'"):
+        load_splits(load_settings({"data.source": str(tmp_path), "data.test-split": "dev"}).data)
+
+
 def test_a_saved_folder_that_is_damaged(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "train/state.json").write_text("{")
