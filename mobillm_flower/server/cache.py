@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError, CacheFull
-from mobillm_flower.server.integrity import Damage, checksums, digest, find_damage, problem
+from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS samples (
     digest BLOB NOT NULL,
     activations BLOB NOT NULL,
     target BLOB NOT NULL,
-    checksum INTEGER,
+    xxh3 INTEGER,
     UNIQUE (device, release)
 );
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -50,11 +50,11 @@ _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM sam
 _UNTRAINED, _TASK = "untrained", "task"
 _CARRY_OVER = """
 INSERT OR IGNORE INTO samples
-    (device, release, backbone, stage, round, tokens, received, digest, activations, target, checksum)
+    (device, release, backbone, stage, round, tokens, received, digest, activations, target, xxh3)
 SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target, {checksum}
 FROM earlier.samples WHERE received >= ? ORDER BY id
 """
-_HAS_CHECKSUM = "SELECT 1 FROM pragma_table_info('samples', '{database}') WHERE name = 'checksum'"
+_HAS_CHECKSUM = "SELECT 1 FROM pragma_table_info('samples', '{database}') WHERE name = 'xxh3'"
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
@@ -135,7 +135,7 @@ class ActivationCache:
                 raise CacheError(f"{self.file} has version {version}, this release reads {_VERSION}; use its release")
             self._db.executescript(_SCHEMA)
             if not self._db.execute(_HAS_CHECKSUM.format(database="main")).fetchone():
-                self._db.execute("ALTER TABLE samples ADD COLUMN checksum INTEGER")  # of a release before it
+                self._db.execute("ALTER TABLE samples ADD COLUMN xxh3 INTEGER")  # of a release before it
             self._db.execute(f"PRAGMA user_version={_VERSION}")
         except sqlite3.DatabaseError as error:
             raise CacheError(f"{self.file} cannot be used as a cache: {error}; move it away to start anew") from error
@@ -184,10 +184,11 @@ class ActivationCache:
             The disk refuses.
         """
         now = time.time()
-        bytes_ = [(s.activations, s.target) for s in samples]
+        shared = (backbone, self.task, round_)
         rows = [
-            (device, s.release, backbone, self.task, round_, s.tokens, now, digest(backbone, s), *both, checksum)
-            for s, both, checksum in zip(samples, bytes_, checksums(bytes_), strict=True)
+            (device, s.release, *shared, s.tokens, now, digest(backbone, s), *both, checksum(*both))
+            for s in samples
+            for both in [(s.activations, s.target)]
         ]
         with self._lock:
             held = self.held(device)
@@ -203,7 +204,7 @@ class ActivationCache:
                 before = self._db.total_changes
                 self._db.executemany(
                     "INSERT OR IGNORE INTO samples (device, release, backbone, stage, round, tokens, received, digest, "
-                    "activations, target, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "activations, target, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
                 added = self._db.total_changes - before
@@ -283,20 +284,20 @@ class ActivationCache:
             A row is not there, or does not hold the bytes that were committed.
         """
         query = (
-            "SELECT samples.id, activations, target, checksum FROM json_each(?) AS asked CROSS JOIN samples "
+            "SELECT samples.id, activations, target, xxh3 FROM json_each(?) AS asked CROSS JOIN samples "
             "ON samples.id = asked.value"
         )
         ids = list(ids)
         rows = self._in_order(query, ids)
         self._checked.extend(bytes(max(0, max(ids, default=0) + 1 - len(self._checked))))
-        fresh = [i for i, id_ in enumerate(ids) if not self._checked[id_]]
-        for i, checksum in zip(fresh, checksums([rows[i][:2] for i in fresh]), strict=True):
-            if checksum != rows[i][2] and (rows[i][2] is not None or self._problem(ids[i])):
-                raise CacheError(
-                    f"{self.file}: row {ids[i]} does not hold the bytes that were committed; `mobillm cache "
-                    "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
-                )
-            self._checked[ids[i]] = 1
+        for id_, (activations, target, committed) in zip(ids, rows, strict=True):
+            if not self._checked[id_]:
+                if checksum(activations, target) != committed and (committed is not None or self._problem(id_)):
+                    raise CacheError(
+                        f"{self.file}: row {id_} does not hold the bytes that were committed; `mobillm cache "
+                        "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
+                    )
+                self._checked[id_] = 1
         return [(activations, target) for activations, target, _ in rows]
 
     def _problem(self, id_: int) -> str:
@@ -409,7 +410,7 @@ class ActivationCache:
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_TASK, str(task)))
                 known = self._db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
-                query = _CARRY_OVER.format(checksum="checksum" if known else "NULL")
+                query = _CARRY_OVER.format(checksum="xxh3" if known else "NULL")
                 copied = self._db.execute(query, (since,)).rowcount
                 self._db.execute("COMMIT")
             finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import xxhash
+
 from mobillm_flower.wire.window import SampleBytes
+
+_SIGNED = (1 << 63) - 1  # SQLite's integers have a sign
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,12 @@ def digest(backbone: str, sample: SampleBytes) -> bytes:
     return hashlib.sha256(head + sample.activations + sample.target).digest()
 
 
-def checksums(rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
-    """Return the CRC-32 of each row's activations and target: a third of the time of digests.
+def checksum(activations: bytes, target: bytes) -> int:
+    """Return 63 bits of the XXH3 of a row: a fiftieth of a digest's time.
 
     It finds damage, as the digest does that lies in the same row; neither is a secret from who changes the file.
     """
-    if not rows:
-        return []
-    activations, targets = zip(*rows, strict=True)
-    return list(map(zlib.crc32, targets, map(zlib.crc32, activations)))
+    return xxhash.xxh3_64_intdigest(target, xxhash.xxh3_64_intdigest(activations)) & _SIGNED
 
 
 def find_damage(db: sqlite3.Connection) -> list[Damage]:

@@ -115,7 +115,7 @@ def test_a_row_of_an_earlier_release_is_checked_by_its_digest(tmp_path: Path, sa
     cache.add(ALICE, samples[:10], backbone=BACKBONE, round_=1)
     cache.close()
     with sqlite3.connect(file) as db:
-        db.execute("ALTER TABLE samples DROP COLUMN checksum")
+        db.execute("ALTER TABLE samples DROP COLUMN xxh3")
     cache = ActivationCache(file)
     cache.add(BOB, samples[10:12], backbone=BACKBONE, round_=1)
     ids = cache.rows().column("id").tolist()
