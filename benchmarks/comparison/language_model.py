@@ -1,11 +1,12 @@
-"""SmolLM2 on sentences, pairs and intents: by itself, in closed form, with the additive network, and LoRA in one place.
+"""SmolLM2 on sentences, pairs and intents: by itself, in closed form, by steps, from sums alone, and LoRA in one place.
 
     .venv/bin/python -m benchmarks.comparison.language_model --data ../shared/data --tasks sst2,clinc150 \
         --json benchmarks/results/language_model.json
 
 Each task is one run of side-tuning in Flower's simulation, of ten IID devices. The solution is the run's own; the
 additive network is trained from the run's cache, since training depends on cached bytes alone. LoRA is trained on those
-rows, a figure an epoch. What has ended is kept in the work folder and written to the JSON file at once.
+rows, a figure an epoch. Sums alone (`--sums`) are a run of `preset=analytic` on the same devices. What has ended is
+kept in the work folder and written to the JSON file at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from mobillm_flower.config import load_settings
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.side_networks import ActivationBatch, SideNetworkConfig
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.evaluation.compare.cells import APP, CENTRAL_LORA, Cell
@@ -158,11 +160,18 @@ def lora(task: ComparedTask, work: Path, epochs: int) -> dict[str, Any]:
     return {"epochs": [point.metric for point in points], "seconds": [point.server_seconds for point in points]}
 
 
+def from_sums(task: ComparedTask, work: Path) -> dict[str, Any]:
+    """Run `preset=analytic` on ten IID devices; return the metric of its side network."""
+    (point,) = Cell(task, ANALYTIC, "iid", 0, 10, "test", _CUT).run(work)
+    return {"metric": point.metric, "bytes up a device": point.bytes_up, "bytes down a device": point.bytes_down}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with sst2_sentences, clinc150, glue_mrpc, …")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--lora", default="sst2", help="tasks that LoRA is trained on too")
+    parser.add_argument("--sums", default="sst2", help="tasks that are solved from sums alone too")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/language-model"))
     parser.add_argument("--json", type=Path)
@@ -172,6 +181,8 @@ def main() -> None:
         source = str((asked.data / TASKS[name].settings["data.source"]).resolve())
         task = replace(TASKS[name], settings={**TASKS[name].settings, "data.source": source})
         cells: dict[str, Callable[[], dict[str, Any]]] = {"side-tuning": lambda task=task: side_tuned(task, asked.work)}  # type: ignore[misc]
+        if name in asked.sums.split(","):
+            cells["sums alone"] = lambda task=task: from_sums(task, asked.work)  # type: ignore[misc]
         if name in asked.lora.split(","):
             cells["LoRA in one place"] = lambda task=task: lora(task, asked.work, asked.epochs)  # type: ignore[misc]
         for title, cell in cells.items():
