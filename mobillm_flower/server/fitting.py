@@ -119,6 +119,7 @@ def _read(
             weights=of_rows[part],
             calibrate=wanted.calibrate,
             scale=wanted.scale,
+            protected=loader.labels_protected,
         )
 
 

