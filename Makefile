@@ -45,13 +45,18 @@ demo-lm: $(STAMP)
 	$(BIN)/mobillm run examples/keyboard --out runs/keyboard
 	$(BIN)/mobillm predict runs/keyboard --suggest 5 --file examples/keyboard/typed.txt
 
-# One process a core, one thread a process. Slow tests mostly wait for programs that start, so they share cores well;
-# none asserts a time, and what they measure of memory is of a process of its own.
+# One process a core, one thread a process; files in the order of tests/conftest.py, the longest first. Slow tests wait
+# for others' clocks half of their time, so four run side by side even on two cores; none asserts a time, and what they
+# measure of memory is of a process of its own. Of them, and of `flower`'s, only the files that have some are imported.
+SHARED := OMP_NUM_THREADS=1
+PYTEST := -m pytest --dist loadfile --no-loadscope-reorder
+marked = $$(grep -rlE 'mark\.$(1)\b' tests)
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	$(SHARED) $(BIN)/python $(PYTEST) -m "not slow" --numprocesses auto
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --dist loadfile
+	$(SHARED) $(BIN)/python $(PYTEST) -m slow --numprocesses 4 $(call marked,slow)
 
 $(OTHER)/.installed: $(STAMP)
 	rm -rf $(OTHER)
@@ -64,7 +69,7 @@ $(OTHER)/.installed: $(STAMP)
 
 test-flower: $(OTHER)/.installed
 	$(OTHER)/bin/python -c 'import flwr; print("flwr", flwr.__version__); assert flwr.__version__ == "$(VERSION)"'
-	$(OTHER)/bin/python -m pytest -m flower
+	$(SHARED) $(OTHER)/bin/python $(PYTEST) -m flower --numprocesses auto $(call marked,flower)
 
 # `-e .` among them: its bounds hold. What is installed stays where it is new enough, torch's CPU build above all.
 $(LATEST)/.installed: $(STAMP)
@@ -79,14 +84,14 @@ $(LATEST)/.installed: $(STAMP)
 	@touch $@
 
 test-latest: $(LATEST)/.installed
-	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	$(SHARED) $(LATEST)/bin/python $(PYTEST) -m "not slow" --numprocesses auto
 
 # What changes with transformers and Flower most: generation, and a simulation.
 test-latest-few: $(LATEST)/.installed
 	$(LATEST)/bin/python -c 'from importlib.metadata import version; [print(name, version(name)) for name in "$(NEWEST)".split()]'
-	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest --numprocesses auto tests/unit/backbones/test_key_values.py \
-		tests/unit/backbones/test_prefix.py tests/unit/core/test_language.py tests/unit/core/side_networks/test_causal.py
-	$(LATEST)/bin/python -m pytest -m flower tests/integration/test_run_command.py
+	$(SHARED) $(LATEST)/bin/python $(PYTEST) --numprocesses auto tests/integration/test_run_command.py \
+		tests/unit/backbones/test_key_values.py tests/unit/backbones/test_prefix.py tests/unit/core/test_language.py \
+		tests/unit/core/side_networks/test_causal.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def submit(deployment: Deployment, name: str, *settings: str) -> tuple[Path, str
 
 def finish(deployment: Deployment, run_path: Path, run_id: str) -> None:
     """Wait for the end; it is a good one, and all samples are held as they were committed."""
-    wait_for(lambda: deployment.status(run_id).startswith("finished"), "the run is over", seconds=600)
+    wait_for(lambda: deployment.is_over(run_id), "the run is over", seconds=600)
     log = (deployment.folder / "superlink.log").read_text("utf-8", "replace")[-3000:]
     assert deployment.status(run_id) == "finished:completed", log
     assert events(run_path, "finished")[-1]["outcome"] == "completed"
@@ -86,7 +86,7 @@ def test_a_server_app_that_is_killed_fails_its_run_and_the_next_one_goes_on(depl
     run_path, run_id = submit(deployment, "killed-app", "task.max-length=17")
     wait_for(lambda: len(events(run_path, "window")) >= 1, "a first window is committed")
     deployment.kill_server_app()
-    wait_for(lambda: deployment.status(run_id).startswith("finished"), "Flower notices", seconds=300)
+    wait_for(lambda: deployment.is_over(run_id), "Flower notices", seconds=300)
     assert deployment.status(run_id) == "finished:failed"
     assert not events(run_path, "finished")  # it had no time to say so
     before = committed(run_path)

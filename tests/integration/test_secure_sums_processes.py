@@ -96,13 +96,16 @@ def test_a_supernode_killed_in_a_phase_is_left_out_or_in_and_the_sum_is_right(
     run_path, victim = tmp_path / "run", fleet.folder / NAMES[0]
     shutil.rmtree(victim / "secure-sums", ignore_errors=True)  # what it was killed over before
     run_id = fleet.submit(run_path, *settings, "rounds.min-devices=4", "rounds.timeout-s=120")
-    over = lambda: fleet.status(run_id).startswith("finished")  # noqa: E731
     if known := BEFORE[phase]:
-        wait_for(lambda: has_come_to(victim, known) or over(), f"the device is asked for {phase}", seconds=500)
+        wait_for(
+            lambda: has_come_to(victim, known) or fleet.is_over(run_id), f"the device is asked for {phase}", seconds=500
+        )
     else:
-        wait_for(lambda: len(events(run_path, "device")) == 4 or over(), "all devices are met", seconds=500)
+        wait_for(
+            lambda: len(events(run_path, "device")) == 4 or fleet.is_over(run_id), "all devices are met", seconds=500
+        )
     fleet.kill(NAMES[0])
-    wait_for(over, "the run is over", seconds=400)
+    wait_for(lambda: fleet.is_over(run_id), "the run is over", seconds=400)
     log = (fleet.folder / "superlink.log").read_text("utf-8", "replace")[-3000:]
     assert fleet.status(run_id) == "finished:completed", log
     (summed,) = events(run_path, "group-summed")

@@ -20,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "quickstart"
+_ASK_S = 8.0  # one of Flower's commands takes seconds of a core, which the devices need
 
 
 class Deployment:
@@ -36,6 +37,7 @@ class Deployment:
         self.port, self._control = free_port(), free_port()
         self._ports = {name: free_port() for name in devices}
         self._running: dict[str, psutil.Popen] = {}
+        self._answered = 0.0
         (folder / "flwr").mkdir()
         (folder / "flwr" / "config.toml").write_text(
             f'[superlink.fleet]\naddress = "127.0.0.1:{self.port}"\n{trust}\n', "utf-8"
@@ -90,6 +92,14 @@ class Deployment:
     def status(self, run_id: str) -> str:
         """Flower's word on a run."""
         return str(self.flwr("list", "fleet", "--run-id", run_id, "--format", "json")["runs"][0]["status"])
+
+    def is_over(self, run_id: str) -> bool:
+        """Whether Flower says that a run is over; it is not asked again soon."""
+        if time.monotonic() - self._answered < _ASK_S:
+            return False
+        over = self.status(run_id).startswith("finished")
+        self._answered = time.monotonic()
+        return over
 
     def flwr(self, *words: str) -> dict[str, Any]:
         """Run one of Flower's commands that answer in JSON."""
