@@ -29,7 +29,6 @@ from mobillm_flower.clients.own import (
     told,
 )
 from mobillm_flower.clients.summing import MadeSums, make_sums
-from mobillm_flower.config import to_yaml
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.sums import Words
@@ -198,7 +197,7 @@ class SideTuningClient:
     def _device(self, context: Context) -> Device:
         settings = device_settings(context)
         check_run(settings, context)
-        key = (str(device_folder(settings, context)), f"{to_yaml(settings)}{device_policy(context)}")
+        key = (str(device_folder(settings, context)), f"{settings}{device_policy(context)}")
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
             owned = open_folder(settings, context)

@@ -10,16 +10,15 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-from flwr.app import Context, RecordDict
-
-from mobillm_flower.clients.own import LoadData, loader_of
 from mobillm_flower.errors import DataError, MobiLLMError, UnsupportedError
 from mobillm_flower.launch.app import App
-from mobillm_flower.tasks import both_splits
-from mobillm_flower.tasks.partitions import no_progress
+
+if TYPE_CHECKING:  # what runs and watches an app needs no torch; these load it
+    import datasets
+
+    from mobillm_flower.clients.own import LoadData
 
 DEVICE = "mobillm-device"
 _FIRST = 1_000_000  # numbers that are in order as texts, too
@@ -61,6 +60,10 @@ def gathered(
         to.mkdir(parents=True, mode=0o700)
         count = app.settings(words).data.num_devices
         splits = rows_of(app, load, count, {**app.config, **app.run_config(words)}, at_most=at_most)
+        import datasets
+
+        from mobillm_flower.tasks.partitions import no_progress
+
         with no_progress():
             datasets.DatasetDict(splits).save_to_disk(to)
         yield [
@@ -74,6 +77,11 @@ def rows_of(
     app: App, load: LoadData, count: int, run_config: dict[str, Any], *, at_most: int | None = None
 ) -> dict[str, datasets.Dataset]:
     """Return the train and test rows of so many devices, or the first of them; a column says whose they are."""
+    import datasets
+    from flwr.app import Context, RecordDict
+
+    from mobillm_flower.tasks import both_splits
+
     parts: dict[str, list[datasets.Dataset]] = {"train": [], "test": []}
     for number in range(count if at_most is None else min(count, at_most)):
         node: dict[str, bool | float | int | str] = {"partition-id": number, "num-partitions": count}
@@ -130,4 +138,6 @@ def app_loader(app: App) -> LoadData | None:
         ) from error
     finally:
         sys.path.remove(str(app.folder))
+    from mobillm_flower.clients.own import loader_of
+
     return loader_of(made)

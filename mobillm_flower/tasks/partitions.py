@@ -57,16 +57,16 @@ def places(
     columns: dict[str, Any] = {"row": range(len(rows))}
     if settings.partition == Partition.dirichlet and len(rows) >= num_partitions:
         whole = datasets.Dataset.from_dict({**columns, "label": rows[settings.label_column][:]})
-        return list(_dirichlet(whole, settings, partition_id, num_partitions)["row"])
+        return list(_dirichlet(whole, settings, partition_id, num_partitions)["row"][:])
     shuffled = datasets.Dataset.from_dict(columns).shuffle(seed=settings.seed)
     if len(rows) < num_partitions:  # one each, and the last devices have none
-        return list(shuffled[partition_id : partition_id + 1]["row"])
+        return list(shuffled[partition_id : partition_id + 1]["row"][:])
     from flwr_datasets.partitioner import IidPartitioner  # brings matplotlib with it
 
     partitioner = IidPartitioner(num_partitions=num_partitions)
     partitioner.dataset = shuffled
     with no_progress():
-        return list(partitioner.load_partition(partition_id)["row"])
+        return list(partitioner.load_partition(partition_id)["row"][:])
 
 
 def natural_names(train: datasets.Dataset, settings: DataSettings) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_labels, check_pair_column
+from mobillm_flower.config.run_compatibility import check_labels, check_pair_column
 from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.labels import LabelRule, class_names, label_rule, number_of, value_text
@@ -335,7 +335,7 @@ def measure(scores: Tensor, labels: Tensor, contract: TaskContract) -> float:
 def _column(rows: Any, name: str, setting: str) -> list[Any]:
     if name not in rows.column_names:
         raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
-    return list(rows[name])
+    return list(rows[name][:])  # at once: a column by itself is read row by row
 
 
 def read_texts_of(rows: Any, settings: Settings) -> tuple[list[str], list[str] | None, dict[int, str]]:

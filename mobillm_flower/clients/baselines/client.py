@@ -22,7 +22,6 @@ from mobillm_flower.clients.own import (
     promises,
     told,
 )
-from mobillm_flower.config import to_yaml
 from mobillm_flower.errors import MobiLLMError, PolicyRefused
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import pack_holdings, pack_numbers
@@ -79,7 +78,7 @@ class BaselineClient:
                 f"strategy={settings.strategy} promises nothing of the texts that it reads, and this device "
                 "does: it takes part in side-tuning only"
             )
-        key = (context.node_id, to_yaml(settings))
+        key = (context.node_id, str(settings))
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
             self._devices[key] = BASELINE_DEVICES[settings.strategy](settings, data, device_folder(settings, context))

@@ -40,6 +40,11 @@ def test_a_users_own_value_stands() -> None:
     assert _imported(script, GOMP_SPINCOUNT="77") == {"spin": "77"}
 
 
+def test_what_starts_and_watches_runs_loads_no_torch() -> None:
+    script = "mobillm_flower.launch; print(json.dumps([[name, name in sys.modules] for name in ('torch', 'datasets')]))"
+    assert _imported(script) == {"torch": False, "datasets": False}
+
+
 def test_flowers_programs_inherit_it() -> None:
     assert flower_environment()[SPIN] == os.environ[SPIN]
 
