@@ -264,7 +264,7 @@ def fleet(
 ) -> None:
     """Simulate fleets of real kinds of devices around measured costs: time to a target, bytes. All is modelled."""
     from benchmarks.comparison.fleet import bench_fleet
-    from benchmarks.comparison.fleet_clock import World
+    from benchmarks.comparison.fleet_profiles import World
     from mobillm_flower.evaluation.plan import measured_gflops
 
     world = World(

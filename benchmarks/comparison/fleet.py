@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.comparison.fleet_clock import Outcome, Recorded, World, make_fleet, simulate
+from benchmarks.comparison.fleet_clock import Outcome, Recorded, make_fleet, simulate
+from benchmarks.comparison.fleet_profiles import World
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import SIDE_TUNING
 from mobillm_flower.evaluation.compare.cost_to_target import BOTH

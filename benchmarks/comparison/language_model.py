@@ -29,7 +29,7 @@ from mobillm_flower.evaluation.compare.cells import APP, CENTRAL_LORA, Cell
 from mobillm_flower.evaluation.compare.task import ComparedTask
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.runs.events import DeviceSummary, Window
+from mobillm_flower.runs.device_events import DeviceSummary, Window
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan

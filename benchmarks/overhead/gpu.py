@@ -9,7 +9,6 @@ the tests, `flwr[simulation]` for the simulation. A part whose package is missin
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import json
 import subprocess
@@ -18,8 +17,6 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.overhead.gpu_clock import FULL, TINY, Scale, clocked, device, in_turns, peak
 from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import fill_cache, train_epoch, training_plan
@@ -38,91 +36,13 @@ from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, Si
 from mobillm_flower.core.side_networks.ridge import Ridge
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.evaluation.turns import Report, run_fresh, take_turns
+from mobillm_flower.evaluation.turns import Report, run_fresh
 from mobillm_flower.server import ActivationCache
 
 FORWARD_BAR = 1.05
 _ROOT = Path(__file__).parents[2]
 _BESIDE = {"PYTHONPATH": str(_ROOT)}
 Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large the work is: `FULL` on a GPU, `TINY` where only the script itself is tried.
-
-    Parameters
-    ----------
-    shape : str
-        A name in `random_models.SHAPES`.
-    layers, batch, length : int
-        Of the device's forward pass; 0 layers: all.
-    dtype : torch.dtype
-        Of the backbone.
-    repeats : int
-        Turns.
-    samples : int
-        Of the server's epoch.
-    vocabulary, tokens : int
-        Of the language-model head.
-    rows, width : int
-        n and D of the closed form.
-    """
-
-    shape: str
-    layers: int
-    batch: int
-    length: int
-    dtype: torch.dtype
-    repeats: int
-    samples: int
-    vocabulary: int
-    tokens: int
-    rows: int
-    width: int
-
-
-FULL = Scale("opt-1.3b", 0, 8, 512, torch.bfloat16, 10, 4096, 150_000, 4096, 100_000, 4_608)
-TINY = Scale("opt-125m", 2, 2, 16, torch.float32, 2, 64, 1_000, 32, 300, 64)
-
-
-def device() -> torch.device:
-    """Return the GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def clocked(work: Callable[[], object]) -> float:
-    """Return a call's seconds, on a GPU by the device's own events."""
-    if not torch.cuda.is_available():
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
-
-
-def in_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return each side's seconds, taken in turns after one turn that is not counted."""
-    clocks = {name: partial(clocked, work) for name, work in sides.items()}
-    take_turns(clocks, 1)
-    return take_turns(clocks, repeats)
-
-
-def peak(work: Callable[[], object]) -> int:
-    """Return the bytes that a call allocates on the GPU at most, above what is there before it; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        return 0
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return int(torch.cuda.max_memory_allocated() - before)
 
 
 # ---- the parts ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ pytest.importorskip("simpy", reason="the extra `bench` with simpy is not install
 
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.fleet import bench_fleet, read_curves
-from benchmarks.comparison.fleet_clock import PROFILES, Device, Presence, Recorded, World, make_fleet, simulate
+from benchmarks.comparison.fleet_clock import Device, Presence, Recorded, make_fleet, simulate
+from benchmarks.comparison.fleet_profiles import PROFILES, World
 from benchmarks.comparison.tasks import compared_task
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import Point

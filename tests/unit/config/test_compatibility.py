@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 
 from mobillm_flower.config import load_settings
-from mobillm_flower.config.compatibility import (
+from mobillm_flower.config.compatibility import check_engine, settings_of
+from mobillm_flower.config.run_compatibility import (
     check_difference_strategy,
-    check_engine,
     check_label_strategy,
     check_labels,
     check_pair_column,
     check_pivot,
     check_rounds,
     check_training,
-    settings_of,
 )
 from mobillm_flower.core.side_networks import Needs, needs_of
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
