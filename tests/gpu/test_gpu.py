@@ -157,7 +157,8 @@ def test_a_saved_model_predicts_the_same(folder: Path, tmp_path: Path) -> None:
 def test_devices_of_a_simulation_share_a_gpu(tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("ray", reason="the extra `simulation` is not installed")
     words = [f"backbone.name={folder}", "backbone.device=cuda:0", "backbone.gpu-share=0.25", "data.num-devices=4"]
-    outcome = run_app(read_app(ROOT / "examples" / "quickstart"), words, tmp_path / "run")
+    app = read_app(ROOT / "examples" / "quickstart")
+    outcome = run_app(app, words, run_path=tmp_path / "run", on_event=lambda _: None)
     assert outcome.status == "finished:completed"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
@@ -86,7 +87,7 @@ def test_a_second_task_appends_its_classes_and_both_are_predicted(
     tmp_path: Path, backbone: Path, preset: str, solved: bool
 ) -> None:
     """Devices need not have an earlier task's data, nor be the same ones."""
-    way = {"preset": preset, **(SOLVED if solved else STEPS)}
+    way: dict[str, Any] = {"preset": preset, **(SOLVED if solved else STEPS)}
     run(tmp_path / "mood", backbone, "mood", nodes=[0, 1], **way)
     run(tmp_path / "topic", backbone, "topic", nodes=[1, 2], continual__after=str(tmp_path / "mood"), **way)
     folder = tmp_path / "topic" / "side_network"
@@ -137,7 +138,7 @@ def test_with_all_samples_kept_the_network_is_that_of_all_tasks_at_once(
 @pytest.mark.parametrize(("keep", "left"), [("share", 6), ("nothing", 0)])
 def test_what_is_not_kept_is_deleted_and_the_run_is_over(tmp_path: Path, backbone: Path, keep: str, left: int) -> None:
     method = "replay" if left else "sequential"
-    way = {"continual__keep": keep, "continual__share": 0.08, "continual__method": method}
+    way: dict[str, Any] = {"continual__keep": keep, "continual__share": 0.08, "continual__method": method}
     run(tmp_path / "mood", backbone, "mood", **way)
     held = read_run(tmp_path / "mood").last(events.TaskKept)
     assert held is not None
@@ -207,7 +208,7 @@ def test_another_backbone_is_refused_by_name(tmp_path: Path, backbone: Path) -> 
 
 
 def test_a_run_that_is_none_or_is_not_over_is_refused(tmp_path: Path, backbone: Path) -> None:
-    after = {"continual__after": str(tmp_path / "mood")}
+    after: dict[str, Any] = {"continual__after": str(tmp_path / "mood")}
     with pytest.raises(SettingsError, match="is no folder of a run with its settings and cache"):
         run(tmp_path / "topic", backbone, "topic", **after)
     run(tmp_path / "mood", backbone, "mood")
@@ -226,7 +227,7 @@ def accuracy(folder: Path, task: str) -> float:
     model = SideTunedModel.from_pretrained(folder / "side_network", task=task)
     learned = [row for number in range(DEVICES) for row in rows(task, 100 * number, 100 * number + 24)]
     predicted = model.predict([row["text"] for row in learned]).labels
-    return sum(label == row["label"] for label, row in zip(predicted, learned, strict=True)) / len(learned)
+    return float(np.mean([label == row["label"] for label, row in zip(predicted, learned, strict=True)]))
 
 
 @pytest.mark.parametrize(

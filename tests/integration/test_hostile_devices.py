@@ -48,8 +48,7 @@ def start(
     configs = [{"partition-id": i, "num-partitions": HONEST + 1, **own} for i, own in enumerate(nodes)]
 
     def by_the_liar(message: Message, reply: Message) -> Message:
-        liar = message.metadata.dst_node_id == LIAR and tamper is not None
-        return tamper(message, reply) if liar else reply
+        return tamper(message, reply) if tamper and message.metadata.dst_node_id == LIAR else reply
 
     strategy.start(LocalGrid(SideTuningClient().app, configs, config, tamper=by_the_liar), ArrayRecord())
     return strategy
@@ -60,7 +59,7 @@ def describes(record: str, **values: Any) -> Callable[[Message, Message], Messag
 
     def lie(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == keys.DESCRIBE:
-            said = reply.content[keys.DEVICE]
+            said: Any = reply.content[keys.DEVICE]
             said[record] = json.dumps({**json.loads(str(said[record])), **values})
         return reply
 
@@ -153,12 +152,13 @@ def test_what_a_device_says_of_its_size_neither_lays_out_the_schedule_nor_keeps_
         """Describe many samples, and send one that is new in each round."""
         nonlocal sent
         if message.metadata.message_type == keys.DESCRIBE:
-            asked = message
-            reply.content[keys.DEVICE][keys.NUM_TRAIN] = many
-            reply.content = prove(reply.content, Identity(_secret(tmp_path / "run" / "devices" / "partition-0")), asked)
+            said: Any = reply.content[keys.DEVICE]
+            said[keys.NUM_TRAIN] = many
+            key = Identity(_secret(tmp_path / "run" / "devices" / "partition-0"))
+            reply.content = prove(reply.content, key, message)
         if message.metadata.message_type != keys.EXTRACT:
             return reply
-        asked = message.content[keys.REQUEST]
+        asked: Any = message.content[keys.REQUEST]
         spec, contract = ExtractionSpec.from_json(asked[keys.SPEC]), TaskContract.from_json(asked[keys.CONTRACT])
         if not first:
             first.append(open_window(reply.content, spec=spec, contract=contract, max_samples=99, max_bytes=10**9))
@@ -211,7 +211,8 @@ def test_a_metric_counts_within_its_range_and_by_the_samples_that_are_held(tmp_p
     def boast(claimed: float, count: float) -> Callable[[Message, Message], Message]:
         def lie(message: Message, reply: Message) -> Message:
             if message.metadata.message_type == keys.DESCRIBE:
-                reply.content[keys.DEVICE][keys.NUM_TEST] = int(count)
+                said: Any = reply.content[keys.DEVICE]
+                said[keys.NUM_TEST] = int(count)
                 key = Identity(_secret(tmp_path / str(claimed) / "devices" / "partition-0"))
                 reply.content = prove(reply.content, key, message)
             if message.metadata.message_type == keys.EVALUATE:
@@ -243,10 +244,11 @@ def test_who_sends_without_end_is_stopped_when_the_others_are_done(
     def flood(message: Message, reply: Message) -> Message:
         nonlocal sent
         if message.metadata.message_type == keys.DESCRIBE:
-            reply.content[keys.DEVICE][keys.NUM_TRAIN] = many
+            said: Any = reply.content[keys.DEVICE]
+            said[keys.NUM_TRAIN] = many
         if message.metadata.message_type != keys.EXTRACT:
             return reply
-        asked = message.content[keys.REQUEST]
+        asked: Any = message.content[keys.REQUEST]
         spec, contract = ExtractionSpec.from_json(asked[keys.SPEC]), TaskContract.from_json(asked[keys.CONTRACT])
         window = open_window(reply.content, spec=spec, contract=contract, max_samples=99, max_bytes=10**9)
         first.extend(window.samples[: 1 - len(first)])
