@@ -30,7 +30,7 @@ from mobillm_flower.core.targets import automatic_scale, base_prediction
 from mobillm_flower.evaluation.references import logistic_regression
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.runs.events import Window
+from mobillm_flower.runs.device_events import Window
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, replay

@@ -23,7 +23,7 @@ from mobillm_flower.config import Settings
 from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.runs.events import Window
+from mobillm_flower.runs.device_events import Window
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache

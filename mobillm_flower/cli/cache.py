@@ -120,7 +120,7 @@ def forget(
     With --retrain the side network is trained again without them, as if the device had never been there.
     """
     file = run_cache(run)
-    from mobillm_flower.runs.events import Forgotten
+    from mobillm_flower.runs.device_events import Forgotten
     from mobillm_flower.runs.folder import RunFolder
     from mobillm_flower.server import ActivationCache
 
@@ -182,7 +182,7 @@ def expire(
     """
     file = run_cache(run)
     from mobillm_flower.config import load_settings
-    from mobillm_flower.runs.events import Forgotten
+    from mobillm_flower.runs.device_events import Forgotten
     from mobillm_flower.runs.folder import RunFolder
     from mobillm_flower.server import ActivationCache
 
@@ -241,7 +241,7 @@ def _confirm(question: str, *, as_json: bool) -> None:
 def _backbone_names(run: Path) -> dict[str, str]:
     """Return each device's backbone as the run's log names it."""
     from mobillm_flower.errors import RunFailed
-    from mobillm_flower.runs.events import DeviceMet
+    from mobillm_flower.runs.device_events import DeviceMet
     from mobillm_flower.runs.record import read_run
 
     try:

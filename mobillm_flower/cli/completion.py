@@ -28,7 +28,7 @@ def presets(incomplete: str) -> list[str]:
 def devices(context: typer.Context, incomplete: str) -> list[str]:
     """Return pseudonyms of the run's devices that begin so, as its log tells them."""
     from mobillm_flower.errors import RunFailed
-    from mobillm_flower.runs.events import DeviceMet, Forgotten
+    from mobillm_flower.runs.device_events import DeviceMet, Forgotten
     from mobillm_flower.runs.record import read_run
 
     try:

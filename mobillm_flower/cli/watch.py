@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mobillm_flower.cli.output import relative
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events, watching
 
 
 class Watcher:
@@ -69,16 +69,16 @@ class Watcher:
     def event(self, event: events.Event) -> None:
         """Show what an event changes."""
         match event:
-            case events.Submitted():
+            case watching.Submitted():
                 self.run_id = event.run
                 self.say(f"run {self.run_id}")
-            case events.FolderSeen():
+            case watching.FolderSeen():
                 self.follow(event.folder)
-            case events.FlowerStatus():
+            case watching.FlowerStatus():
                 self.say(f"Flower: {event.status}" if event.status != "running" else "the ServerApp is starting")
-            case events.Waiting():
+            case device_events.Waiting():
                 self.say(event.reason)
-            case events.Said() if not self._quiet:
+            case watching.Said() if not self._quiet:
                 self._console.print(event.text, style="dim")
             case events.Finished() if event.outcome == "completed":
                 self.say(f"the run completed after {event.seconds:.0f} s")
@@ -90,7 +90,7 @@ class Watcher:
                 )
             case events.StartedAgain():
                 self.say(str(event))
-            case events.Window():
+            case device_events.Window():
                 self._held += event.new
                 self._show("devices upload", self._held, None)
             case events.Round() if event.num_held is not None:
@@ -100,7 +100,11 @@ class Watcher:
                 told = [f"validation {name} {value:.4f}" for name, value in measured.items() if value is not None]
                 self.say(": ".join([f"epoch {event.epoch}", *([", ".join(told)] if told else [])]))
             case (
-                events.Rejected() | events.Failure() | events.Dropped() | events.NodeRefused() | events.CacheFull()
+                device_events.Rejected()
+                | device_events.Failure()
+                | device_events.Dropped()
+                | device_events.NodeRefused()
+                | events.CacheFull()
             ) if not self._quiet:
                 self._console.print(f"{event.kind}: {event.reason}", style="yellow")
 

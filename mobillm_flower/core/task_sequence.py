@@ -139,11 +139,6 @@ class TaskSequence:
         mask[span.start : span.stop] = True
         return mask
 
-    def task_numbers(self, classes: Tensor) -> Tensor:
-        """Return the number of the task that each column [B] belongs to, [B] int64."""
-        ends = torch.tensor([span.stop for span in self.spans], device=classes.device)
-        return torch.bucketize(classes, ends, right=True)
-
     def to_json(self) -> str:
         """Return the tasks as JSON."""
         return json.dumps([{"name": span.name, "labels": span.labels} for span in self.spans])

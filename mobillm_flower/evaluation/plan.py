@@ -33,7 +33,7 @@ from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.models.fine_tuned import with_lora
-from mobillm_flower.strategies.run_plan import make_plan
+from mobillm_flower.strategies.run_plan import arguments_named, make_plan
 from mobillm_flower.tasks import LocalData, render, windows_of
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import target_size
@@ -333,7 +333,7 @@ def _sample_bytes(spec: ExtractionSpec, contract: TaskContract, rows: int) -> in
 
 def _network_bytes(config: SideNetworkConfig, codec: str) -> int:
     """Return what goes down: matrices under the codec, other values in float32."""
-    with torch.device("meta"):
+    with torch.device("meta"), arguments_named():
         parameters = list(config.build().parameters())
     return sum(CODECS[codec].num_bytes(p.numel()) if p.dim() > 1 else 4 * p.numel() for p in parameters)
 

@@ -20,7 +20,8 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.saved import saved_backbones, saved_contract
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.runs.events import DeviceMet, Ingested, Prepared, Trained, TypeEvaluation, Window
+from mobillm_flower.runs.device_events import DeviceMet, Window
+from mobillm_flower.runs.events import Ingested, Prepared, Trained, TypeEvaluation
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import RunRecord, read_run
 from mobillm_flower.runs.sequence import runs_before

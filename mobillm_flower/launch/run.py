@@ -18,8 +18,9 @@ from mobillm_flower.errors import RunFailed, UnsupportedError
 from mobillm_flower.launch.app import App
 from mobillm_flower.launch.superlink import named_connection, simulation_superlink
 from mobillm_flower.launch.watch import RunFollower, watch
-from mobillm_flower.runs.events import OnEvent, Submitted
+from mobillm_flower.runs.events import OnEvent
 from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.watching import Submitted
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray keeps objects there; where it is small, in the temporary folder
 _REPEATABLE = "trainer.validation-split=seed"  # in a simulation nobody lies, and a seed is there to repeat a run

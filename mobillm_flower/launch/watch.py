@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.launch.superlink import Connection
-from mobillm_flower.runs.events import Event, Finished, FlowerStatus, FolderSeen, OnEvent, Said
+from mobillm_flower.runs.events import Event, Finished, OnEvent
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.log import EventReader
 from mobillm_flower.runs.plain import plain
+from mobillm_flower.runs.watching import FlowerStatus, FolderSeen, Said
 
 _LOOK_S = 0.2
 _SILENCE_S = 60.0  # without events, ask Flower whether the run is still going; an answer costs seconds of a core

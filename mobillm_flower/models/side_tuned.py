@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,41 +12,23 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
-from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import (
-    ActivationBatch,
-    RunsUpperLayers,
-    SideNetworkConfig,
-    state_for,
-)
+from mobillm_flower.core.side_networks import ActivationBatch, RunsUpperLayers, SideNetworkConfig, state_for
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.core.task_sequence import TaskSpan
-from mobillm_flower.errors import MismatchError, RunFailed, UnsupportedError
+from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.models.card import CardFacts
 from mobillm_flower.models.hub import push_folder, saved_folder
-from mobillm_flower.models.saved import (
-    CONFIG,
-    WEIGHTS,
-    choose_type,
-    read_config,
-    reading,
-    save_side_network,
-    saved_backbones,
-    saved_contract,
-    saved_tasks,
-)
+from mobillm_flower.models.loading import load_parts
+from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.privacy.mixing import MixingKey
-from mobillm_flower.runs.events import Evaluation
-from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.metrics import TOKEN_METRICS, TokenScores
@@ -489,71 +470,26 @@ class SideTunedModel:
         UnsupportedError
             The folder holds no side network, or one of a newer format.
         """
-        folder = saved_folder(folder, revision)
-        config, contract, file = read_config(folder), saved_contract(folder), folder / CONFIG
-        tasks = saved_tasks(folder)
-        predicted = contract
-        if task is not None:
-            if tasks is None:
-                raise MismatchError(f"{folder} has learned one task; leave out the task's name, {task!r}")
-            predicted = tasks.contract_of(task) if task else tasks.together
-        with reading(file, "specs"):
-            specs = {name: ExtractionSpec.from_json(json.dumps(spec)) for name, spec in config["specs"].items()}
-        saved_backbones(folder)  # refused here, if they are damaged
-        if not isinstance(backbone, Backbone):
-            named, info = choose_type(backbone, list(config["backbones"].values()))
-            if not named and not info["name"]:
-                raise MismatchError(
-                    f"{file} does not say which model its backbone {info['fingerprint'][:12]} is, since the server's "
-                    "settings did not name it; give it as backbone="
-                )
-            from mobillm_flower.backbones.load import load_with  # loads transformers
-
-            backbone = load_with(
-                LoadOptions(
-                    name=named or info["name"],
-                    revision=info.get("revision", ""),
-                    layers=info["depth"],
-                    precision=precision or info["precision"],
-                    device=device,
-                    token_budget=token_budget,
-                ).for_task(predicted)
-            )
-        of_type = backbone.info.fingerprint
-        if of_type not in specs:
-            trained_for = ", ".join(f"{known['name']} ({name[:12]})" for name, known in config["backbones"].items())
-            raise MismatchError(
-                f"{folder}: trained for {trained_for}, "
-                f"not for {backbone.info.name} ({of_type[:12]}, {backbone.info.depth} layers); load one of those "
-                f"({ONE_MODEL_TWO_TYPES})"
-            )
-        with reading(file, "side_network"):
-            side_config = SideNetworkConfig.from_dict(config["side_network"]).only(of_type)
-            network = side_config.build()
-        with reading(folder / WEIGHTS, "weights"):
-            network.load_state_dict(state_for(load_file(folder / WEIGHTS), of_type))
-        with reading(file, "prediction"):
-            rule = PredictionRule(**config["prediction"])
-        model = cls(
+        parts = load_parts(
+            saved_folder(folder, revision),
             backbone,
-            network,
-            spec=specs[of_type],
-            contract=contract,
-            rule=rule,
-            side_config=side_config,
+            precision=precision,
+            device=device,
+            token_budget=token_budget,
+            task=task,
+        )
+        tasks = parts.tasks
+        model = cls(
+            parts.backbone,
+            parts.network,
+            spec=parts.spec,
+            contract=parts.contract,
+            rule=parts.rule,
+            side_config=parts.side_config,
             public_text=public_text,
             mixing=MixingKey.read(mixing_key) if mixing_key else None,
             columns=(tasks.spans[-1].start, tasks.spans[-1].stop) if tasks else (),
             tasks=tasks,
         )
-        model.metrics = _run_metrics(folder)
+        model.metrics = parts.metrics
         return model if task is None else model.for_task(task)
-
-
-def _run_metrics(folder: Path) -> dict[str, float]:
-    """Return the devices' metrics of the run whose side network this is; none where it is no run's, or has none."""
-    try:
-        last = read_run(folder.parent).last(Evaluation) if folder.name == "side_network" else None
-    except RunFailed:
-        return {}
-    return {name: float(value) for name, value in last.metrics.items()} if last else {}

@@ -85,11 +85,6 @@ class Protection:
         return [torch.from_numpy(row).float().reshape(shape) for row in noisy], torch.from_numpy(released)
 
     @property
-    def is_on(self) -> bool:
-        """Whether anything random is done."""
-        return bool(self.joint_epsilon or self.label_epsilon or self.sigma)
-
-    @property
     def label_rates(self) -> tuple[float, float]:
         """P[ỹ = y], and P[ỹ = k] of each other label k."""
         if self.joint_epsilon and self.classes > 1:

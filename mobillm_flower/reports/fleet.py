@@ -8,8 +8,9 @@ from mobillm_flower.reports.charts import Bar, column_chart
 from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text, bytes_unit, seconds_text, time_text
+from mobillm_flower.runs.device_events import Dropped, Failure, NodeRefused, Rejected
 from mobillm_flower.runs.devices import DeviceRecord, device_of
-from mobillm_flower.runs.events import CacheFull, Dropped, Failure, NodeRefused, Rejected
+from mobillm_flower.runs.events import CacheFull
 
 _MOST_COLUMNS = 200  # of a chart; more devices are drawn as evenly spaced ones among the sorted
 _MOST_ROWS = 500  # of a table

@@ -9,7 +9,8 @@ from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.runs.events import GroupSummed, Prepared, Round
+from mobillm_flower.runs.device_events import GroupSummed
+from mobillm_flower.runs.events import Prepared, Round
 
 Statement = tuple[str, str]
 """What it is about, and what holds for this run."""

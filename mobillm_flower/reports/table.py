@@ -8,7 +8,7 @@ from typing import Any
 
 from mobillm_flower.reports.tasks import task_rows
 from mobillm_flower.reports.units import bytes_text
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.devices import device_records
 from mobillm_flower.runs.record import RunRecord
 from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
@@ -36,7 +36,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
         From `mobillm_flower.evaluation.references.measure_references`; may lack entries that were not measured.
     """
     devices = device_records(run)
-    windows = run.all(events.Window)
+    windows = run.all(device_events.Window)
     samples = sum(window.new for window in windows)
     count = max(1, len(devices))
     metric = references.get("metric", "metric")
@@ -119,7 +119,7 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
 
 def not_used(run: RunRecord) -> dict[str, str]:
     """Return nodes that the run's last session met and did not use, with the reason."""
-    return {event.node: event.reason for event in run.session.all(events.NodeRefused)}
+    return {event.node: event.reason for event in run.session.all(device_events.NodeRefused)}
 
 
 def _left_out_rows(run: RunRecord) -> list[Row]:
@@ -130,7 +130,7 @@ def _left_out_rows(run: RunRecord) -> list[Row]:
         remark = "; ".join(f"{reason} ({count})" if count > 1 else reason for reason, count in reasons)
         remark = "".join(character if character.isprintable() else " " for character in remark)
         rows.append(("devices not used", str(len(refused)), remark[:_MAX_REMARK]))
-    met = {event.device: event.left_out for event in run.all(events.DeviceMet)}
+    met = {event.device: event.left_out for event in run.all(device_events.DeviceMet)}
     counts: Counter[str] = Counter()
     for left_out in met.values():
         counts.update(left_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.record import RunRecord
 
 
@@ -93,9 +93,9 @@ class DeviceRecord:
             return "all sent"
         return "part sent" if self.windows else "nothing sent"
 
-    def summary(self) -> events.DeviceSummary:
+    def summary(self) -> device_events.DeviceSummary:
         """Return what it did, for the log of a session whose events alone were counted here."""
-        return events.DeviceSummary(
+        return device_events.DeviceSummary(
             device=self.device,
             backbone=self.backbone,
             layers=self.layers,
@@ -115,30 +115,30 @@ class DeviceRecord:
     def take(self, event: events.Event) -> None:
         """Count an event of this device."""
         match event:
-            case events.DeviceMet():
+            case device_events.DeviceMet():
                 self.backbone, self.layers, self.chosen = event.backbone, event.layers, event.chosen
                 self.num_train, self.num_test = event.num_train, event.num_test
                 self.dropped = ""  # met again in another session
-            case events.Window():
+            case device_events.Window():
                 self.samples += event.new
                 self.windows += 1
                 self.bytes_up += event.bytes
                 self.forward_seconds += event.forward_seconds
                 self.remaining, self.refused = event.remaining, event.refused
-            case events.Rejected():
+            case device_events.Rejected():
                 self.strikes[event.rule] += 1
-            case events.Failure():
+            case device_events.Failure():
                 self.failures += 1
-            case events.Dropped():
+            case device_events.Dropped():
                 self.dropped = event.reason
-            case events.Returned():
+            case device_events.Returned():
                 self.dropped = ""
-            case events.Forgotten():
+            case device_events.Forgotten():
                 self.forgotten += min(event.samples, self.held)
-            case events.Diagnosis():
+            case device_events.Diagnosis():
                 self.loss, self.agreement, self.outlier = event.loss, event.agreement, event.outlier
                 self.used = event.used
-            case events.DeviceSummary():
+            case device_events.DeviceSummary():
                 self.bytes_down = (self.bytes_down or 0) + event.bytes_down
                 self.peak_memory_bytes = max(self.peak_memory_bytes or 0.0, event.peak_memory_bytes)
 

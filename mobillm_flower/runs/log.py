@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mobillm_flower.runs.device_events  # noqa: F401 - so that its kinds are known
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.runs.events import KINDS, Event, Other, own_fields
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.devices import DeviceRecord, device_of
 from mobillm_flower.runs.record import RunRecord
 
@@ -163,23 +163,23 @@ class _Reader:
                 status.metrics = events.figures(event.metrics)
             case events.Finished():
                 status.phase, status.reason = event.outcome, event.reason
-            case events.NodeRefused():
+            case device_events.NodeRefused():
                 status.refused += 1
             case events.Round():
                 status.held = status.held if event.num_held is None else event.num_held
                 status.cache_bytes = event.cache_bytes
-            case events.DeviceMet():
+            case device_events.DeviceMet():
                 self._sent[event.device] = 0
-            case events.Window():
+            case device_events.Window():
                 self._take_window(event)
-            case events.Rejected():
+            case device_events.Rejected():
                 status.strikes += 1
-            case events.Failure():
+            case device_events.Failure():
                 status.failures += 1
-            case events.Forgotten():
+            case device_events.Forgotten():
                 status.held -= event.samples
 
-    def _take_window(self, window: events.Window) -> None:
+    def _take_window(self, window: device_events.Window) -> None:
         self._status.windows += 1
         self._status.held += window.new
         self._arrivals.append((window.time, window.new))

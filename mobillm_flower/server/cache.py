@@ -8,84 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError, CacheFull
+from mobillm_flower.server.cache_file import Holding, carry_over, open_cache
 from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
-_VERSION = 1
-_MAPPED_BYTES = 1 << 40  # SQLite cuts it to its own limit, as a rule 2 GiB; what lies beyond is read by system calls
 _CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
-_LOCK_WAIT_S = 60.0  # SQLite waits and tries again so long for another process that is writing
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS samples (
-    id INTEGER PRIMARY KEY,
-    device TEXT NOT NULL,
-    release BLOB NOT NULL,
-    backbone TEXT NOT NULL,
-    stage INTEGER NOT NULL,
-    round INTEGER NOT NULL,
-    tokens INTEGER NOT NULL,
-    received REAL NOT NULL,
-    digest BLOB NOT NULL,
-    activations BLOB NOT NULL,
-    target BLOB NOT NULL,
-    xxh3 INTEGER,
-    UNIQUE (device, release)
-);
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-# the column `stage` is the row's task: 0 but in a run that goes on with a finished one
 _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
 _UNTRAINED, _TASK = "untrained", "task"
-_CARRY_OVER = """
-INSERT OR IGNORE INTO samples
-    (device, release, backbone, stage, round, tokens, received, digest, activations, target, xxh3)
-SELECT device, release, backbone, stage, 0, tokens, received, digest, activations, target, {checksum}
-FROM earlier.samples WHERE received >= ? ORDER BY id
-"""
-_HAS_CHECKSUM = "SELECT 1 FROM pragma_table_info('samples', '{database}') WHERE name = 'xxh3'"
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
 """
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What the cache holds of one device.
-
-    Parameters
-    ----------
-    device : str
-        Its pseudonym.
-    backbone : str
-        Fingerprint of its type.
-    task : int
-        Which task of a sequence they are of, counted from 0.
-    samples, num_bytes : int
-        Rows, and bytes of their activations and targets.
-    first, last : float
-        When its first and its last row were committed, in Unix seconds.
-    """
-
-    device: str
-    backbone: str
-    task: int
-    samples: int
-    num_bytes: int
-    first: float
-    last: float
 
 
 class ActivationCache:
@@ -113,32 +55,8 @@ class ActivationCache:
     def __init__(self, file: str | Path, *, quota_bytes: int = 0) -> None:
         self.file = Path(file)
         self.quota_bytes = quota_bytes
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.file, os.O_CREAT | os.O_RDWR, 0o600))
-        self.file.chmod(0o600)
         self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(
-                f"file:{quote(str(self.file.resolve()))}",
-                uri=True,  # so that another file can be attached for reading alone
-                timeout=_LOCK_WAIT_S,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA secure_delete=ON")
-            # pages of the system's own cache, read without a copy: half the time of a random row. Writing is unchanged
-            self._db.execute(f"PRAGMA mmap_size={_MAPPED_BYTES}")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, _VERSION):
-                raise CacheError(f"{self.file} has version {version}, this release reads {_VERSION}; use its release")
-            self._db.executescript(_SCHEMA)
-            if not self._db.execute(_HAS_CHECKSUM.format(database="main")).fetchone():
-                self._db.execute("ALTER TABLE samples ADD COLUMN xxh3 INTEGER")  # of a release before it
-            self._db.execute(f"PRAGMA user_version={_VERSION}")
-        except sqlite3.DatabaseError as error:
-            raise CacheError(f"{self.file} cannot be used as a cache: {error}; move it away to start anew") from error
+        self._db = open_cache(self.file)
         self._rows: Rows | None = None
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int] | None = None
@@ -401,25 +319,14 @@ class ActivationCache:
             One of the files cannot be used.
         """
         with self._access():
+            copied = 0
             if earlier is None:
                 self.set_meta(_TASK, str(task))
-                self.task = task
-                return 0
-            self._db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier.resolve()))}?mode=ro",))
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_TASK, str(task)))
-                known = self._db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
-                query = _CARRY_OVER.format(checksum="xxh3" if known else "NULL")
-                copied = self._db.execute(query, (since,)).rowcount
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                self._db.execute("DETACH DATABASE earlier")
+            else:
+                copied = carry_over(self._db, earlier, {_TASK: str(task)}, since=since)
+                self._invalidate()
             self.task = task
-            self._invalidate()
-            return int(copied)
+            return copied
 
     def keep(self, ids: Iterable[int]) -> int:
         """Delete all rows of the task but these, overwrite their pages, and return how many were deleted."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from mobillm_flower.runs.events import Diagnosis
+from mobillm_flower.runs.device_events import Diagnosis
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.trainer import Trainer
 

@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_difference_strategy
+from mobillm_flower.config.run_compatibility import check_difference_strategy
 from mobillm_flower.errors import CacheError, PacketRejected
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import note_round
 from mobillm_flower.server.sums import check_sums, hold, require_room
@@ -136,7 +136,7 @@ def take_sums(run: RunState, device: DeviceState, sums: SumsReply, *, samples: i
         round_=round_,
     )
     run.stopping.count_upload(sums.num_bytes)
-    event = events.Window(
+    event = device_events.Window(
         round=round_,
         device=device.record.device,
         window=1,

@@ -10,7 +10,8 @@ from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.runs.events import OnEvent, Waiting
+from mobillm_flower.runs.device_events import Waiting
+from mobillm_flower.runs.events import OnEvent
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Clock, Exchange

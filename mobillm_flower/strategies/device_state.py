@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events
 from mobillm_flower.runs.devices import DeviceRecord
 from mobillm_flower.wire.messages import DeviceDescription
 from mobillm_flower.wire.window import Window
@@ -66,9 +66,9 @@ class DeviceState:
         """Whether it is to be asked for more."""
         return not self.done and not self.record.dropped
 
-    def take_window(self, window: Window, *, new: int, round_: int) -> events.Window:
+    def take_window(self, window: Window, *, new: int, round_: int) -> device_events.Window:
         """Count a committed window, `new` of whose samples the cache did not hold, and return its event."""
-        event = events.Window(
+        event = device_events.Window(
             round=round_,
             device=self.record.device,
             window=self.record.windows + 1,
@@ -85,7 +85,7 @@ class DeviceState:
             logger.log(WARNING, "device %s declines to release %d samples", self.name, window.refused)
         return event
 
-    def count(self, event: events.Window, *, peak_memory_bytes: float) -> None:
+    def count(self, event: device_events.Window, *, peak_memory_bytes: float) -> None:
         """Count an answer that was committed."""
         self.record.take(event)
         self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, peak_memory_bytes)

@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.plain import plain
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
@@ -159,7 +159,7 @@ class Fleet:
     def refuse(self, node: int, reason: str) -> None:
         """Note that a node takes no part."""
         self._refused[node] = reason = plain(reason)
-        self._event(events.NodeRefused(str(node), reason))
+        self._event(device_events.NodeRefused(str(node), reason))
         logger.log(WARNING, "node %s is not used: %s", node, reason)
 
     def content(self, device: DeviceState, reply: Message) -> RecordDict | None:
@@ -176,7 +176,7 @@ class Fleet:
     def strike(self, device: DeviceState, error: PacketRejected) -> None:
         """Count a bad packet."""
         detail = plain(error.detail)
-        self._note(device, events.Rejected(device.record.device, error.rule, detail))
+        self._note(device, device_events.Rejected(device.record.device, error.rule, detail))
         logger.log(WARNING, "a packet of device %s was rejected: %s: %s", device.name, error.rule, detail)
         if device.record.strikes.total() >= self.max_strikes:
             self.drop(device, f"{device.record.strikes.total()} bad packets")
@@ -185,7 +185,7 @@ class Fleet:
         """Count an answer that did not come."""
         device.failures_in_a_row += 1
         reason = plain(reason)
-        self._note(device, events.Failure(reason, device=device.record.device))
+        self._note(device, device_events.Failure(reason, device=device.record.device))
         logger.log(WARNING, "device %s failed: %s", device.name, reason)
         if device.failures_in_a_row >= self.max_failures:
             self.drop(device, f"{device.failures_in_a_row} failures in a row, the last: {reason}")
@@ -212,7 +212,7 @@ class Fleet:
     def take_back(self, device: DeviceState) -> None:
         """Ask a device again that was dropped for being away."""
         device.left, device.failures_in_a_row = False, 0
-        self._note(device, events.Returned(device.record.device))
+        self._note(device, device_events.Returned(device.record.device))
 
     def log_summaries(self) -> None:
         """Log what each device did."""
@@ -222,7 +222,7 @@ class Fleet:
     def drop(self, device: DeviceState, reason: str) -> None:
         """Ask a device nothing more."""
         reason = plain(reason)
-        self._note(device, events.Dropped(device.record.device, reason))
+        self._note(device, device_events.Dropped(device.record.device, reason))
         logger.log(WARNING, "device %s is passed over from here on: %s", device.name, reason)
 
     def _note(self, device: DeviceState, event: events.Event) -> None:
@@ -267,7 +267,7 @@ class Fleet:
         self.backbones.setdefault(backbone.fingerprint, backbone)
         self._note(
             device,
-            events.DeviceMet(
+            device_events.DeviceMet(
                 device=description.pseudonym,
                 backbone=backbone.name,
                 layers=backbone.depth,

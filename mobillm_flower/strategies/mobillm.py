@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_label_strategy
+from mobillm_flower.config.run_compatibility import check_label_strategy
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.side_tuning import SideTuningStrategy

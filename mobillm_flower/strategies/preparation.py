@@ -9,7 +9,8 @@ from mobillm_flower.config import Settings
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError
-from mobillm_flower.runs.events import Epoch, Forgotten, Prepared, StartedAgain
+from mobillm_flower.runs.device_events import Forgotten
+from mobillm_flower.runs.events import Epoch, Prepared, StartedAgain
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, note_backbones
 from mobillm_flower.strategies.connections import Connections
@@ -18,6 +19,7 @@ from mobillm_flower.strategies.fleet import Fleet
 from mobillm_flower.strategies.lifecycle import StartedRun
 from mobillm_flower.strategies.run_plan import (
     Overlap,
+    arguments_named,
     as_named_here,
     differences,
     load_frozen_parts,
@@ -87,15 +89,16 @@ def prepare(
     frozen = load_frozen_parts(plan, settings, known)
 
     def make_trainer(of: TrainingPlan) -> Trainer:
-        return of.trainer(
-            cache,
-            scores=rule.scores,
-            memory_bytes=settings.cache.memory_mib << 20,
-            checkpoint=folder.checkpoint,
-            on_epoch=on_epoch,
-            device=training_device(settings),
-            frozen=frozen,
-        )
+        with arguments_named():
+            return of.trainer(
+                cache,
+                scores=rule.scores,
+                memory_bytes=settings.cache.memory_mib << 20,
+                checkpoint=folder.checkpoint,
+                on_epoch=on_epoch,
+                device=training_device(settings),
+                frozen=frozen,
+            )
 
     trainer = make_trainer(plan)
     started.keep_settings()

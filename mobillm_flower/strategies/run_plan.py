@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from mobillm_flower.backbones.memory import available_bytes
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.config import CHOOSERS, Settings
-from mobillm_flower.config.compatibility import ANALYTIC, AUTO, check_training, check_used, prefers_closed_form
+from mobillm_flower.config.compatibility import ANALYTIC, AUTO, prefers_closed_form, settings_of
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.config.parts.continual import REPLAY, SEQUENTIAL
+from mobillm_flower.config.run_compatibility import check_training, check_used
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import automatic_blocks
@@ -65,6 +67,15 @@ _TIMES_HELD = 6  # trained, averaged and best weights, gradient, two moments
 _SHARE_OF_MEMORY = 0.5  # of what is free: samples and the rest need some, too
 _SURELY_SMALL = 1 << 24
 _KEY_BYTES = 32
+
+
+arguments_named = partial(
+    settings_of,
+    activation="side-network.activation",
+    width="side-network.width",
+    threshold="continual.threshold",
+)
+"""A context in which what a side network says of its arguments is said of the settings that they come from."""
 
 
 def make_plan(
@@ -194,7 +205,7 @@ def num_parameters(side_config: SideNetworkConfig) -> int:
     vectors = features + 4 * side_config.bottleneck + side_config.num_outputs
     if (most := side_config.num_blocks * width * vectors) < _SURELY_SMALL:
         return most  # torch's shapes without data take seconds to load
-    with torch.device("meta"):
+    with torch.device("meta"), arguments_named():
         network = side_config.build()
     return sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
 

@@ -12,7 +12,8 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.models.saved import save_side_network
-from mobillm_flower.runs.events import Gates, StartedAgain, TypeJoined
+from mobillm_flower.runs.device_events import TypeJoined
+from mobillm_flower.runs.events import Gates, StartedAgain
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, last_round, note_backbones
@@ -20,7 +21,7 @@ from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Exchange
 from mobillm_flower.strategies.fleet import Fleet
-from mobillm_flower.strategies.run_plan import as_named_here, require_room
+from mobillm_flower.strategies.run_plan import arguments_named, as_named_here, require_room
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire.contract import ExtractionSpec
 
@@ -149,7 +150,8 @@ class RunState:
         """Go on with one more backbone type; raises MismatchError where there is no room for it."""
         plan = self.plan.joined_by(spec)
         require_room(plan)
-        network = plan.side_config.build()
+        with arguments_named():
+            network = plan.side_config.build()
         self.plan = plan
         self.plan.store(self.cache)
         known = {name: BackboneInfo(**info) for name, info in known_backbones(self.cache).items()}

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from mobillm_flower.config import ALWAYS, NEVER, PrivacySettings
 from mobillm_flower.errors import CacheError, PacketRejected, RunFailed
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.sums import check_sums, hold, require_room
 from mobillm_flower.strategies.device_state import DeviceState
@@ -79,7 +79,7 @@ def collect(run: RunState, private: PrivacySettings, config: ConfigRecord, *, ro
         again = False
         for group, phase, why in sum_groups(run, groups, config):
             reason = why
-            run.folder.append(events.GroupRefused(group.name, len(group.devices), phase, why))
+            run.folder.append(device_events.GroupRefused(group.name, len(group.devices), phase, why))
             logger.log(WARNING, "the sum of group %s of %d devices: %s", group.name[:8], len(group.devices), why)
             done = PHASES.index(phase)
             again = again or phase in BEFORE_AGREEMENT
@@ -156,7 +156,7 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
         samples = check_sums(group.server.total, sums, most=described) or described
         require_room(run.cache, run.plan.sums, samples)
     except (PacketRejected, CacheError) as error:
-        run.folder.append(events.GroupRefused(group.name, len(members), "the sum", str(error)))
+        run.folder.append(device_events.GroupRefused(group.name, len(members), "the sum", str(error)))
         logger.log(WARNING, "the sum of group %s cannot be right and is left out: %s", group.name[:8], error)
         return str(error)
     known = json.loads(run.cache.meta(_GROUPS) or "{}")
@@ -170,10 +170,10 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
         backbone=backbone,
         round_=round_,
     )
-    run.folder.append(events.GroupSummed(group.name, list(group.server.members), samples))
+    run.folder.append(device_events.GroupSummed(group.name, list(group.server.members), samples))
     for device in members:
         replies = group.replies[device.description.pseudonym]
-        event = events.Window(
+        event = device_events.Window(
             round=round_,
             device=device.record.device,
             window=1,

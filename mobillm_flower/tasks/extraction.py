@@ -12,7 +12,8 @@ from torch import Tensor
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.public import public_text, public_transform, text_hash
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import ANALYTIC, check_pivot, compares_texts, prefers_closed_form, settings_of
+from mobillm_flower.config.compatibility import ANALYTIC, compares_texts, prefers_closed_form, settings_of
+from mobillm_flower.config.run_compatibility import check_pivot
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.layers import cut_layer, sample_layers

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.config import Settings
-from mobillm_flower.config.compatibility import check_pair_column
+from mobillm_flower.config.run_compatibility import check_pair_column
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.labels import LabelRule
 from mobillm_flower.tasks.task import TASKS, Samples, read_texts_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,14 +64,6 @@ class LeftOut:
             for row, reason in reasons.items():
                 rows_of.setdefault(f"{split} {reason}", []).append(row)
         return cls(rows_of)
-
-
-def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the sums of several devices' counts."""
-    total: Counter[str] = Counter()
-    for of_device in counts:
-        total.update(of_device)
-    return dict(total)
 
 
 def both_splits(loaded: Any) -> tuple[datasets.Dataset, datasets.Dataset]:

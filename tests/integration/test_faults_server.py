@@ -16,8 +16,7 @@ from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import CacheError, MismatchError
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.server import ActivationCache
-from mobillm_flower.server import cache as cache_module
+from mobillm_flower.server import ActivationCache, cache_file
 from mobillm_flower.server.plan import replay
 from mobillm_flower.wire import keys
 from tests.support.caches import state_bytes
@@ -211,7 +210,7 @@ def test_a_locked_cache_is_waited_for(tmp_path: Path, backbone: Any, undisturbed
 def test_a_cache_that_stays_locked_ends_the_run_and_loses_nothing(
     tmp_path: Path, backbone: Any, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(cache_file, "_LOCK_WAIT_S", 0.1)
     config = make_config(tmp_path, backbone)
     others: list[sqlite3.Connection] = []
     with pytest.raises(CacheError, match=r"a window was not committed: database is locked; .* is safe"):

@@ -20,7 +20,7 @@ from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes
 from mobillm_flower.evaluation.plan import Workload, forecast
 from mobillm_flower.models.fine_tuned import FineTunedModel, with_lora
-from mobillm_flower.runs.events import DeviceMet, DeviceSummary, Window
+from mobillm_flower.runs.device_events import DeviceMet, DeviceSummary, Window
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import load_central_data
 from tests.support.pages import ROOT

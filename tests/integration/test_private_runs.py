@@ -19,7 +19,8 @@ from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
-from mobillm_flower.runs.events import Evaluation, Failure, Prepared
+from mobillm_flower.runs.device_events import Failure
+from mobillm_flower.runs.events import Evaluation, Prepared
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache

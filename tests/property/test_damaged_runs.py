@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobillm_flower.errors import MobiLLMError, RunFailed
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events
 from mobillm_flower.runs.record import read_run
 from tests.support.cli import mobillm
 from tests.support.damage import damaged
@@ -98,5 +98,5 @@ def _config(whole: Path, folder: Path) -> dict[str, Any]:
 
 
 def _reasons(folder: Path) -> list[str]:
-    kinds = (events.Failure, events.NodeRefused, events.Dropped)
+    kinds = (device_events.Failure, device_events.NodeRefused, device_events.Dropped)
     return [event.reason for event in read_run(folder).session.events if isinstance(event, kinds)]

@@ -54,7 +54,7 @@ def undocumented(thing: Any) -> set[str]:
     owner = next(base for base in thing.__mro__ if "__init__" in vars(base))
     if not owner.__module__.startswith(PACKAGE):
         return set()
-    documented = parameters(thing.__doc__ or "").keys() | parameters(owner.__doc__ or "").keys()
+    documented = {name for base in thing.__mro__ for name in parameters(base.__doc__ or "")}
     return set(inspect.signature(thing).parameters) - documented
 
 

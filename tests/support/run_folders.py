@@ -13,7 +13,7 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.models.saved import save_side_network
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.caches import BACKBONE, BLOCKS, WIDTH, make_spec
 from tests.support.packets import make_contract
@@ -45,7 +45,7 @@ def write_run(
         return path
     devices = [f"{1 + i:08x}{'0' * 24}" for i in range(num_devices)]
     for device in devices:
-        run.append(events.DeviceMet(device, backbone, layers=BLOCKS, num_train=20, num_test=5))
+        run.append(device_events.DeviceMet(device, backbone, layers=BLOCKS, num_train=20, num_test=5))
     if end == "met":
         return path
     prepared = events.Prepared(
@@ -62,7 +62,7 @@ def write_run(
     )
     run.append(prepared)
     for i, device in enumerate(devices):
-        window = events.Window(
+        window = device_events.Window(
             round=1,
             device=device,
             window=1,
@@ -88,7 +88,7 @@ def write_run(
         run.append(events.Gates([0.25, 0.75]))
         run.append(events.Evaluation(1, 15, num_devices, {contract.metric: 0.625}))
     for i, device in enumerate(devices):
-        summary = events.DeviceSummary(
+        summary = device_events.DeviceSummary(
             device=device,
             backbone=backbone,
             layers=BLOCKS,

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import betainc
 from scipy.stats import beta
 
 from mobillm_flower.core.perturb import clip_joint, perturb
-from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.accounting import gaussian_epsilon
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.noise import derive, standard_normal, uniforms
@@ -38,7 +36,6 @@ KEY = bytes(32)
 
 DIM = 16
 _CHUNK = 100_000
-_MAX_P_VALUE = 1 - CONFIDENCE
 
 Draw = Callable[[bytes, int], NDArray[Any]]
 """From a key and a number of draws to a statistic of each draw, [N]."""
@@ -72,27 +69,6 @@ class EpsilonCheck:
     def holds(self) -> bool:
         """Whether the draws leave the claim standing."""
         return self.lower <= self.claimed
-
-
-@dataclass(frozen=True)
-class NoiseReuse:
-    """What two releases of the same samples have in common beside the samples.
-
-    Parameters
-    ----------
-    cosine : float
-        Cosine of the two noises, in the directions orthogonal to the samples.
-    p_value : float
-        Chance that independent noises have a cosine of this size or more.
-    """
-
-    cosine: float
-    p_value: float
-
-    @property
-    def is_reused(self) -> bool:
-        """Whether independent noises would look like this in less than one case of a thousand."""
-        return self.p_value < _MAX_P_VALUE
 
 
 def check_labelled_cap(
@@ -234,47 +210,6 @@ def lower_bound(
     return np.log(np.maximum((least - delta) / most, 1.0))
 
 
-def reused_noise(first: NDArray[Any], second: NDArray[Any], clean: NDArray[Any]) -> NoiseReuse:
-    """Tell whether two releases of the same samples, under two settings, were made with the same noise.
-
-    Who gets both subtracts one from the other: with the same draws n, C·v + σ₁ n and C·v + σ₂ n give v exactly, and
-    two cap releases give v's direction. For an auditor who holds the samples, the parts orthogonal to them are noise
-    alone, isotropic in m = N (d − 1) dimensions, and the cosine of two independent ones has
-    cos² ~ Beta(1/2, (m − 1)/2), whatever the two σ or ε.
-
-    Parameters
-    ----------
-    first, second : ndarray [N, d]
-        The two releases of N samples, decoded; d ≥ 2, N (d − 1) ≥ 2.
-    clean : ndarray [N, d]
-        The samples' vectors before noise, up to a factor a row; not zero.
-
-    Returns
-    -------
-    NoiseReuse
-        The cosine, and the chance of it under independent noise.
-
-    Raises
-    ------
-    SettingsError
-        Shapes do not fit, or a row of `clean` is zero.
-    """
-    if not first.shape == second.shape == clean.shape or clean.ndim != 2 or len(clean) * (clean.shape[1] - 1) < 2:
-        raise SettingsError(
-            f"releases of shapes {first.shape} and {second.shape} and samples of shape {clean.shape} must have one "
-            "shape [N, d] with N (d - 1) of at least 2: flatten each sample to one row"
-        )
-    lengths = np.linalg.norm(clean, axis=1, keepdims=True)
-    if not (lengths > 0).all():
-        raise SettingsError("a row of the clean samples is zero: leave that sample out, it has no direction")
-    unit = clean / lengths
-    one, two = (_unit(released - (released * unit).sum(1, keepdims=True) * unit) for released in (first, second))
-    cosine = float(np.clip(one @ two, -1.0, 1.0))
-    dimensions = len(clean) * (clean.shape[1] - 1)
-    p_value = float(betainc((dimensions - 1) / 2, 0.5, (1 - cosine) * (1 + cosine)))
-    return NoiseReuse(cosine, p_value)
-
-
 def _by_event(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes) -> float:
     """Lower bound for two functions that say whether a draw fell into the event."""
     hits = [
@@ -306,9 +241,3 @@ def _drawn(draw: Draw, draws: int, key: bytes) -> NDArray[Any]:
     """Draw in pieces of bounded memory, each under a key of its own, as releases are."""
     starts = range(0, draws, _CHUNK)
     return np.concatenate([draw(derive(key, str(start)), min(_CHUNK, draws - start)) for start in starts])
-
-
-def _unit(values: NDArray[Any]) -> NDArray[np.float64]:
-    flat = values.astype(np.float64).ravel()
-    length = np.linalg.norm(flat)
-    return flat / length if length > 0 else flat

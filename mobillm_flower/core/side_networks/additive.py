@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import ArgumentError, MismatchError
 
 ALIGNMENT_RATE = 0.1
 """The alignment's learning rate as a share of the others'; chosen on validation data."""
@@ -62,7 +62,7 @@ class AdditiveSideNetwork(nn.Module):
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         An unknown activation function.
     """
 
@@ -82,9 +82,7 @@ class AdditiveSideNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise SettingsError(
-                f"side-network.activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ArgumentError("activation", activation, f"is not known; choose one of {', '.join(ACTIVATIONS)}")
         self.num_blocks, self.width, self.num_outputs = num_blocks, width, num_outputs
         self.input_norm = input_norm
         self.types = dict(types)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch, Needs
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import ArgumentError, MismatchError
 
 _RIDGE = 1.1  # the vectors' covariance is taken for I/d, raised by a tenth
 
@@ -62,7 +62,7 @@ class DiscriminantSideNetwork(nn.Module):
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         There is more than one vector a sample, or no classes.
     """
 
@@ -70,12 +70,10 @@ class DiscriminantSideNetwork(nn.Module):
 
     def __init__(self, *, types: Mapping[str, AlignmentSpec], num_blocks: int, num_outputs: int) -> None:
         super().__init__()
-        if num_blocks != 1 or any(spec.num_vectors != 1 for spec in types.values()):
-            raise SettingsError(
-                "side-network.name=discriminant takes one vector a sample; give activations.projection, such as 64"
-            )
+        if (vectors := num_blocks * max(spec.num_vectors for spec in types.values())) != 1:
+            raise ArgumentError("num_vectors", vectors, "must be 1, the projected vector of a sample")
         if num_outputs < 2:
-            raise SettingsError("side-network.name=discriminant predicts classes; choose another for regression")
+            raise ArgumentError("num_outputs", num_outputs, "is too few: discriminant predicts classes")
         self.num_outputs = num_outputs
         self.widths = {name: spec.width for name, spec in types.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(width, num_outputs) for name, width in sorted(self.widths.items())})

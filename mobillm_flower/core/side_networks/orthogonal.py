@@ -16,7 +16,7 @@ from mobillm_flower.core.side_networks.adapter import own_generator
 from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS
 from mobillm_flower.core.side_networks.protocol import Needs
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 _LARGEST_BUDGET = 2.0
 _SHORTEST = 1e-6  # of a column, below which it has no direction
@@ -127,7 +127,7 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         The tasks' classes are not all outputs.
     """
 
@@ -137,7 +137,7 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
         outputs = shape["num_outputs"]
         tasks = tasks or (outputs,)
         if sum(tasks) != outputs:
-            raise SettingsError(f"tasks of {'+'.join(map(str, tasks))} classes do not have {outputs} outputs")
+            raise ArgumentError("tasks", tasks, f"are classes of each task, and there are {outputs} outputs")
         self.tasks, self.orthogonality = tasks, orthogonality
         super().__init__(**shape)
         rank, seed = shape["bottleneck"], shape.get("seed", 0)
@@ -210,7 +210,7 @@ class BudgetedSideNetwork(OrthogonalSideNetwork):
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         τ₀ is out of range.
     """
 
@@ -218,9 +218,7 @@ class BudgetedSideNetwork(OrthogonalSideNetwork):
         self, *, tasks: tuple[int, ...] = (), orthogonality: float = 0.0, threshold: float = 0.0, **shape: Any
     ) -> None:
         if not 0 <= threshold < _LARGEST_BUDGET:
-            raise SettingsError(
-                f"a threshold of {threshold:g} is out of range: give one from 0 to below {_LARGEST_BUDGET:g}"
-            )
+            raise ArgumentError("threshold", threshold, f"must be from 0 to below {_LARGEST_BUDGET:g}")
         self.start_threshold = threshold
         super().__init__(tasks=tasks, orthogonality=orthogonality, **shape)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, Needs, Upper
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import ArgumentError, MismatchError
 
 NAME = "upper-layers"
 
@@ -44,7 +44,7 @@ class UpperLayersSideNetwork(nn.Module):
     ------
     MismatchError
         There are several types.
-    SettingsError
+    ArgumentError
         The activation function is unknown, or the width is another than the backbone's.
     """
 
@@ -64,19 +64,14 @@ class UpperLayersSideNetwork(nn.Module):
         super().__init__()
         if len(types) != 1 or num_blocks != 1:
             raise MismatchError(
-                f"side-network.name={NAME} takes one layer of one backbone type, not {num_blocks} of {len(types)}; "
-                "give all devices one backbone, or choose side-network.name=additive"
+                f"{NAME} takes one layer of one backbone type, not {num_blocks} of {len(types)}; give all devices one "
+                "backbone, or choose the side network additive"
             )
         if activation not in ACTIVATIONS:
-            raise SettingsError(
-                f"side-network.activation={activation!r} is not known; choose one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ArgumentError("activation", activation, f"is not known; choose one of {', '.join(ACTIVATIONS)}")
         ((self.backbone, spec),) = types.items()
         if width != spec.width:
-            raise SettingsError(
-                f"side-network.width={width} cannot be used with side-network.name={NAME}, whose layers are "
-                f"{spec.width} wide; leave it out"
-            )
+            raise ArgumentError("width", width, f"cannot be used: the upper layers are {spec.width} wide; leave it out")
         self.num_outputs = num_outputs
         generator = own_generator(seed, "shared")
         self.adapters = nn.ModuleList(
@@ -108,7 +103,7 @@ class UpperLayersSideNetwork(nn.Module):
 
     def _read(self, batch: ActivationBatch) -> Tensor:
         if self._upper is None:
-            raise MismatchError(f"side-network.name={NAME} runs on the backbone's layers, and none were attached to it")
+            raise MismatchError(f"{NAME} runs on the backbone's layers, and none were attached to it")
         width = self.output.in_features
         if batch.backbone != self.backbone or batch.lengths is None or batch.rows.shape[1:] != (1, width):
             raise MismatchError(

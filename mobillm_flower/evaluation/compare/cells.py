@@ -28,7 +28,8 @@ from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.runs.events import DeviceSummary, Ingested, ServerWork, Trained, Window, Work
+from mobillm_flower.runs.device_events import DeviceSummary, Window
+from mobillm_flower.runs.events import Ingested, ServerWork, Trained, Work
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.tasks import load_central_data, load_local_data

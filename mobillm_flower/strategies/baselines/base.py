@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from mobillm_flower.config import Settings, load_settings
-from mobillm_flower.config.compatibility import check_rounds
+from mobillm_flower.config.run_compatibility import check_rounds
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.plain import plain
 from mobillm_flower.strategies.lifecycle import running
@@ -161,7 +161,7 @@ class BaselineStrategy(FedAvg):
             if agreed is not None:
                 agreed.require_same(contract, mine="in the fleet", theirs="on the device")
             agreed = contract
-            folder.append(events.NodeMet(str(reply.metadata.src_node_id), num_train, num_test))
+            folder.append(device_events.NodeMet(str(reply.metadata.src_node_id), num_train, num_test))
         if agreed is None:
             raise RunFailed(f"no device answered within {timeout_s:g} s")
         return agreed
@@ -193,7 +193,7 @@ class BaselineStrategy(FedAvg):
 
     def note_failure(self, node: int, reason: str) -> None:
         """Log that a device did not answer."""
-        self.run.folder.append(events.Failure(reason, node=str(node)))
+        self.run.folder.append(device_events.Failure(reason, node=str(node)))
 
     def note_work(
         self, server_round: int, node: int, numbers: Mapping[str, float], *, bytes_up: int, bytes_down: int

@@ -16,14 +16,13 @@ from mobillm_flower.audit.attacks.empirical_epsilon import (
     check_labelled_cap,
     check_randomized_response,
     lower_bound,
-    reused_noise,
 )
-from mobillm_flower.errors import SettingsError
 from mobillm_flower.privacy.accounting import gaussian_sigma
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.noise import derive, standard_normal, uniforms
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
+from tests.support.noise_reuse import reused_noise
 
 DELTA = 1e-5
 CLIP_NORM = 1.0
@@ -197,12 +196,3 @@ def test_independent_noises_are_accused_as_rarely_as_said() -> None:
         for _ in range(2000)
     ]
     assert stats.kstest(p_values, "uniform").pvalue > 1e-3
-
-
-def test_releases_must_fit() -> None:
-    with pytest.raises(SettingsError, match=r"releases of shapes \(1, 3\) and \(1, 4\)"):
-        reused_noise(np.ones((1, 3)), np.ones((1, 4)), np.ones((1, 4)))
-    with pytest.raises(SettingsError, match="must have one shape"):
-        reused_noise(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2)))
-    with pytest.raises(SettingsError, match="a row of the clean samples is zero"):
-        reused_noise(np.ones((1, 4)), np.ones((1, 4)), np.zeros((1, 4)))

@@ -12,7 +12,7 @@ import pytest
 
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.runs import folder as run_folder
-from mobillm_flower.runs.events import DeviceMet
+from mobillm_flower.runs.device_events import DeviceMet
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from tests.support.caches import BACKBONE, fill, make_samples, make_spec

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mobillm_flower.config import setting_keys
-from mobillm_flower.runs.events import DeviceMet, Forgotten
+from mobillm_flower.runs.device_events import DeviceMet, Forgotten
 from mobillm_flower.runs.folder import RunFolder
 
 PROGRAM = Path(sys.executable).parent / "mobillm"

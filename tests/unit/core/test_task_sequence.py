@@ -17,7 +17,6 @@ def test_each_task_has_the_columns_after_the_one_before() -> None:
     assert TASKS.num_outputs == 5
     assert TASKS.mask("topic").tolist() == [False, False, True, True, True]
     assert len(set(TASKS.labels)) == 5  # classes of one name in two tasks are two columns
-    assert TASKS.task_numbers(torch.tensor([0, 1, 2, 4])).tolist() == [0, 0, 1, 1]
 
 
 def test_a_longer_sequence_leaves_earlier_columns_where_they_are() -> None:

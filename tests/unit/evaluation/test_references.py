@@ -13,7 +13,7 @@ import torch
 from mobillm_flower.cli.watch import Watcher
 from mobillm_flower.evaluation import device_cost, references, responses
 from mobillm_flower.evaluation.references import confusion, reference_seconds
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import RunRecord
 from tests.support.caches import CONTRACT
@@ -31,8 +31,8 @@ def trained_run(path: Path) -> RunRecord:
     window: dict[str, Any] = {"window": 4, "samples": 4, "new": 4, "remaining": 0, "refused": 0, "bytes": 9}
     log: list[events.Event] = [
         events.Started("PaeMobiLLM"),
-        events.Window(1, "a", **window, forward_seconds=1.0),
-        events.Window(1, "b", **window, forward_seconds=2.0),
+        device_events.Window(1, "a", **window, forward_seconds=1.0),
+        device_events.Window(1, "b", **window, forward_seconds=2.0),
         events.Started("PaeMobiLLM"),  # it was interrupted, and went on
         events.Ingested(8, 20, time=1000.0),
         events.Trained(20, 20, time=1100.0),

@@ -17,8 +17,9 @@ from mobillm_flower.errors import RunFailed, SettingsError
 from mobillm_flower.launch import RunOutcome, read_app, run_app, run_on
 from mobillm_flower.launch import superlink as superlink_module
 from mobillm_flower.launch import watch as watch_module
-from mobillm_flower.runs.events import Event, Finished, FlowerStatus, Started
+from mobillm_flower.runs.events import Event, Finished, Started
 from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.watching import FlowerStatus
 from tests.support.cli import refused
 from tests.support.fake_flower import FakeFlower
 from tests.support.pages import ROOT

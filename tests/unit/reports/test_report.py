@@ -14,7 +14,7 @@ from mobillm_flower.cli import app
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.reports import not_used, results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from tests.support.html_page import page_of
@@ -196,10 +196,10 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", labels=(HOSTILE, "\ud800\x00", "music"), backbone=HOSTILE)
     run = RunFolder(path).make()
     device = "00000001" + "0" * 24
-    run.append(events.Rejected(device, rule=HOSTILE, detail=HOSTILE))
-    run.append(events.Failure(HOSTILE, device=device))
-    run.append(events.Dropped(device, HOSTILE))
-    run.append(events.NodeRefused(node=HOSTILE, reason=HOSTILE))
+    run.append(device_events.Rejected(device, rule=HOSTILE, detail=HOSTILE))
+    run.append(device_events.Failure(HOSTILE, device=device))
+    run.append(device_events.Dropped(device, HOSTILE))
+    run.append(device_events.NodeRefused(node=HOSTILE, reason=HOSTILE))
     page = page_of(path)
     allowed = {"html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "h3", "p", "dl", "div", "dt"}
     allowed |= {"dd", "ul", "li", "strong", "span", "nav", "a", "main", "section", "table", "caption", "thead", "tr"}
@@ -216,9 +216,9 @@ def test_devices_are_added_up_from_the_events_trouble_first(tmp_path: Path) -> N
     path = write_run(tmp_path / "run", end="uploading")
     run, device = RunFolder(path).make(), "00000001" + "0" * 24
     for _ in range(2):
-        run.append(events.Rejected(device, rule="payload-hash", detail="other bytes"))
-    run.append(events.Failure("no answer within 5 s", device=device))
-    run.append(events.Dropped(device, "3 bad packets"))
+        run.append(device_events.Rejected(device, rule="payload-hash", detail="other bytes"))
+    run.append(device_events.Failure("no answer within 5 s", device=device))
+    run.append(device_events.Dropped(device, "3 bad packets"))
     page = page_of(path)
     rows = page.sections["devices"].split("\ndropped\n")[1].split("\n")
     assert rows[:11] == [
@@ -243,15 +243,15 @@ def test_a_mixed_fleet_with_an_outlier_says_both(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", end="training")
     run = RunFolder(path).make()
     first, second = (f"{number:08x}{'0' * 24}" for number in (1, 2))
-    run.append(events.DeviceMet(second, backbone="other", layers=9, num_train=20, num_test=5))
-    run.append(events.Dropped(second, "not connected for 9 s"))
-    run.append(events.Returned(second))
+    run.append(device_events.DeviceMet(second, backbone="other", layers=9, num_train=20, num_test=5))
+    run.append(device_events.Dropped(second, "not connected for 9 s"))
+    run.append(device_events.Returned(second))
     for name, layers, trained in (("minilm", 3, True), ("other", 9, False)):
         kind: dict[str, Any] = {"type": name, "backbone": name, "layers": layers, "width": 32, "trained": trained}
         run.append(events.TypeEvaluation(1, **kind, num_examples=10, devices=2, metrics={"accuracy": 0.25}))
     for device, loss, outlier in ((first, 4.5, True), (second, 0.5, False)):
         agreement = None if outlier else 0.875
-        run.append(events.Diagnosis(device, 10, loss, agreement, distance=5.0, outlier=outlier))
+        run.append(device_events.Diagnosis(device, 10, loss, agreement, distance=5.0, outlier=outlier))
     page = page_of(path)
     assert "other, 9 layers, width 32\naccuracy 0.2500\n10\n2\nno: it sent no samples" in page.sections["learning"]
     devices = page.sections["devices"]
@@ -331,9 +331,9 @@ def test_the_table_says_how_many_devices_and_rows_took_no_part_and_why(tmp_path:
     assert not {"devices not used", "rows left out"} & {row[0] for row in results_rows(read_run(run), {})}
     folder = RunFolder(run)
     for node in ("1", "2"):
-        folder.append(events.NodeRefused(node=node, reason="no train row is left"))
+        folder.append(device_events.NodeRefused(node=node, reason="no train row is left"))
     for device, left_out in (("a" * 32, {"train no-label": 2}), ("b" * 32, {"train no-label": 1, "test no-text": 4})):
-        folder.append(events.DeviceMet(device, "minilm", 6, 1, 1, left_out=left_out))
+        folder.append(device_events.DeviceMet(device, "minilm", 6, 1, 1, left_out=left_out))
     record = read_run(run)
     rows = {what: (figure, remark) for what, figure, remark in results_rows(record, {})}
     assert rows["devices not used"] == ("2", "no train row is left (2)")

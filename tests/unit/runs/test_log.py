@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.log import EventReader, decode, encode
 from mobillm_flower.runs.record import read_run
@@ -100,7 +100,7 @@ def test_logs_of_earlier_releases_are_read() -> None:
     )
     assert evaluation == events.Evaluation(2, 8, 3, {"f1-macro": 0.5, "auc": 0.2}, time=1.0)
     rejected = decode('{"time": 1.0, "event": "rejected", "round": 2, "device": "aa", "rule": "norm", "detail": "9"}')
-    assert rejected == events.Rejected("aa", "norm", "9", time=1.0)
+    assert rejected == device_events.Rejected("aa", "norm", "9", time=1.0)
 
 
 def test_a_kind_of_a_later_release_is_kept_apart_and_its_new_fields_are_left_out(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mobillm_flower.runs import events
+from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import RunRecord
 from mobillm_flower.runs.status import run_status
@@ -22,12 +22,12 @@ def prepared(resumed_steps: int = 0, run: str = "") -> events.Prepared:
     return events.Prepared(2, 160, 2, 8, 100, 50, resumed_steps, layers={}, pivots={}, scale=1.0, run=run)
 
 
-def window(device: str, new: int, remaining: int) -> events.Window:
-    return events.Window(1, device, 1, new, new, remaining, refused=0, bytes=100, forward_seconds=0.1)
+def window(device: str, new: int, remaining: int) -> device_events.Window:
+    return device_events.Window(1, device, 1, new, new, remaining, refused=0, bytes=100, forward_seconds=0.1)
 
 
-def met(device: str, num_train: int) -> events.DeviceMet:
-    return events.DeviceMet(device, "minilm", layers=2, num_train=num_train, num_test=0)
+def met(device: str, num_train: int) -> device_events.DeviceMet:
+    return device_events.DeviceMet(device, "minilm", layers=2, num_train=num_train, num_test=0)
 
 
 def record(*timed: tuple[float, events.Event]) -> RunRecord:
@@ -62,19 +62,19 @@ def test_strikes_failures_and_devices_that_are_passed_over_are_counted() -> None
     status = run_status(
         record(
             *INGESTING,
-            (171, events.Rejected(A, rule="shape", detail="3 is not 4")),
-            (172, events.Failure("error 5", device=B)),
-            (173, events.Failure("error 5", device=B)),
-            (174, events.Dropped(B, "2 failures in a row")),
-            (175, events.NodeRefused("9", "another task")),
+            (171, device_events.Rejected(A, rule="shape", detail="3 is not 4")),
+            (172, device_events.Failure("error 5", device=B)),
+            (173, device_events.Failure("error 5", device=B)),
+            (174, device_events.Dropped(B, "2 failures in a row")),
+            (175, device_events.NodeRefused("9", "another task")),
         ),
         now=180,
     )
     assert (status.strikes, status.failures, status.refused) == (1, 2, 1)
     assert [device.state for device in status.devices] == ["part sent", "dropped: 2 failures in a row"]
     assert B not in status.until_sent_s
-    again = run_status(record(*INGESTING, (174, events.Dropped(B, "away")),
-                              (176, events.Returned(B))), now=180)  # fmt: skip
+    again = run_status(record(*INGESTING, (174, device_events.Dropped(B, "away")),
+                              (176, device_events.Returned(B))), now=180)  # fmt: skip
     assert again.devices[1].state == "part sent"
 
 
@@ -82,7 +82,7 @@ def test_what_a_round_says_is_held_counts_and_later_windows_are_added() -> None:
     round_ = events.Round(1, num_held=75, cache_bytes=4096)
     status = run_status(record(*INGESTING, (171, round_), (172, window(B, 10, 20))), now=180)
     assert (status.held, status.cache_bytes) == (85, 4096)
-    status = run_status(record(*INGESTING, (171, round_), (190, events.Forgotten(A, 50))), now=191)
+    status = run_status(record(*INGESTING, (171, round_), (190, device_events.Forgotten(A, 50))), now=191)
     assert (status.held, status.devices[0].held) == (25, 0)
 
 

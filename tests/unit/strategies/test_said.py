@@ -10,8 +10,10 @@ import pytest
 
 from mobillm_flower.config import load_settings
 from mobillm_flower.launch.watch import RunFollower
-from mobillm_flower.runs.events import Evaluation, Event, Said, Waiting
+from mobillm_flower.runs.device_events import Waiting
+from mobillm_flower.runs.events import Evaluation, Event
 from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.watching import Said
 from mobillm_flower.strategies.lifecycle import running
 
 GRID: Any = SimpleNamespace(run=SimpleNamespace(run_id=7))

@@ -16,7 +16,7 @@ from mobillm_flower.core.side_networks import (
     SideNetworkConfig,
     state_for,
 )
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import ArgumentError, MismatchError, SettingsError
 
 SMALL, LARGE, PAIR = "aa" * 8, "bb" * 8, "cc" * 8
 TYPES = {SMALL: AlignmentSpec(6, 1), LARGE: AlignmentSpec(10, 1), PAIR: AlignmentSpec(6, 2)}
@@ -340,7 +340,7 @@ def test_rows_of_another_shape_are_refused(shape: Any) -> None:
 
 
 def test_an_unknown_activation_function_is_refused() -> None:
-    with pytest.raises(SettingsError, match="activation='swish' is not known; choose one of gelu"):
+    with pytest.raises(ArgumentError, match=r"^activation='swish' is not known; choose one of gelu"):
         _config(activation="swish").build()
 
 

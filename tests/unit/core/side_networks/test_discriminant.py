@@ -13,7 +13,7 @@ from mobillm_flower.core.side_networks import (
     SideNetworkConfig,
     state_for,
 )
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.protect import Protection
 
 WIDTH, CLASSES, TYPE = 16, 3, "a" * 64
@@ -93,9 +93,9 @@ def test_each_type_has_its_own_head_and_a_download_carries_only_that() -> None:
 
 
 def test_several_vectors_a_sample_or_numbers_are_refused() -> None:
-    with pytest.raises(SettingsError, match="takes one vector a sample"):
+    with pytest.raises(ArgumentError, match="num_vectors=2 must be 1"):
         network(**{TYPE: AlignmentSpec(WIDTH, 2)})
-    with pytest.raises(SettingsError, match="predicts classes"):
+    with pytest.raises(ArgumentError, match="num_outputs=1 is too few: discriminant predicts classes"):
         network(classes=1)
 
 

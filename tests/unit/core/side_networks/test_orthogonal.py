@@ -18,7 +18,7 @@ from mobillm_flower.core.side_networks import (
     grown,
 )
 from mobillm_flower.core.side_networks.orthogonal import BudgetAdapter
-from mobillm_flower.errors import MismatchError, SettingsError
+from mobillm_flower.errors import ArgumentError, MismatchError
 
 TYPE, WIDTH, BLOCKS, RANK = "a" * 64, 8, 2, 4
 NAMES = ["o-lora", "oa-adapter"]
@@ -200,9 +200,9 @@ def test_dead_dimensions_are_no_part_of_the_budget() -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"a threshold of 2 is out of range: give one from 0 to below 2"):
+    with pytest.raises(ArgumentError, match=r"threshold=2\.0 must be from 0 to below 2"):
         network("oa-adapter", (2,), threshold=2.0)
-    with pytest.raises(SettingsError, match=r"tasks of 2\+2 classes do not have 3 outputs"):
+    with pytest.raises(ArgumentError, match=r"tasks=\(2, 2\) are classes of each task, and there are 3 outputs"):
         OrthogonalSideNetwork(
             tasks=(2, 2),
             types={TYPE: AlignmentSpec(WIDTH, 1)},

@@ -19,7 +19,7 @@ from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, Si
 from mobillm_flower.errors import ArgumentError, MismatchError, SettingsError, UnsupportedError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.strategies.run_plan import make_plan
+from mobillm_flower.strategies.run_plan import arguments_named, make_plan
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.packets import make_contract
@@ -181,7 +181,7 @@ def test_a_cut_that_leaves_no_layer_is_refused(depth: int, layers: tuple[int, ..
         (["activations.projection=8"], "activations.projection=8 changes them"),
         (["privacy.mixing=rotation", "privacy.mixing-key=key", "loss.name=square"], "privacy.mixing=rotation changes"),
         (["backbone.engine=onnx"], "backbone.engine=onnx has them elsewhere"),
-        (["side-network.width=8"], "side-network.width=8 cannot be used"),
+        (["side-network.width=8"], "side-network.width=8 cannot be used: the upper layers are 16 wide"),
     ],
 )
 def test_settings_that_change_states_are_refused(bert: Path, words: list[str], reason: str) -> None:
@@ -190,7 +190,9 @@ def test_settings_that_change_states_are_refused(bert: Path, words: list[str], r
 
     def build() -> None:
         settings = load_settings(overrides=["side-network.name=upper-layers", *words])
-        make_plan(settings, make_contract(), types, [4]).side_config.build()
+        plan = make_plan(settings, make_contract(), types, [4])
+        with arguments_named():
+            plan.side_config.build()
 
     with pytest.raises(SettingsError, match=reason):
         build()
