@@ -60,7 +60,7 @@ def audit(
         plot.write_text(frontier_file(result), "utf-8")
         typer.echo(f"plot: {relative(plot.resolve())}")
     if audited.run is not None and target == audited.run.audit:
-        from mobillm_flower.reports import write_report
+        from mobillm_flower.reports.html import write_report
 
         typer.echo(f"report: {relative(write_report(audited.run.path).resolve())}")
 

@@ -17,7 +17,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Make a run's report again, from its folder alone; the run may be in progress, or have failed."""
-    from mobillm_flower.reports import write_report
+    from mobillm_flower.reports.html import write_report
     from mobillm_flower.runs.record import read_run
 
     file = write_report(run, out).resolve()

@@ -131,7 +131,7 @@ def _earlier_run(settings: Settings) -> list[str]:
 
 def _report(path: Path | None) -> Path | None:
     """Write the report where there are events; the run's outcome stands, whatever becomes of its page."""
-    from mobillm_flower.reports import write_report
+    from mobillm_flower.reports.html import write_report
 
     if path is None or not RunFolder(path).events.exists():
         return None
@@ -146,7 +146,7 @@ def _results(
     outcome: RunOutcome, watcher: Watcher, references: bool | None, rows: AbstractContextManager[list[str]]
 ) -> dict[str, Any]:
     """Return what is known of a run that completed; where its folder is here, it is written there, too."""
-    from mobillm_flower.reports import not_used, results_rows
+    from mobillm_flower.reports.table import not_used, results_rows
     from mobillm_flower.runs.record import read_run
 
     path = outcome.run_path

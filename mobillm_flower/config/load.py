@@ -126,7 +126,8 @@ def load_settings(
 @cache
 def _defaults() -> DictConfig:
     """Return all settings as they are by default; a copy is made in a fifth of the time that making them takes."""
-    return OmegaConf.structured(Settings)
+    made: DictConfig = OmegaConf.structured(Settings)
+    return made
 
 
 def setting_sources(

@@ -21,7 +21,7 @@ from mobillm_flower.config import load_settings
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.launch import read_app
 from mobillm_flower.launch.own_rows import app_loader
-from mobillm_flower.reports import write_report
+from mobillm_flower.reports.html import write_report
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, refused
 from tests.support.runs import NUM_DEVICES, run, tiny_config, tiny_run

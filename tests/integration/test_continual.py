@@ -18,7 +18,8 @@ from flwr.app import ArrayRecord
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.saved import saved_tasks
-from mobillm_flower.reports import results_rows, write_report
+from mobillm_flower.reports.html import write_report
+from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run

@@ -23,8 +23,8 @@ from mobillm_flower.errors import MismatchError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.html import write_report
+from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs.device_events import DeviceSummary, Window
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache

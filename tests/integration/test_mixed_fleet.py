@@ -12,7 +12,7 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.models.saved import saved_backbones
-from mobillm_flower.reports import results_rows
+from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs.device_events import DeviceMet
 from mobillm_flower.runs.events import TypeEvaluation
 from mobillm_flower.runs.record import read_run

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mobillm_flower.reports import write_report
+from mobillm_flower.reports.html import write_report
 from tests.support.runs import run, tiny_config
 from tests.support.tiny_models import save_tiny
 

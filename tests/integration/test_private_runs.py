@@ -16,9 +16,9 @@ from mobillm_flower.cli import app
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.privacy.labelled_cap import LabelledCap
-from mobillm_flower.reports import results_rows
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
+from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs.device_events import Failure
 from mobillm_flower.runs.events import Evaluation, Prepared
 from mobillm_flower.runs.folder import RunFolder

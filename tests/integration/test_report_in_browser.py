@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mobillm_flower.reports import write_report
+from mobillm_flower.reports.html import write_report
 from mobillm_flower.runs.device_events import Dropped
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.browser import chromium, measure

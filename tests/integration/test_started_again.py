@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import MismatchError
-from mobillm_flower.reports import results_rows
+from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs import events
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache

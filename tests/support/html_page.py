@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.reports import write_report
+from mobillm_flower.reports.html import write_report
 
 
 class Page(HTMLParser):

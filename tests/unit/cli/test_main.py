@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
 from mobillm_flower.cli import main
+from tests.support.run_folders import write_run
 
 
 def failing(error: OSError) -> typer.Typer:
@@ -37,3 +40,17 @@ def test_a_file_that_cannot_be_written_is_one_sentence(capsys: pytest.CaptureFix
 def test_what_is_no_files_fault_is_not_hidden() -> None:
     with pytest.raises(ConnectionResetError, match="reset"):
         main(failing(ConnectionResetError(104, "reset")))
+
+
+def test_the_status_of_a_run_is_shown_without_loading_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from mobillm_flower.cli import main
+sys.argv = ["mobillm", "status", {str(write_run(tmp_path / "run"))!r}]
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code or 0, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr

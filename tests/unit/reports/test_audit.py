@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports import write_report
 from mobillm_flower.reports.audit import audit_section, frontier_file
 from mobillm_flower.reports.charts import Dot, scatter_chart
+from mobillm_flower.reports.html import write_report
 from tests.support.run_folders import write_run
 
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from mobillm_flower.cli import app
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.reports import not_used, results_rows, write_report
 from mobillm_flower.reports.confusion import MOST_NAMED
+from mobillm_flower.reports.html import write_report
+from mobillm_flower.reports.table import not_used, results_rows
 from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
