@@ -23,7 +23,7 @@ class ActivationSettings:
         Layers to sample, counted from 1 (0: the embeddings), ending with the last; overrides `sampling`. With side
         network upper-layers the one layer that it goes on from, by default a third of the depth.
     pivot : str
-                last, first, mean, first+mean, last+mean, all, or a registered one; auto: last for causal models, mean for
+        last, first, mean, first+mean, last+mean, all, or a registered one; auto: last for causal models, mean for
         encoders whose side network is solved in closed form, otherwise first+mean; for language modelling all, which
         there means every token in the loss.
     bi_encoder : bool or None
