@@ -71,8 +71,8 @@ class Ridge:
     λ is chosen by the error of leaving one row out, exactly where rows are kept (rows that are equal are left out
     together), by generalized cross-validation from the sums otherwise. Where noise of known variance is in the rows,
     what it adds to the error, Σ noise·W², is subtracted: λ is chosen for rows without noise. (Its share in the Gram
-    matrix, n·variance·I, is a part of λ.) Memory: 4·D·min(n, max(D, 8,192)) + 8·D² bytes, and while solving three
-    times as much, or less.
+    matrix, n·variance·I, is a part of λ.) Memory, however many rows: 8·D² + 4·D·min(n, max(D, 8,192)) bytes, and up to
+    32·D² + 36·D·min(n, max(D, 8,192)) while solving (measured: `benchmarks/studies/closed_form_memory.py`).
 
     Parameters
     ----------
@@ -165,10 +165,10 @@ class Sums:
 
     def solve(self, last: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) -> Solution:
         """Solve, and predict the last rows, each left out."""
-        solved, last = self.choose(noise), last.double()
-        centre = self.rows / self.weight
-        leverage = weights * _squared_norms(solved.factor, last - centre) + weights / self.weight
-        residual = targets - last @ solved.weight - solved.bias
+        solved = self.choose(noise)
+        last = last - self.rows / self.weight  # float64
+        leverage = weights * _squared_norms(solved.factor, last) + weights / self.weight
+        residual = targets - last @ solved.weight - self.targets / self.weight
         left_out = targets - residual / (1 - leverage).clamp_min(_LEAST)[:, None]
         return Solution(solved.weight.T.contiguous(), solved.bias, solved.penalty, left_out)
 
