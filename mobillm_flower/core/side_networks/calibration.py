@@ -12,6 +12,7 @@ from torch.nn import functional
 from mobillm_flower.core.targets import EPSILON
 
 _SHRINKAGE = 0.3  # of ‖δ‖² beside a sum of cross-entropies
+_STANDARD_ERRORS = 2.0
 _LARGEST = 6.0  # exponent
 
 
@@ -38,7 +39,7 @@ def likeliest_scores(
 
     Least squares gives a class that vectors tell badly, as "none of these", small scores, so that it is hardly ever
     the largest. With δ_k for each class, softmax(α·log p_b + β·u + δ), or softmax(β·(p_b + u) + δ) where scores are
-    added to p_b, is fitted by L-BFGS: Σ w·cross-entropy + 0.3·‖δ‖². Those δ_k that are less than a standard error
+    added to p_b, is fitted by L-BFGS: Σ w·cross-entropy + 0.3·‖δ‖². Those δ_k that are less than two standard errors
     from 0 are then set to 0, and the others are fitted again. A common factor of all changes no prediction and is not
     kept. Where p_b is the same for all samples, α is 1: β is then a temperature.
 
@@ -66,7 +67,7 @@ def likeliest_scores(
         summed = torch.stack([factor * logit for factor, logit in zip(factors, logits, strict=True)]).sum(0)
         shares = (summed + offsets).softmax(1)
         information = weights @ (shares * (1 - shares)) + 2 * _SHRINKAGE
-        kept = (offsets.abs() * information.sqrt() > 1).double()
+        kept = (offsets.abs() * information.sqrt() > _STANDARD_ERRORS).double()
         factors, offsets = _likeliest(logits, labels, weights, kept)
     divisor = float(factors[1] if informative else 1.0) if in_logits else float(factors[0])
     return LikeliestScores(float(factors[0]) / divisor, offsets / divisor)
