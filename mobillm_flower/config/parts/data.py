@@ -42,7 +42,7 @@ class DataSettings:
     test_share : float
         Where there is no test split: share of the train split's rows, drawn by `seed`, that devices are evaluated on.
     encoding : str
-        Of CSV, JSON and text files; it is never guessed.
+        Encoding of CSV, JSON and text files; it is never guessed.
     delimiter : str
         Between the fields of CSV files, `tab` for a tab; empty: a comma, in `.tsv` files a tab.
     text_column : str

@@ -73,7 +73,7 @@ class SideNetworkSettings:
 
 @dataclass
 class TrainerSettings:
-    """The server's optimisation: AdamW, linear warm-up then linear decay, early stopping on a validation share.
+    """The server's training. Settings of steps (AdamW, linear warm-up then linear decay) have no effect on a closed form.
 
     Parameters
     ----------
@@ -88,8 +88,8 @@ class TrainerSettings:
     dropout : float
         Share of the inputs' values that is zeroed at each step.
     averaging : float
-        d of the running average of the weights that is measured, kept and sent: d of the past kept a step; 0: the
-        last weights.
+        Decay of the running average of the weights: the share of the average that stays at each step. The average is
+        measured, kept and sent; 0: the last weights in its place.
     warmup : float
         Share of the planned steps in which the learning rate rises.
     grad_clip : float
@@ -109,8 +109,8 @@ class TrainerSettings:
     device_cap : int
         Most samples of one device in an epoch, drawn anew each epoch; 0: all.
     judge_devices : bool
-        Leave out devices whose samples those of the others contradict, and use no more than three times the median of
-        a device whose samples they make doubtful; from five devices on, not in language modelling.
+        Leave out a device whose samples those of the others contradict. Of a device that is only doubtful, use at most
+        three times as many samples as the median device has. From five devices on; not in language modelling.
     balance_types : bool
         Give each backbone type the same number of places in an epoch.
     adjust_types : bool

@@ -28,7 +28,8 @@ class ActivationSettings:
         there means every token in the loss.
     bi_encoder : bool or None
         Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
-        reads both as one. auto: true for an encoder, where nothing that it cannot be combined with is asked for.
+        reads both as one. auto: true for an encoder that predicts nothing by itself, unless the settings ask for a
+        prompt, every token, standardisation, clipping, noise, a projection or sums.
     standardise : bool
         Public shift and scale per layer; forced on by `clip_norm` and `noise_sigma`.
     clip_norm : float
@@ -95,9 +96,9 @@ class PrivacySettings:
     min_samples : int
         With strategy `analytic`: fewest samples of which a device sends sums.
     secure_sums : str
-        With strategy `analytic`: whether the server gets the sum of a group of devices alone: always, never, or auto,
-        where a third more devices of each backbone type are there than `secure_sums_devices`. A device whose own
-        settings say always sends no sum of its own.
+        With strategy `analytic`: whether the server gets only the sum of a group of devices: always, never, or auto,
+        which means always if each backbone type has a third more devices than `secure_sums_devices`, otherwise never. A
+        device whose own settings say always never sends its own sums.
     secure_sums_devices : int
         Fewest devices of a secure sum.
     central_epsilon : float
