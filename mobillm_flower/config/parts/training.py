@@ -73,7 +73,7 @@ class SideNetworkSettings:
 
 @dataclass
 class TrainerSettings:
-    """The server's training. Settings of steps (AdamW, linear warm-up then linear decay) have no effect on a closed form.
+    """The server's training. Settings of steps (AdamW with warm-up and linear decay) have no effect on a closed form.
 
     Parameters
     ----------
