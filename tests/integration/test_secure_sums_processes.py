@@ -105,13 +105,14 @@ def test_a_supernode_killed_in_a_phase_is_left_out_or_in_and_the_sum_is_right(
             lambda: len(events(run_path, "device")) == 4 or fleet.is_over(run_id), "all devices are met", seconds=500
         )
     fleet.kill(NAMES[0])
-    wait_for(lambda: fleet.is_over(run_id), "the run is over", seconds=400)
+    wait_for(lambda: fleet.is_over(run_id), "the run is over", seconds=700)
     log = (fleet.folder / "superlink.log").read_text("utf-8", "replace")[-3000:]
     assert fleet.status(run_id) == "finished:completed", log
     (summed,) = events(run_path, "group-summed")
     others = [1, 2, 3]
-    took_part = others if phase in PHASES[:3] else [0, *others]  # its masked sum was there when it was killed
-    assert len(summed["devices"]) == len(took_part)
+    took_part = others if len(summed["devices"]) == 3 else [0, *others]
+    if phase != "agreement":  # before it the masked sum was made; whether it had been sent, nobody knows here
+        assert took_part == (others if phase in PHASES[:3] else [0, *others])
     (total,) = words_of(run_path)
     assert np.array_equal(total, add_words(plain_sums(settings, tmp_path / "plain", took_part)))
     fleet.start_device(NAMES[0])
