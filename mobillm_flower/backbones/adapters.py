@@ -46,7 +46,8 @@ def merged_folder(folder: Path) -> Path:
             f"{folder} holds PEFT adapters of {name!r}, which need `peft`: pip install mobillm-flower; or {instead}"
         )
     digest = hashlib.sha256(fingerprint(base, "base", 0).encode())
-    for file in sorted([*folder.glob("adapter_*"), *folder.glob("*.json")]):
+    of_base = sorted(_tokenizer_files(base))
+    for file in [*of_base, *sorted({*folder.glob("adapter_*"), *folder.glob("*.json"), *_tokenizer_files(folder)})]:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     with reading(folder, "adapters"):
         return kept_folder(f"merged-{digest.hexdigest()[:32]}", lambda to: _merge(base, folder, to))
@@ -77,10 +78,15 @@ def _merge(base: Path, adapters: Path, to: Path) -> None:
     if missing:
         raise UnsupportedError(f"{adapters}: its adapters are not those of {base.name}: weights are missing")
     whole.merge_and_unload().save_pretrained(to)
-    for file in [*base.iterdir(), *adapters.iterdir()]:  # the tokenizer, the adapters' own where they have one
-        tokens = file.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "spiece", "chat_template"))
-        if file.is_file() and (tokens or file.suffix == ".model"):
-            shutil.copyfile(file, to / file.name)
+    for file in [*_tokenizer_files(base), *_tokenizer_files(adapters)]:  # the adapters' own where they have one
+        shutil.copyfile(file, to / file.name)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    names = ("tokenizer", "special_tokens", "vocab", "merges", "spiece", "chat_template")
+    return [
+        file for file in folder.iterdir() if file.is_file() and (file.name.startswith(names) or file.suffix == ".model")
+    ]
 
 
 def _classes(adapters: Path) -> int:

@@ -143,9 +143,17 @@ def forget(
     with folder.hold(), closing(ActivationCache(file)) as cache:  # not while somebody thinks about the answer
         if retrain:
             discard_trained(folder)
-        count = cache.forget(name)
+        count, on_disk = held[name], None
+        try:
+            count = cache.forget(name)
+        except CacheError as error:  # the rows are gone, their bytes not yet
+            if any(holding.device == name for holding in cache.holdings()):
+                raise
+            on_disk = error
         folder.append(Forgotten(name, count))
         steps = train_again(folder, cache, settings) if retrain else None
+    if on_disk is not None:
+        raise on_disk
     if steps is not None:
         if as_json:
             say_json({"run": str(run), "device": name, "samples": count, "retrained_steps": steps})

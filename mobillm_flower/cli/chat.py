@@ -12,6 +12,7 @@ import typer
 
 from mobillm_flower.cli.output import plain_line
 from mobillm_flower.cli.run_paths import side_network
+from mobillm_flower.cli.standard_input import piped_lines
 from mobillm_flower.errors import DataError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def chat(
 def _lines() -> Iterator[str]:
     """Yield lines that hold something; a terminal shows that one is waited for."""
     if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        yield from (line.strip() for line in piped_lines() if line.strip())
         return
     with contextlib.suppress(EOFError):
         while True:

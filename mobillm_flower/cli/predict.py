@@ -16,6 +16,7 @@ from rich.console import Console
 from mobillm_flower.cli.options import AsJson
 from mobillm_flower.cli.output import plain_line, print_rows
 from mobillm_flower.cli.run_paths import run_settings, side_network
+from mobillm_flower.cli.standard_input import piped_lines
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def predict(
         str | None, typer.Option(help="Column of the second text in --file; by default the run's data.pair-column.")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Encoding of --file; by default the run's data.encoding.")
+        str | None,
+        typer.Option(help="Encoding of --file, by default data.encoding; of what is piped in, by default UTF-8."),
     ] = None,
     base: Annotated[
         bool, typer.Option("--base", help="Predict with the backbone alone, where it has a prediction of its own.")
@@ -105,6 +107,7 @@ def predict(
         reading,
         text_column=text_column or reading.text_column,
         encoding=encoding or reading.encoding,
+        piped_encoding=encoding or "",
         pair_column=pair_column or reading.pair_column or ("text_pair" if pair and reading.run is None else ""),
     )
     texts = _not_empty(reading.texts(text or [], pair or [], file))
@@ -143,6 +146,7 @@ class _Reading:
     token_budget: int
     public_text: str
     mixing_key: str
+    piped_encoding: str = ""  # of standard input: the user's, and not that of the run's data
 
     @classmethod
     def of(cls, named: Path, folder: Path, contract: TaskContract) -> _Reading:
@@ -185,7 +189,7 @@ class _Reading:
             return itertools.zip_longest(texts, pairs)
         if sys.stdin.isatty():
             raise SettingsError("there is nothing to predict; give --text or --file, or pipe in one text a line")
-        return text_lines(sys.stdin, pairs=bool(self.pair_column))
+        return text_lines(piped_lines(self.piped_encoding), pairs=bool(self.pair_column))
 
 
 def _not_empty(texts: Iterator[Text]) -> Iterator[Text]:

@@ -124,6 +124,11 @@ class Device:
         named = private.joint_epsilon, private.activation_epsilon, private.label_epsilon, private.central_epsilon
         return any(named) or limits != Limits()
 
+    @property
+    def exact_metrics(self) -> bool:
+        """Whether metrics without noise may leave the device: nothing is promised, of metrics neither."""
+        return not (self.promises or self.settings.privacy.metric_epsilon)
+
     @cached_property
     def test(self) -> Samples:
         """What it is evaluated on: its test samples; where anything is promised, none of whose text it learns from.

@@ -18,7 +18,8 @@ def tally_held_out(device: Device, model: SideTunedModel, *, share: float, alone
     """Tally a model's predictions of the samples that were left out of the sums; the ledger counts the metric first.
 
     A device adds nothing, which looks like one without such samples, where it promises something of its training
-    samples, has reported as many metrics as it agrees to, or would show fewer samples than `privacy.min-samples`.
+    samples or of metrics, has reported as many metrics as it agrees to, or would show fewer samples than
+    `privacy.min-samples`.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def tally_held_out(device: Device, model: SideTunedModel, *, share: float, alone
         )
     nothing = wrap(np.zeros(num_words(contract), np.int64), BITS)
     places = held_out_samples(device, share)
-    if not places or device.promises or (alone and len(places) < private.min_samples):
+    if not places or not device.exact_metrics or (alone and len(places) < private.min_samples):
         return nothing
     try:
         device.folder.ledger.evaluate({text for i in places for text in device.sample_keys[i].texts})

@@ -170,7 +170,7 @@ class SideTuningClient:
         metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
         if len(device.test):
             metrics[request.contract.metric] = device.measure(model)
-            if request.columns[2:] == (1,) and request.state and not device.promises:
+            if request.columns[2:] == (1,) and request.state and device.exact_metrics:
                 metrics[keys.TASK_UNKNOWN] = model.accuracy_among_all(device.test)
         return pack_metrics(metrics)
 

@@ -162,14 +162,20 @@ class Fleet:
         self._event(device_events.NodeRefused(str(node), reason))
         logger.log(WARNING, "node %s is not used: %s", node, reason)
 
-    def content(self, device: DeviceState, reply: Message) -> RecordDict | None:
-        """Return a reply's records; an error or a refusal is counted and gives None."""
+    def content(self, device: DeviceState, reply: Message, *, optional: bool = False) -> RecordDict | None:
+        """Return a reply's records; an error or a refusal is counted and gives None.
+
+        Who refuses takes no further part, unless what was asked is optional.
+        """
         if reply.has_error():
             self.fail(device, f"error {reply.error.code}: {_last_line(reply.error.reason)}")
             return None
         reason = refusal(reply.content)
         if reason is not None:
-            self.drop(device, reason)
+            if optional:
+                logger.log(WARNING, "device %s refuses: %s", device.name, plain(reason))
+            else:
+                self.drop(device, reason)
             return None
         return reply.content
 

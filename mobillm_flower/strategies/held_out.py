@@ -77,7 +77,7 @@ def _of_devices(run: RunState, contents: Mapping[str, RecordDict]) -> list[tuple
     ]
     for reply in run.exchange.exchange(messages, keys.HELD_OUT_TALLY):
         device = run.connections.sender(reply)
-        content = None if device is None else run.fleet.content(device, reply)
+        content = None if device is None else run.fleet.content(device, reply, optional=True)
         if device is None or content is None:
             continue
         try:
@@ -93,8 +93,9 @@ def _of_groups(run: RunState, contents: Mapping[str, RecordDict], least: int) ->
     groups: list[Group] = []
     for name, pseudonyms in groups_held(run.cache).items():
         devices = {one: there[one] for one in pseudonyms if one in there}
-        if len(devices) < least:
-            logger.log(WARNING, "group %s has too few devices left for its held-out metric", name[:8])
+        missing = len(pseudonyms) - len(devices)
+        if len(devices) < least or 0 < missing < least:  # the sums' difference would be fewer devices: they refuse
+            logger.log(WARNING, "group %s has too few devices left for its held-out metric, or lacks too few", name[:8])
             continue
         backbone = next(iter(devices.values())).description.backbone.fingerprint
         content = contents[backbone]
@@ -116,7 +117,7 @@ def _of_groups(run: RunState, contents: Mapping[str, RecordDict], least: int) ->
                 least=least,
             )
         )
-    for group, phase, why in sum_groups(run, groups, ConfigRecord()):
+    for group, phase, why in sum_groups(run, groups, ConfigRecord(), optional=True):
         logger.log(WARNING, "held-out metric of group %s: %s in the phase %s", group.name[:8], why, phase)
     tallies = []
     for group in groups:

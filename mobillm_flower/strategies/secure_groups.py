@@ -105,6 +105,11 @@ def _by_type(devices: Sequence[DeviceState]) -> dict[str, list[DeviceState]]:
     return types
 
 
+def num_groups(num_devices: int, least: int) -> int:
+    """Return in how many groups devices add up: of at most `MOST`, unless one would then be smaller than the least."""
+    return max(1, min(-(-num_devices // MOST), num_devices // least))
+
+
 def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Group], str]:
     """Return groups of those that have not sent yet, and why some are in none."""
     groups, too_few = list[Group](), ""
@@ -123,7 +128,7 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
             logger.log(WARNING, "%s", too_few)
             continue
         request = _request(run, backbone)
-        for number in range(count := -(-len(devices) // MOST)):
+        for number in range(count := num_groups(len(devices), least)):
             groups.append(
                 new_group(
                     {device.description.pseudonym: device for device in devices[number::count]},

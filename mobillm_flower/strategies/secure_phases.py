@@ -66,8 +66,13 @@ def new_group(
     return Group(devices, kind, pack, server)
 
 
-def sum_groups(run: RunState, groups: Sequence[Group], config: ConfigRecord) -> Iterator[tuple[Group, str, str]]:
-    """Run all phases of groups of one kind; yields those that are refused, the phase, and why."""
+def sum_groups(
+    run: RunState, groups: Sequence[Group], config: ConfigRecord, *, optional: bool = False
+) -> Iterator[tuple[Group, str, str]]:
+    """Run all phases of groups of one kind; yields those that are refused, the phase, and why.
+
+    With `optional` a device that refuses still takes part in all else.
+    """
     going = list(groups)
     while going and going[0].server.phase:
         kind, owners = going[0].kind, {pseudonym: group for group in going for pseudonym in group.devices}
@@ -78,7 +83,7 @@ def sum_groups(run: RunState, groups: Sequence[Group], config: ConfigRecord) -> 
         ]
         for reply in run.exchange.exchange(messages, kind):
             device = run.connections.sender(reply)
-            content = None if device is None else run.fleet.content(device, reply)
+            content = None if device is None else run.fleet.content(device, reply, optional=optional)
             if device is None or content is None:
                 continue
             pseudonym = device.description.pseudonym

@@ -114,6 +114,8 @@ def test_a_second_task_appends_its_classes_and_both_are_predicted(
     torch.testing.assert_close(own.scores - together.scores[:, 2:], torch.zeros(4, 3), atol=1e-6, rtol=0)
     assert model.predict(texts).labels == own.labels  # the last task is the model's own
     assert model.for_task("").for_task("topic").spec == model.spec  # with p_b again
+    model.for_task("").save_pretrained(tmp_path / "copy")
+    assert SideTunedModel.from_pretrained(tmp_path / "copy").spec == model.spec
     with pytest.raises(MismatchError, match="no task is called 'tpic'; learned were, in this order: mood, topic"):
         model.for_task("tpic")
 

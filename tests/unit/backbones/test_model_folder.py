@@ -122,6 +122,9 @@ def test_adapters_are_merged_onto_their_base(
     assert not torch.allclose(hidden(folder), hidden(base))
     assert resolve_folder(str(folder)) == resolve_folder(str(folder))
     assert len(list((tmp_path / "cache/mobillm-flower").glob("merged-*"))) == 1
+    for number, changed in enumerate((base, folder), start=2):  # all that was taken over is looked at
+        (changed / "chat_template.jinja").write_text(f"template {number}")
+        assert (resolve_folder(str(folder)) / "chat_template.jinja").read_text() == f"template {number}"
 
 
 @pytest.mark.parametrize(

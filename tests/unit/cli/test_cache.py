@@ -128,6 +128,17 @@ def test_forget_json(run: Any) -> None:
     assert DEVICES[2] not in devices(run)
 
 
+def test_forget_while_another_process_reads_is_logged_and_told_afterwards(run: Any) -> None:
+    with sqlite3.connect(run / "cache.sqlite") as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT COUNT(*) FROM samples").fetchone()
+        said = refused("cache", "forget", run, DEVICES[0], "--yes")
+    assert "10 rows are deleted, but another process has the file open" in said
+    assert DEVICES[0] not in devices(run)
+    event = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert (event["event"], event["device"], event["samples"]) == ("forgotten", DEVICES[0], 10)
+
+
 def test_forget_without_anything_trained_says_no_more(run: Any) -> None:
     (run / "side_network").rmdir()
     assert len(lines("cache", "forget", run, DEVICES[0], "--yes")) == 1

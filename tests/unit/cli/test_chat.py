@@ -34,6 +34,13 @@ def test_each_line_of_a_pipe_is_responded_to(saved: Path, model: Any) -> None:
     assert [line.strip() for line in found] == [text.strip() for text in expected]
 
 
+def test_what_is_piped_in_is_utf_8_whatever_the_terminal_has(saved: Path) -> None:
+    assert "standard input is not text in UTF-8; name its encoding" in refused(
+        "chat", saved, stdin="häh".encode("cp1252")
+    )
+    assert lines("chat", saved, "--max-new-tokens", 1, stdin="\ufeffhäh".encode())
+
+
 def test_beside_the_backbone_responds_first(saved: Path, model: Any) -> None:
     found = lines("chat", saved, "--beside", "--max-new-tokens", 5, stdin=f"{TEXTS[0]}\n")
     base = model.with_network(None).generate(TEXTS[0], max_new_tokens=5)

@@ -149,5 +149,6 @@ def test_a_metric_is_noised_where_settings_say_so(tmp_path: Path, backbone: str)
     device = open_device(tmp_path / "device", {"backbone.name": backbone}, {"privacy.metric-epsilon": 0.1})
     found = Counter(device.measure(Constant()) for _ in range(20))  # type: ignore[arg-type]
     assert len(found) > 3
+    assert not device.exact_metrics  # nor does any other leave it without noise
     assert all(0 <= value <= 1 and round(value * 110) / 110 == value for value in found)
     device.folder.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Error, Message
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.clients.summing import held_out_samples
@@ -14,7 +14,8 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.reports.quality import learning
 from mobillm_flower.reports.source import read_source
 from mobillm_flower.reports.table import results_rows
-from mobillm_flower.runs.events import HeldOut
+from mobillm_flower.runs.device_events import Dropped
+from mobillm_flower.runs.events import Evaluation, HeldOut
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.secure_sums import PHASES
@@ -76,12 +77,31 @@ def test_a_tally_that_cannot_be_is_left_out(tmp_path: Path, backbone: Path) -> N
     assert '"tally"' in (tmp_path / "run" / "events.jsonl").read_text("utf-8")
 
 
-@pytest.mark.parametrize("changes", [{"privacy__min_samples": 15}, {"privacy__max_releases": 3}])
-def test_devices_that_show_too_few_or_promise_something_add_nothing(
+@pytest.mark.parametrize(
+    "changes", [{"privacy__min_samples": 15}, {"privacy__max_releases": 3}, {"privacy__metric_epsilon": 1.0}]
+)
+def test_devices_that_show_too_few_or_promise_something_also_of_metrics_add_nothing(
     tmp_path: Path, backbone: Path, changes: dict[str, Any]
 ) -> None:
     _, events = run(tmp_path / "run", backbone, **changes)
     assert not events
+
+
+def test_one_that_fails_in_its_groups_tally_costs_that_metric_and_no_device(tmp_path: Path, backbone: Path) -> None:
+    """The others refuse a tally whose difference from the group's sums is one device's; nobody is dropped."""
+
+    def fail(message: Message, reply: Message) -> Message | Error:
+        of_tally = message.metadata.message_type == keys.HELD_OUT_TALLY
+        return Error(5, "node unavailable") if of_tally and message.metadata.dst_node_id == 100 else reply
+
+    secure = {"privacy__secure_sums": "always", "privacy__secure_sums_devices": 3}
+    _, held = run(tmp_path / "run", backbone, devices=5, tamper=fail, **secure)
+    assert not held
+    record = read_run(tmp_path / "run")
+    assert not record.all(Dropped)
+    evaluation = record.last(Evaluation)
+    assert evaluation is not None
+    assert evaluation.devices == 5
 
 
 def test_an_exact_metric_does_not_go_with_noise() -> None:

@@ -18,6 +18,7 @@ from mobillm_flower.errors import RunFailed
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.source import read_source
 from mobillm_flower.server import ActivationCache
+from mobillm_flower.strategies.secure_groups import num_groups
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.secure_sums import PHASES
 from tests.support.cli import lines, parsed, refused
@@ -100,6 +101,14 @@ def test_the_solution_is_that_of_plain_sums_and_no_message_holds_a_devices_own(t
     assert "the sum of groups of at least 4 devices" in said["Labels"]
     assert "the sum of groups" in said["Texts"]
     assert "sum of groups" not in dict(not_protected(read_source(tmp_path / "plain")))["Labels"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "least", "groups"), [(6, 6, 1), (128, 6, 1), (129, 6, 2), (1000, 6, 8), (129, 100, 1), (300, 140, 2)]
+)
+def test_no_group_is_smaller_than_the_least(devices: int, least: int, groups: int) -> None:
+    assert num_groups(devices, least) == groups
+    assert devices // groups >= least
 
 
 @pytest.mark.parametrize("phase", PHASES)
