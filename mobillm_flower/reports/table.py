@@ -192,4 +192,6 @@ def _privacy(guarantee: Mapping[str, Any]) -> tuple[str, str]:
     parts = ", ".join(f"{name} ε = {part[0]:.3g}" for name, part in guarantee["parts"].items())
     if guarantee["epsilon"] is None:
         return "no ε", f"{parts}; {guarantee['reason']}"
-    return f"ε = {guarantee['epsilon']:.3g}", f"δ = {guarantee['delta']:g}, local, one release; {parts}"
+    trusted = any(name.endswith("all but the server") for name in guarantee["parts"])
+    kind = "the server is trusted" if trusted else "local, one release"
+    return f"ε = {guarantee['epsilon']:.3g}", f"δ = {guarantee['delta']:g}, {kind}; {parts}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from mobillm_flower.server.fitting import Measured
 from mobillm_flower.wire.sums import SumsSpec
 from mobillm_flower.wire.window import SampleBytes
 
-_NOISE_KEY = "noise-key"
+_NOISE_KEY, _NOISED = "noise-key", "noised-totals"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
 OF_THE_NOISE = 0.5
 """λ over the noise's spectral norm σ·√(2D); chosen on AG News and SMS spam, see benchmarks/studies/sums.py."""
@@ -133,7 +134,7 @@ def solve_sums(
         words = total(cache, name, spec)
         if words is None:
             continue
-        weight, bias, loss, count = (_noised if spec.epsilon else solve_exact)(words, spec, cache)
+        weight, bias, loss, count = _noised(words, spec, cache, name) if spec.epsilon else solve_exact(words, spec)
         head = network.heads[name]
         head.load_state_dict({**head.state_dict(), "weight": weight.T * scale, "bias": bias * scale})
         parts += 1
@@ -142,9 +143,7 @@ def solve_sums(
     return Measured(parts, losses / samples if samples else None, None)
 
 
-def solve_exact(
-    words: Words, spec: SumsSpec, _cache: ActivationCache | None = None
-) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
+def solve_exact(words: Words, spec: SumsSpec) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
     """Solve with λ by generalized cross-validation: W [D, K], b [K], loss, n."""
     row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
     counts, rows, targets, triangle, moment = (part.astype(np.float64) for part in spec.shape.split(lift(words)))
@@ -159,7 +158,7 @@ def solve_exact(
 
 
 def _noised(
-    words: Words, spec: SumsSpec, cache: ActivationCache
+    words: Words, spec: SumsSpec, cache: ActivationCache, backbone: str
 ) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
     """Add noise and solve; the same sums have the same noise, of a key of the run: another look is no other draw."""
     key = cache.meta(_NOISE_KEY)
@@ -167,9 +166,23 @@ def _noised(
         key = secrets.token_hex(32)
         cache.set_meta(_NOISE_KEY, key)
     of_these = hashlib.sha256(words.tobytes()).hexdigest()
+    known = _noised_totals(cache)
+    if of_these not in known.setdefault(backbone, []):
+        known[backbone].append(of_these)
+        cache.set_meta(_NOISED, json.dumps(known))
     drawn = discrete_gaussian(noise_variances(spec), key=derive(bytes.fromhex(key), of_these))
     weight, bias = solve_noised(lift(words) + drawn, spec)
     return weight, bias, None, 0
+
+
+def num_noised_totals(cache: ActivationCache) -> int:
+    """Return how many totals of a backbone type were noised and solved, at most; the ε of all of them add up."""
+    return max(map(len, _noised_totals(cache).values()), default=0)
+
+
+def _noised_totals(cache: ActivationCache) -> dict[str, list[str]]:
+    known: dict[str, list[str]] = json.loads(cache.meta(_NOISED) or "{}")
+    return known
 
 
 def solve_noised(

@@ -14,10 +14,11 @@ from mobillm_flower.errors import CacheError, PacketRejected
 from mobillm_flower.runs import device_events
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import note_round
-from mobillm_flower.server.sums import check_sums, hold, require_room
+from mobillm_flower.server.sums import check_sums, hold, num_noised_totals, require_room
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.held_out import measure_held_out
 from mobillm_flower.strategies.intake import Intake
+from mobillm_flower.strategies.preparation import log_prepared
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped
@@ -79,6 +80,7 @@ class AnalyticMobiLLM(SideTuningStrategy):
     preset = "analytic"
     asks = keys.SUM
     takes = SumsIntake
+    _totals = 0
 
     def check(self, settings: Settings) -> None:
         """Need objective `difference`; the other needs are the settings' own."""
@@ -90,6 +92,9 @@ class AnalyticMobiLLM(SideTuningStrategy):
 
     def evaluate(self, grid: Grid, round_: int) -> None:
         """Ask for the metric on what the sums left out, too, once there is a solution."""
+        if (totals := num_noised_totals(self.run.cache)) > max(1, self._totals):
+            log_prepared(self.run, delta=self.settings.privacy.delta)  # a total of more devices has noise of its own
+        self._totals = totals
         if self.settings.trainer.validation_share and self.run.trainer.position.fitted_rows:
             measure_held_out(self.run, self.settings, round_=round_)
         super().evaluate(grid, round_)

@@ -13,6 +13,7 @@ from mobillm_flower.runs.device_events import Forgotten
 from mobillm_flower.runs.events import Epoch, Prepared, StartedAgain
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.plan import TrainingPlan, note_backbones
+from mobillm_flower.server.sums import num_noised_totals
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.continual import Earlier, task_name
 from mobillm_flower.strategies.fleet import Fleet
@@ -117,7 +118,7 @@ def log_prepared(run: RunState, *, delta: float) -> None:
     """Log what the run keeps fixed, and whether it was interrupted before; the guarantee is for this δ."""
     plan = run.plan
     if plan.sums:
-        guarantee = sums_guarantee(next(iter(plan.sums.values())))
+        guarantee = sums_guarantee(next(iter(plan.sums.values())), totals=max(1, num_noised_totals(run.cache)))
     else:
         guarantee = release_guarantee(next(iter(plan.specs.values())), plan.contract, delta=delta)
     prepared = Prepared(

@@ -55,12 +55,16 @@ def room_for(num_samples: int) -> int:
     return max(_LEAST_ROOM, 1 << max(0, _LATER * num_samples - 1).bit_length())
 
 
-def sums_guarantee(sums: SumsSpec) -> Guarantee:
-    """Return what the run guarantees of one sample, or one device, against everybody but the server."""
+def sums_guarantee(sums: SumsSpec, *, totals: int = 1) -> Guarantee:
+    """Return what the run guarantees of one sample, or one device, against everybody but the server.
+
+    With `totals` several totals, each with noise of its own: ε and δ add up.
+    """
     if not sums.epsilon:
         return Guarantee(None, 0.0, "sums are sent without noise")
-    name = f"one {sums.unit} in the sums, against all but the server"
-    return Guarantee(sums.epsilon, sums.delta, parts={name: (sums.epsilon, sums.delta)})
+    name = f"one {sums.unit} in {'the sums' if totals == 1 else f'{totals} totals of sums'}, against all but the server"
+    spent = totals * sums.epsilon, totals * sums.delta
+    return Guarantee(*spent, parts={name: spent})
 
 
 def require_task(contract: TaskContract) -> None:

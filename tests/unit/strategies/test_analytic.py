@@ -14,6 +14,8 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.errors import RunFailed, SettingsError
+from mobillm_flower.runs.events import Prepared
+from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import replay
 from mobillm_flower.wire import keys
@@ -169,6 +171,22 @@ def test_noise_of_the_server_is_drawn_once_for_a_total(tmp_path: Path, backbone:
     assert all(torch.equal(again[name], tensor) for name, tensor in strategy.trainer.state.items())
     other = weights(run(config_of(tmp_path / "other", backbone, **changes)))
     assert other != weights(strategy)
+
+
+def test_a_total_of_more_devices_is_another_release_whose_epsilon_adds_up(tmp_path: Path, backbone: Path) -> None:
+    config = config_of(tmp_path / "run", backbone, privacy__central_epsilon=4.0)
+
+    def promised() -> float:
+        prepared = read_run(tmp_path / "run").last(Prepared)
+        assert prepared is not None
+        return float(prepared.guarantee["epsilon"])
+
+    run(config)
+    assert promised() == 4.0
+    run(config)  # the same total, and its noise
+    assert promised() == 4.0
+    run(config, devices=4)
+    assert promised() == 8.0
 
 
 @pytest.mark.parametrize(
