@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from logging import INFO, getLogger
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
@@ -33,27 +32,14 @@ logger = getLogger("flwr")
 class SumsIntake(Intake):
     """Asks devices for their sums and commits them: one row of the cache is one device."""
 
-    def requests(
-        self,
-        run: RunState,
-        devices: Iterable[DeviceState],
-        server_round: int,
-        config: ConfigRecord,
-        *,
-        at_most: int | None = None,
-    ) -> Iterator[Message]:
-        """Yield a request for those devices whose sums are not held and that have no message out."""
-        busy = run.exchange.busy_nodes
-        idle = [device for device in devices if device.active and device.node_id not in busy]
-        for device in idle[:at_most]:
-            device.asked_at = run.connections.clock.now()
-            yield run.connections.message(device, pack_sums_request(sums_request(run, device)), keys.SUM, config)
+    asks = keys.SUM
 
-    def take_window(self, run: RunState, device: DeviceState, reply: Message, round_: int) -> int:
+    def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
+        """Return what a device is asked for: its sums."""
+        return pack_sums_request(sums_request(run, device))
+
+    def commit(self, run: RunState, device: DeviceState, content: RecordDict, round_: int) -> int:
         """Open, check and commit a device's sums; returns the number of its samples."""
-        content = run.fleet.content(device, reply)
-        if content is None:
-            return 0
         request = sums_request(run, device)
         sums = open_sums(content, request=request)
         if sums.pseudonym != device.description.pseudonym:
@@ -78,7 +64,6 @@ class AnalyticMobiLLM(SideTuningStrategy):
     """
 
     preset = "analytic"
-    asks = keys.SUM
     takes = SumsIntake
     _totals = 0
 

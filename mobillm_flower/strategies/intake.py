@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from logging import WARNING, getLogger
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from mobillm_flower.config import RoundSettings
 from mobillm_flower.errors import CacheFull, PacketRejected
@@ -31,6 +31,9 @@ class Intake:
         Of which the sizes of windows are used.
     """
 
+    asks = keys.EXTRACT
+    """Type of the messages that ask for data."""
+
     def __init__(self, rounds: RoundSettings) -> None:
         self._window, self._max_bytes = rounds.window, rounds.max_window_mib << 20
 
@@ -43,21 +46,26 @@ class Intake:
         *,
         at_most: int | None = None,
     ) -> Iterator[Message]:
-        """Yield a request for the next window of those devices that have data left and no message out."""
+        """Yield a request for those devices that have data left and no message out."""
         busy = run.exchange.busy_nodes
         idle = [device for device in devices if device.active and device.node_id not in busy]
         for device in idle[:at_most]:
-            device.window = device.window or self._window
             device.asked_at = run.connections.clock.now()
-            request = WindowRequest(
+            yield run.connections.message(device, self.request(run, device, server_round), self.asks, config)
+
+    def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
+        """Return what a device is asked for: its next window."""
+        device.window = device.window or self._window
+        return pack_request(
+            WindowRequest(
                 contract=run.plan.contract,
                 spec=run.plan.specs[device.description.backbone.fingerprint],
-                round=server_round,
+                round=round_,
                 window=device.window,
                 max_bytes=self._max_bytes,
                 held=run.cache.held(device.description.pseudonym),
             )
-            yield run.connections.message(device, pack_request(request), keys.EXTRACT, config)
+        )
 
     def take(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord:
         """Check and commit windows as they arrive; nothing of a bad one is kept."""
@@ -67,7 +75,8 @@ class Intake:
             if device is None:
                 continue
             try:
-                samples += self.take_window(run, device, reply, server_round)
+                content = run.fleet.content(device, reply)
+                samples += 0 if content is None else self.commit(run, device, content, server_round)
             except PacketRejected as error:
                 rejected += 1
                 run.fleet.strike(device, error)
@@ -81,8 +90,8 @@ class Intake:
         }
         return MetricRecord(values)
 
-    def take_window(self, run: RunState, device: DeviceState, reply: Message, round_: int) -> int:
-        """Open, check and commit one window; returns the number of new samples.
+    def commit(self, run: RunState, device: DeviceState, content: RecordDict, round_: int) -> int:
+        """Open, check and commit what a device sent; returns the number of new samples.
 
         Raises
         ------
@@ -91,9 +100,6 @@ class Intake:
         CacheFull
             The cache's quota is used up.
         """
-        content = run.fleet.content(device, reply)
-        if content is None:
-            return 0
         backbone = device.description.backbone.fingerprint
         window = open_window(
             content,

@@ -78,8 +78,6 @@ class SideTuningStrategy(Strategy):
     """
 
     preset = "pae"
-    asks = keys.EXTRACT
-    """Type of the messages that ask for data."""
     takes: type[Intake] = Intake
     """What asks devices, and checks and commits what they send."""
     poll_s = 0.1
@@ -166,12 +164,12 @@ class SideTuningStrategy(Strategy):
         while (not num_rounds or round_ - first < num_rounds) and not run.stopping.ends_ingestion():
             run.connections.meet()
             messages = list(self.configure_train(round_ + 1, ArrayRecord(), config, grid))
-            if not messages and not run.exchange.out(self.asks):
+            if not messages and not run.exchange.out(self.intake.asks):
                 break
             asked = {message.metadata.dst_node_id for message in messages}
             expected = [device for device in run.fleet if device.node_id in asked and not run.seems_held(device)]
             steps = partial(run.trainer.overlap_step, round_ + 1) if expected else lambda: False
-            replies = run.exchange.exchange(messages, self.asks, steps)
+            replies = run.exchange.exchange(messages, self.intake.asks, steps)
             _, metrics = self.aggregate_train(round_ + 1, replies)
             if not expected and metrics is not None and not metrics["num-examples"]:
                 continue  # devices of a run that is started again have nothing new: this is no round

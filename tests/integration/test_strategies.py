@@ -215,7 +215,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path: Path, tiny
     grid = LocalGrid(app, nodes(), config)
     interrupted = make_strategy(load_settings(config))
     interrupted.poll_s = 0.0
-    take = interrupted.intake.take_window
+    take = interrupted.intake.commit
     count = 0
 
     def stop_at_the_fifth_window(*arguments: Any) -> Any:
@@ -225,7 +225,7 @@ def test_a_server_started_again_asks_only_for_what_it_lacks(tmp_path: Path, tiny
             raise KeyboardInterrupt
         return take(*arguments)
 
-    interrupted.intake.take_window = stop_at_the_fifth_window
+    interrupted.intake.commit = stop_at_the_fifth_window
     with pytest.raises(KeyboardInterrupt):
         interrupted.start(grid, ArrayRecord())
     assert len(cached(config)) == 4 * 12
