@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -68,7 +69,7 @@ ORDERS = {
     "ten domains": [DOMAINS, DOMAINS[::-1], DOMAINS[5:] + DOMAINS[:5]],
 }
 ROWS = {"five tasks": 1000, "ten domains": 600}
-POOL, MOST_TEST, MAX_LENGTH = 2000, 1000, 128
+POOL, MAX_LENGTH = 2000, 128  # rows of a task's train split; half as many of the others
 EPOCHS, RANK = 10, 16
 
 
@@ -88,10 +89,10 @@ METHODS = {
     "sequential": Method("additive", rank=64),
     "replay of a tenth": Method("additive", keep=0.1, rank=64),
     "closed-form": Method("closed-form"),
-    "o-lora": Method("o-lora", orthogonality=8.0),
-    "oa-adapter": Method("oa-adapter", orthogonality=8.0, threshold=1.5),
+    "o-lora": Method("o-lora", orthogonality=0.5),
+    "oa-adapter": Method("oa-adapter", orthogonality=0.1, threshold=1.5),
 }
-JOINT, ALL_ROWS = "joint", Method("additive", keep=1.0, rank=64)
+TOGETHER = {"joint": Method("additive", keep=1.0, rank=64), "joint solution": Method("closed-form", keep=1.0)}
 """All tasks at once, which is what replay of all rows comes to: it begins anew with each task."""
 
 
@@ -111,15 +112,15 @@ class Task:
 
 
 class Tasks:
-    """Tasks by name, each extracted once and kept on disk."""
+    """Tasks by name, each extracted once by a backbone and kept on disk."""
 
-    def __init__(self, data: Path, work: Path) -> None:
-        self.data, self.work = data, work
+    def __init__(self, data: Path, work: Path, backbone: str = "minilm", pool: int = POOL) -> None:
+        self.data, self.work, self.backbone, self.pool = data, work, backbone, pool
         self._known: dict[str, Task] = {}
         work.mkdir(parents=True, exist_ok=True)
         file = work / "backbone.pt"
         if not file.exists():
-            torch.save(asdict(load_backbone("minilm", device="cpu").info), file)
+            torch.save(asdict(load_backbone(backbone, device="cpu").info), file)
         self.info = BackboneInfo(**torch.load(file))
         self.spec = plan_of(self.info, TaskSequence().append("any", "ab"), 1, "closed-form").specs[
             self.info.fingerprint
@@ -136,14 +137,14 @@ class Tasks:
         return self._known[name]
 
     def _extract(self, source: Source) -> dict[str, Any]:
-        backbone = load_backbone("minilm", device="cpu", token_budget=4096)
+        backbone = load_backbone(self.backbone, device="cpu", token_budget=4096)
         made: dict[str, Any] = {"held_out": {}}
         for split in ("train", "validation", "test"):
             frame = pd.read_parquet(self.data / source.folder / f"{split}.parquet")
             if source.domain:
                 frame = frame[frame["domain"] == source.domain]
             classes = sorted(frame["label"].unique())
-            frame = frame.sample(min(POOL if split == "train" else MOST_TEST, len(frame)), random_state=0)
+            frame = frame.sample(min(self.pool // (1 if split == "train" else 2), len(frame)), random_state=0)
             labels = torch.tensor([classes.index(label) for label in frame["label"]])
             parts = []
             for start in range(0, len(frame), 500):
@@ -163,29 +164,14 @@ class Tasks:
 
 def plan_of(info: BackboneInfo, tasks: TaskSequence, rows: int, network: str, **options: Any) -> TrainingPlan:
     """Return the package's plan for a sequence of tasks."""
-    words = [f"{name}={value}" for name, value in options.items()]
-    loss = "square" if network == "closed-form" else "logit"
-    settings = load_settings(
-        overrides=[
-            "side-network.name=closed-form" if network == "closed-form" else "side-network.name=additive",
-            f"loss.name={loss}",
-            "activations.sampling=upper",
-            "activations.pivot=mean",
-            "trainer.validation-split=seed",
-            f"trainer.epochs={EPOCHS}",
-            *(["side-network.random-features=0"] if network == "closed-form" else []),
-            *words,
-        ]
-    )
-    contract = TaskContract(
-        kind="classification",
-        labels=tasks.labels,
-        prompt="",
-        label_words=(),
-        max_length=MAX_LENGTH,
-        label_range=(),
-        metric="accuracy",
-    )
+    words = ["activations.sampling=upper", "activations.pivot=mean", "trainer.validation-split=seed"]
+    words += [f"trainer.epochs={EPOCHS}", *(f"{name}={value}" for name, value in options.items())]
+    if network == "closed-form":
+        words += ["side-network.name=closed-form", "side-network.random-features=0", "loss.name=square"]
+    else:
+        words += ["side-network.name=additive", "loss.name=logit"]
+    settings = load_settings(overrides=words)
+    contract = TaskContract("classification", tasks.labels, "", (), MAX_LENGTH, (), "accuracy")
     return make_plan(settings, contract, {info.fingerprint: info}, [rows])
 
 
@@ -217,13 +203,9 @@ class Learner:
             drawn += [(name, int(row)) for row in order[: self.rows]]
         used = [*self.kept_rows, *drawn]
         method = self.method
-        options = {
-            "run.seed": self.seed,
-            "side-network.bottleneck": method.rank,
-            "trainer.learning-rate": method.learning_rate,
-        }
-        if method.network == "closed-form":
-            options = {"run.seed": self.seed}
+        options: dict[str, Any] = {"run.seed": self.seed}
+        if method.network != "closed-form":
+            options |= {"side-network.bottleneck": method.rank, "trainer.learning-rate": method.learning_rate}
         plan = plan_of(self.store.info, self.tasks, len(used), method.network, **options)
         side = plan.side_config
         extra: dict[str, Any] = {"name": method.network, "tasks": self.tasks.sizes if len(names) == 1 else ()}
@@ -304,7 +286,9 @@ def in_turn(method: Method, order: list[str], store: Tasks, seed: int, rows: int
             known.append(of_known)
             unknown.append(of_unknown)
             sizes.append(learner.sizes())
-    return {"known": known, "unknown": unknown, "sizes": sizes, "seconds": round(time.process_time() - started, 1)}
+    made: dict[str, Any] = {"order": order, "known": known, "unknown": unknown, "sizes": sizes}
+    measures = {f"{case}_measures": SequenceMeasures.of(made[case]).to_dict() for case in ("known", "unknown")}
+    return made | measures | {"seconds": round(time.process_time() - started, 1)}
 
 
 def at_once(method: Method, order: list[str], store: Tasks, seed: int, rows: int, split: str) -> dict[str, Any]:
@@ -313,7 +297,7 @@ def at_once(method: Method, order: list[str], store: Tasks, seed: int, rows: int
         learner = Learner(method, store, seed, rows, Path(folder))
         learner.learn(*order)
         known, unknown = learner.accuracies(split)
-        return {"known": [known], "unknown": [unknown], "sizes": [learner.sizes()]}
+        return {"order": order, "known": [known], "unknown": [unknown], "sizes": [learner.sizes()]}
 
 
 def alone(method: Method, order: list[str], store: Tasks, seed: int, rows: int, split: str) -> dict[str, Any]:
@@ -332,83 +316,79 @@ def average(cell: Mapping[str, Any]) -> tuple[float, float]:
 
 GRIDS: dict[str, list[dict[str, float]]] = {
     "oa-adapter": [
-        *({"orthogonality": w, "threshold": 0.3} for w in (0.1, 0.0, 0.5, 2.0, 8.0, 32.0)),
-        *({"orthogonality": 0.1, "threshold": t} for t in (0.01, 0.6, 1.0, 1.5)),
-        *({"orthogonality": 8.0, "threshold": t} for t in (1.0, 1.5)),
-        *({"orthogonality": 2.0, "threshold": t} for t in (1.0, 1.5)),
-        {"orthogonality": 0.1, "threshold": 0.3, "learning_rate": 5e-3},
+        *({"orthogonality": w, "threshold": 1.5} for w in (0.0, 0.1, 0.5, 2.0, 8.0, 32.0)),
+        *({"orthogonality": 2.0, "threshold": t} for t in (0.01, 0.3, 0.6, 1.0, 1.9)),
+        {"orthogonality": 2.0, "threshold": 1.5, "learning_rate": 5e-3},
     ],
     "o-lora": [
-        *({"orthogonality": w} for w in (0.1, 0.0, 0.01, 0.5, 2.0, 8.0)),
-        {"orthogonality": 0.1, "learning_rate": 5e-3},
+        *({"orthogonality": w} for w in (8.0, 0.5)),
     ],
 }
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/continual"))
+    parser.add_argument("--work", type=Path, default=Path("runs/continual"), help="extracted features; one a backbone")
+    parser.add_argument("--backbone", default="minilm")
+    parser.add_argument("--pool", type=int, default=POOL, help="most rows of a task's train split")
     parser.add_argument("--sequence", default="five tasks", choices=list(ORDERS))
-    parser.add_argument("--orders", default="0,1,2")
-    parser.add_argument("--seeds", default="0,1,2")
+    for several in ("--orders", "--seeds"):
+        parser.add_argument(several, default="0,1,2")
     parser.add_argument("--methods", default="", help="names, separated by commas; default: all")
     parser.add_argument("--choose", action="store_true", help="try hyper-parameters on validation rows")
     parser.add_argument("--alone", action="store_true", help="learn each task by itself, for forward transfer")
     parser.add_argument("--extract", action="store_true", help="extract features and end")
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = arguments()
     torch.set_num_threads(1)
-    store = Tasks(chosen.data, chosen.work)
+    store = Tasks(chosen.data, chosen.work, chosen.backbone, chosen.pool)
+    first, rows = ORDERS[chosen.sequence][0], ROWS[chosen.sequence]
     if chosen.extract:
-        for name in ORDERS[chosen.sequence][0]:
-            print(name, len(store[name].blobs), store[name].classes, flush=True)
+        print(*(f"{name}: {len(store[name].blobs)} rows" for name in first), sep="\n")
         return
     out: dict[str, Any] = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
-    out.setdefault("cells", {})
-    out.setdefault("trials", {})
-    out["settings"] = {"rows": ROWS, "epochs": EPOCHS, "rank": RANK, "pool": POOL, "test_rows": MOST_TEST}
+    out["settings"] = {"rows": ROWS, "epochs": EPOCHS, "rank": RANK, "pool": POOL, "test_rows": POOL // 2}
     out["methods"] = {name: asdict(method) for name, method in METHODS.items()}
-    rows = ROWS[chosen.sequence]
+    names = chosen.methods.split(",") if chosen.methods else []
+    sequence = chosen.sequence + (f", {Path(chosen.backbone).name}" if chosen.backbone != "minilm" else "")
 
-    def write() -> None:
-        chosen.json.write_text(json.dumps(out, indent=1) + "\n")
+    def keep(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Make what is not in the file yet."""
+        of_kind = out.setdefault(kind, {})
+        if key not in of_kind:
+            of_kind[key] = made = make()
+            print(kind, key, average(made) if "known" in made else made, made.get("seconds"), flush=True)
+            chosen.json.write_text(json.dumps(out, indent=1) + "\n")
 
     if chosen.choose:
-        for name in chosen.methods.split(",") if chosen.methods else GRIDS:
+        for name in names or GRIDS:
             for values in GRIDS[name]:
+                method: Method = replace(METHODS[name], **values)  # type: ignore[arg-type]
                 key = f"{name} {json.dumps(values)}"
-                if key not in out["trials"]:
-                    method = replace(METHODS[name], **values)  # type: ignore[arg-type]
-                    out["trials"][key] = in_turn(method, ORDERS[chosen.sequence][0], store, 100, rows, "validation")
-                    print(key, average(out["trials"][key]), out["trials"][key]["sizes"][-1].get("dead"), flush=True)
-                    write()
+                keep("trials", key, partial(in_turn, method, first, store, 100, rows, "validation"))
         return
     for seed in map(int, chosen.seeds.split(",")):
-        for name in (chosen.methods.split(",") if chosen.methods else METHODS) if chosen.alone else ():
-            of_seed = out.setdefault("alone", {}).setdefault(f"{chosen.sequence}|{seed}", {})
-            if name not in of_seed:
-                of_seed[name] = alone(METHODS[name], ORDERS[chosen.sequence][0], store, seed, rows, "test")
-                print("alone", seed, name, of_seed[name], flush=True)
-                write()
         if chosen.alone:
+            for name in names or METHODS:
+                of_seed = partial(alone, METHODS[name], first, store, seed, rows, "test")
+                keep("alone", f"{sequence}|{seed}|{name}", of_seed)
             continue
         for number in map(int, chosen.orders.split(",")):
             order = ORDERS[chosen.sequence][number]
-            for name in chosen.methods.split(",") if chosen.methods else [*METHODS, JOINT]:
-                key = f"{chosen.sequence}|{number}|{seed}|{name}"
-                if key in out["cells"] or (name == JOINT and number):
+            for name in names or [*METHODS, *TOGETHER]:
+                if name in METHODS:
+                    cell = partial(in_turn, METHODS[name], order, store, seed, rows, "test")
+                elif number:  # their order does not matter
                     continue
-                joint = name == JOINT
-                method = ALL_ROWS if joint else METHODS[name]
-                cell = (at_once if joint else in_turn)(method, order, store, seed, rows, "test")
-                cell["order"] = order
-                if not joint:
-                    for case in ("known", "unknown"):
-                        cell[f"{case}_measures"] = SequenceMeasures.of(cell[case]).to_dict()
-                out["cells"][key] = cell
-                print(key, average(cell), cell.get("seconds"), flush=True)
-                write()
+                else:
+                    cell = partial(at_once, TOGETHER[name], order, store, seed, rows, "test")
+                keep("cells", f"{sequence}|{number}|{seed}|{name}", cell)
 
 
 if __name__ == "__main__":

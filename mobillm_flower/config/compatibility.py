@@ -261,7 +261,9 @@ def _check_continual(settings: Settings) -> None:
         f"side-network.name={side}: leave it out with continual.method={method}": (
             method in (CLOSED_FORM, OA_ADAPTER, O_LORA) and side not in (AUTO, method)
         ),
-        "strategy=analytic, whose devices send sums": settings.strategy == ANALYTIC,
+        f"strategy=analytic and continual.method={method}, continual.keep={keep}: its devices send sums; choose "
+        "closed-form and sums": settings.strategy == ANALYTIC and (method != CLOSED_FORM or keep != SUMS),
+        "privacy.central-epsilon, since noised sums tell no tasks apart": bool(private.central_epsilon),
         "strategy=mobillm and loss.objective=label: choose difference": settings.loss.objective == Objective.label,
         f"task.kind={settings.task.kind}, which has no classes": settings.task.kind
         in ("regression", "language-modelling"),

@@ -160,6 +160,8 @@ class SideTunedModel:
         if not self.columns:
             return self.rule.scores(side, base)
         start, stop = self.columns
+        if getattr(self.side_network, "whole_base", False):
+            return self.rule.scores(side[:, start:stop], base)
         span = TaskSpan("", self.contract.labels, start, stop)
         spread = self.rule.scores(side, span.widen(base, side.shape[1]))
         return spread[:, start:stop]

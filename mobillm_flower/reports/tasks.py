@@ -37,6 +37,7 @@ def tasks(source: ReportSource) -> Markup | None:
         _matrix(names, measured, known=False),
         _summary(measured, names),
         _costs(runs),
+        _ranks(names, source.run),
     ]
     return join(*[part for part in parts if part])
 
@@ -159,3 +160,13 @@ def _costs(runs: list[tuple[str, RunRecord | None]]) -> Markup:
         )
     heads = ("task", "devices", "trained parameters", "bytes down, a device", "kept", "samples deleted")
     return table("What each task cost, and what was kept of it", heads, rows, numeric=(1, 2, 3, 5))
+
+
+def _ranks(names: list[str], run: RunRecord) -> Markup:
+    """Return how many dimensions of each task's adapters act in each block; nothing where tasks have no adapters."""
+    kept = run.last(TaskKept)
+    if kept is None or not kept.ranks:
+        return Markup()
+    heads = ("adapters of", *(f"block {number + 1}" for number in range(len(kept.ranks[0]))))
+    rows = [(name, *map(str, ranks)) for name, ranks in zip(names, kept.ranks, strict=False)]
+    return table("Effective ranks: dimensions that act", heads, rows, numeric=tuple(range(1, len(heads))))

@@ -118,6 +118,8 @@ class TaskKept(Event, kind="task-kept"):
         Samples of the task that were deleted.
     bytes : int
         What samples and sums take.
+    ranks : list of list of int
+        Dimensions that act of each task's adapters, by task and block; empty where tasks have none of their own.
     """
 
     task: str
@@ -125,6 +127,7 @@ class TaskKept(Event, kind="task-kept"):
     samples: int
     deleted: int
     bytes: int
+    ranks: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

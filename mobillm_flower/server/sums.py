@@ -135,8 +135,10 @@ def solve_sums(
         if words is None:
             continue
         weight, bias, loss, count = _noised(words, spec, cache, name) if spec.epsilon else solve_exact(words, spec)
-        head = network.heads[name]
-        head.load_state_dict({**head.state_dict(), "weight": weight.T * scale, "bias": bias * scale})
+        of_tasks = network.sums_of(name, CPU) if network.tasks else None
+        if of_tasks is not None:
+            of_tasks.add_sums(_exact(words, spec))
+        network.set_solution(name, weight, bias, scale, of_tasks)
         parts += 1
         if loss is not None:
             losses, samples = losses + loss * count, samples + count
@@ -145,6 +147,12 @@ def solve_sums(
 
 def solve_exact(words: Words, spec: SumsSpec) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
     """Solve with λ by generalized cross-validation: W [D, K], b [K], loss, n."""
+    sums = _exact(words, spec)
+    solved = sums.choose()
+    return solved.weight, solved.bias, solved.error / sums.count, sums.count
+
+
+def _exact(words: Words, spec: SumsSpec) -> Sums:
     row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
     counts, rows, targets, triangle, moment = (part.astype(np.float64) for part in spec.shape.split(lift(words)))
     sums = Sums(spec.width, spec.num_outputs, CPU)
@@ -153,8 +161,7 @@ def solve_exact(words: Words, spec: SumsSpec) -> tuple[torch.Tensor, torch.Tenso
     sums.rows, sums.targets = torch.from_numpy(rows / row), torch.from_numpy(targets / target)
     sums.gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
     sums.moment = torch.from_numpy(moment / (row * target))
-    solved = sums.choose()
-    return solved.weight, solved.bias, solved.error / sums.count, sums.count
+    return sums
 
 
 def _noised(

@@ -7,7 +7,7 @@ one processor and thread count, whatever the order of arrival, the partition int
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, KeepsSums, Penalised, grown
+from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, KeepsSums, Penalised, Remembers, grown
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
@@ -31,6 +31,7 @@ from mobillm_flower.server.sampler import draw_order, epoch_order, split_validat
 from mobillm_flower.wire.contract import ExtractionSpec
 from mobillm_flower.wire.target_bytes import TargetBatch
 
+_PART = 256  # rows at a time that no step is taken on
 _OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _GROWTH = 1.5  # a fit in closed form is made again when so many times its rows are held
 
@@ -44,6 +45,8 @@ class Trainer:
         What is measured, saved and sent: the running average of the trained weights, or the best epoch's in the end.
     position : Position
         Where training stands.
+    kept : mapping of str to Tensor
+        What earlier tasks left beside their state, see `begin_task`.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ class Trainer:
     ) -> None:
         self.loader, self.options = loader, options
         self._newcomers = frozenset(newcomers)
-        self._kept: Mapping[str, Tensor] = {}
+        self.kept: Mapping[str, Tensor] = {}
         self._hold(network)
         self._loss, self._scores, self._fit_targets = loss, scores, fit_targets
         self._shift = LabelShift(loader)
@@ -174,7 +177,7 @@ class Trainer:
                 position.epoch_step += 1
                 self._save_sometimes()
             position.epoch, position.epoch_step = position.epoch + 1, 0
-            self._end_epoch(validation)
+            self._end_epoch(train, validation)
             self.save()
         if not position.finished:
             position.finished = True
@@ -268,7 +271,7 @@ class Trainer:
         MismatchError
             They are of another side network.
         """
-        self._kept = kept
+        self.kept = kept
         if isinstance(self.network, KeepsSums):
             self.network.begin_task(kept)
         if not self.position.steps:
@@ -283,8 +286,7 @@ class Trainer:
         self.network.eval()
         total, count, correct, known = 0.0, 0, 0, 0
         with torch.inference_mode():
-            for start in range(0, len(rows), 256):
-                part = rows[start : start + 256]
+            for part in _parts(rows):
                 batches, targets = self.loader.load(part)
                 side = self.network(batches)
                 total += float(self._loss(side, targets, self._shift(batches))) * len(targets)
@@ -358,7 +360,7 @@ class Trainer:
         self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
         self._penalty = self._live.penalty if isinstance(self._live, Penalised) else None
         if isinstance(network, KeepsSums):
-            network.begin_task(self._kept)
+            network.begin_task(self.kept)
         # walking the modules for their parameters takes as long as a small layer: once, and not at each step
         self._averaged: list[Tensor] = list(self.network.parameters())
         self._trained: list[Tensor] = list(self._live.parameters())
@@ -426,8 +428,11 @@ class Trainer:
                 parts.append(self._live([batch]))
         return torch.cat(parts)
 
-    def _end_epoch(self, validation: Sequence[RowRef]) -> None:
+    def _end_epoch(self, train: Rows, validation: Sequence[RowRef]) -> None:
         position = self.position
+        if isinstance(self.network, Remembers):
+            with torch.inference_mode():
+                self.network.remember(self.loader.load(part)[0] for part in _parts(train))
         measured: dict[str, float] = {}
         if validation:
             measured = self.validation(validation)
@@ -482,6 +487,11 @@ class Trainer:
         if step < warm:
             return (step + 1) / (warm + 1)
         return max(0.05, (planned - step) / max(1.0, planned - warm))
+
+
+def _parts(rows: Sequence[RowRef]) -> Iterator[Sequence[RowRef]]:
+    for start in range(0, len(rows), _PART):
+        yield rows[start : start + _PART]
 
 
 def _drop(batches: Sequence[ActivationBatch], share: float, *, seed: int, step: int) -> list[ActivationBatch]:

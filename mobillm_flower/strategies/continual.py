@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.config.parts.continual import ALL, CLOSED_FORM, O_LORA, OA_ADAPTER, REPLAY, SHARE, SUMS
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import ArgumentError, InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
@@ -105,10 +106,13 @@ class Earlier:
             backbones = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
             oldest = _oldest(settings)
             of_tasks = {held.task for held in cache.holdings() if held.last >= oldest}
-        if plan is None or plan.sums:
+        if plan is None:
+            raise SettingsError(f"continual.after={named!r} is a run of an older release; learn its task anew")
+        sent, asked = ("sums" if sums else "samples" for sums in (plan.sums, settings.strategy == ANALYTIC))
+        if sent != asked:
             raise SettingsError(
-                f"continual.after={named!r} is a run whose devices sent sums, or an older release's; go on with a run "
-                "of strategy pae or fed"
+                f"continual.after={named!r} is a run whose devices sent {sent}, and strategy={settings.strategy} asks "
+                f"for {asked}; choose {'analytic' if plan.sums else 'pae or fed'}"
             )
         tasks = plan.tasks or LearnedTasks.first(task_name(load_settings(file=folder.settings)), plan.contract)
         earlier = cls(folder, plan, tasks, backbones, of_tasks >= set(range(len(tasks.names))))
@@ -185,6 +189,11 @@ class Earlier:
                 f"continual.method=closed-form adds to a solution, and {where} trained {self.plan.side_config.name}; "
                 "choose replay or sequential"
             )
+        if method == CLOSED_FORM and len(self.tasks.names) > 1 and not self.plan.side_config.tasks:
+            raise SettingsError(
+                f"continual.method=closed-form has a solution for each task, and {where} has one for all, by replay; "
+                "choose replay"
+            )
         has_sums = self.folder.sums.is_file()
         if method == REPLAY and not self.complete:
             raise SettingsError(
@@ -259,7 +268,8 @@ def end(run: RunState, settings: Settings) -> None:
         note_deleted(cache)
         deleted = cache.keep(_drawn(own, continual.share, settings.run.seed) if keep == SHARE else [])
     name = run.plan.tasks.names[-1] if run.plan.tasks else ""
-    run.folder.append(TaskKept(name, keep, len(cache), deleted, cache.num_bytes + num_bytes))
+    ranks = getattr(run.trainer.network, "effective_ranks", [])
+    run.folder.append(TaskKept(name, keep, len(cache), deleted, cache.num_bytes + num_bytes, ranks))
 
 
 def _oldest(settings: Settings) -> float:

@@ -132,11 +132,11 @@ class RunState:
         """
         new, begun = self.cache.num_untrained, self.trainer.position.in_epochs
         if begun and new:
-            weights = None if can_replay(self.cache) else self.trainer.state
+            weights, kept = None if can_replay(self.cache) else self.trainer.state, self.trainer.kept
             self.folder.checkpoint.unlink(missing_ok=True)
             self.trainer = self.make_trainer(self.plan)
             if weights is not None:
-                self.trainer.start_from(weights)
+                self.trainer.begin_task(weights, kept)
             self.catch_up()
         if begun and (new or self.trainer.position.finished):
             gone = sum(max(0, self._num_held(d) - d.description.num_train) for d in self.fleet if not d.record.dropped)

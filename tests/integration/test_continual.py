@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord
+from safetensors.torch import load_file
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
-from mobillm_flower.models.saved import saved_tasks
+from mobillm_flower.models.saved import WEIGHTS, saved_tasks
 from mobillm_flower.reports.html import write_report
 from mobillm_flower.reports.table import results_rows
 from mobillm_flower.runs import events
@@ -56,20 +57,29 @@ def rows(task: str, start: int, end: int) -> list[dict[str, str]]:
 
 def config_of(folder: Path, backbone: Path, task: str, **changes: Any) -> dict[str, Any]:
     config = tiny_config(folder, backbone, data__label_column="label", **{"continual__task": task, **changes})
-    config["task.labels"] = ",".join(TASKS[task])
+    config["task.labels"] = changes.get("task__labels") or ",".join(TASKS[task])
     for key, value in list(config.items()):
         if value is None:
             del config[key]
     return config
 
 
-def run(folder: Path, backbone: Path, task: str, *, nodes: Sequence[int] = range(DEVICES), **changes: Any) -> Any:
-    """Run one task on some of the devices."""
+def run(
+    folder: Path,
+    backbone: Path,
+    task: str,
+    *,
+    nodes: Sequence[int] = range(DEVICES),
+    train: Callable[[str, int], list[dict[str, str]]] | None = None,
+    **changes: Any,
+) -> Any:
+    """Run one task on some of the devices; `train` gives the rows of a device that learns from others."""
     config = config_of(folder, backbone, task, **changes)
 
     def load(context: Any) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         number = int(str(context.node_config["partition-id"]))
-        return rows(task, 100 * number, 100 * number + 24), rows(task, 100 * number + 50, 100 * number + 60)
+        learned = train(task, number) if train else rows(task, 100 * number, 100 * number + 24)
+        return learned, rows(task, 100 * number + 50, 100 * number + 60)
 
     configs = [{"partition-id": i, "num-partitions": DEVICES} for i in nodes]
     strategy = make_strategy(load_settings(config))
@@ -162,6 +172,81 @@ def test_what_is_not_kept_is_deleted_and_the_run_is_over(tmp_path: Path, backbon
     assert (begun.task, begun.earlier, begun.samples, begun.classes) == ("topic", ["mood"], left, 5)
 
 
+def skewed(task: str, number: int) -> list[dict[str, str]]:
+    """Training rows of a device that has next to nothing of most classes: Dirichlet, α = 0.1, inside the task."""
+    all_rows = [row for device in range(DEVICES) for row in rows(task, 100 * device, 100 * device + 24)]
+    held: list[dict[str, str]] = []
+    for place, label in enumerate(TASKS[task]):
+        of_class = [row for row in all_rows if row["label"] == label]
+        held.append(of_class[number])  # a device that has nothing would take no part
+        of_class = of_class[DEVICES:]
+        shares = np.random.default_rng(place).dirichlet([0.1] * DEVICES)
+        ends = np.round(np.cumsum(shares) * len(of_class)).astype(int)
+        held += of_class[ends[number - 1] if number else 0 : ends[number]]
+    return held
+
+
+@pytest.mark.parametrize("method", ["closed-form", "oa-adapter"])
+def test_who_holds_which_samples_of_a_task_does_not_matter(tmp_path: Path, backbone: Path, method: str) -> None:
+    """Asynchronously, too: once all samples have come, training depends on them alone."""
+    solved = method == "closed-form"
+    linear = {**SOLVED, "side_network__random_features": 0}
+    way = {"preset": "fed", **(linear if solved else {**STEPS, "trainer__epochs": 2, "arrivals__ingest_first": True})}
+    way |= {"continual__method": method, "continual__keep": "sums" if solved else "nothing"}
+    made = []
+    for name, held in (("even", None), ("skewed", skewed)):
+        run(tmp_path / name / "mood", backbone, "mood", train=held, **way)
+        after: dict[str, Any] = {"continual__after": str(tmp_path / name / "mood")}
+        second = run(tmp_path / name / "topic", backbone, "topic", train=held, **after, **way)
+        made.append(state_bytes(second.trainer.network))
+    assert made[0] == made[1]
+
+
+def test_sums_alone_may_leave_the_devices_task_after_task(tmp_path: Path, backbone: Path) -> None:
+    """Under strategy=analytic the second task's sums are added to those of the first, whoever sends them when."""
+    (backbone / "public.txt").write_text("\n".join(row["text"] for row in rows("mood", 500, 560)), "utf-8")
+    way: dict[str, Any] = {"preset": "analytic", **SOLVED, "activations__public_text": str(backbone / "public.txt")}
+    way |= {"continual__method": "closed-form", "continual__keep": "sums", "data__max_samples": 0}
+    made = []
+    for name, orders in (("one", ([0, 1], [1, 2])), ("another", ([1, 0], [2, 1]))):
+        run(tmp_path / name / "mood", backbone, "mood", nodes=orders[0], **way)
+        after: dict[str, Any] = {"continual__after": str(tmp_path / name / "mood")}
+        second = run(tmp_path / name / "topic", backbone, "topic", nodes=orders[1], **after, **way)
+        made.append(state_bytes(second.trainer.network))
+    assert made[0] == made[1]
+    assert continual.kept_sums(RunFolder(tmp_path / "one" / "topic")).keys()
+    before, after_all = (load_file(tmp_path / "one" / task / "side_network" / WEIGHTS) for task in TASKS)
+    (weight,) = (name for name in before if name.endswith(".weight"))
+    assert torch.equal(after_all[weight][:2], before[weight])  # inside the first task nothing has changed
+    evaluation = read_run(tmp_path / "one" / "topic").last(events.Evaluation)
+    assert evaluation is not None
+    assert evaluation.metrics["accuracy"] >= evaluation.metrics["accuracy-task-unknown"] > 0.6
+    samples = {"continual__after": str(tmp_path / "one" / "topic"), "continual__method": "closed-form"}
+    with pytest.raises(SettingsError, match=r"devices sent sums, and strategy=pae asks for samples; choose analytic"):
+        run(tmp_path / "third", backbone, "mood", **{**samples, "continual__task": "again", **SOLVED})
+
+
+def test_tasks_that_overlap_in_time_are_one_run_of_all_their_classes(tmp_path: Path, backbone: Path) -> None:
+    """Devices 0 and 1 have the one task, device 2 the other; a third task can follow."""
+    labels = ",".join((*TASKS["mood"], *TASKS["topic"]))
+
+    def train(_task: str, number: int) -> list[dict[str, str]]:
+        return rows("topic" if number == 2 else "mood", 100 * number, 100 * number + 24)
+
+    way = {**SOLVED, "side_network__random_features": 0, "continual__method": "closed-form"}
+    run(tmp_path / "both", backbone, "mood", train=train, task__labels=labels, **{**way, "continual__task": "both"})
+    after: dict[str, Any] = {"continual__after": str(tmp_path / "both")}
+    run(tmp_path / "third", backbone, "topic", **after, **{**way, "continual__task": "third"})
+    model = SideTunedModel.from_pretrained(tmp_path / "third" / "side_network", task="both")
+    assert model.contract.labels == (*TASKS["mood"], *TASKS["topic"])
+    right = 0
+    for number in range(DEVICES):
+        held = train("", number)
+        predicted = model.predict([row["text"] for row in held]).labels
+        right += sum(label == row["label"] for label, row in zip(predicted, held, strict=True))
+    assert right / 72 > 0.5
+
+
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
     ({}, {"continual__task": "mood"}, SettingsError, "continual.task='mood' is taken: .* has learned mood"),
     ({}, {"continual__method": "oa-adapter"}, SettingsError, "run the first task with continual.method=oa-adapter"),
@@ -180,6 +265,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
         {},
         SettingsError,
         "continual.method=replay needs samples of earlier tasks, and .* kept none of some; choose sequential",
+    ),
+    (
+        SOLVED,
+        {**SOLVED, "preset": "analytic", "continual__method": "closed-form", "continual__keep": "sums"},
+        SettingsError,
+        "devices sent samples, and strategy=analytic asks for sums; choose pae or fed",
     ),
     (
         SOLVED,
@@ -245,13 +336,19 @@ def test_methods_that_need_no_samples_of_earlier_tasks_keep_them(
     before = accuracy(tmp_path / "mood", "mood")
     second = run(tmp_path / "topic", backbone, "topic", continual__after=str(tmp_path / "mood"), **way)
     assert second.plan.side_config.tasks == (2, 3)
+    page = write_report(tmp_path / "topic").read_text("utf-8")
+    assert ("Effective ranks" in page) is (keep == "nothing")
     for folder in ("mood", "topic"):
         cache = ActivationCache(tmp_path / folder / "cache.sqlite")
         assert len(cache) == 0
         cache.close()
         assert RunFolder(tmp_path / folder).sums.is_file() is (keep == "sums")
     assert before > 0.7
-    assert accuracy(tmp_path / "topic", "mood") > before - 0.15
+    assert accuracy(tmp_path / "topic", "mood") > before - (0.0 if keep == "sums" else 0.15) - 1e-9
+    model, texts = SideTunedModel.from_pretrained(tmp_path / "topic" / "side_network"), ["a b", "c d"]
+    known, together = (model.for_task(task).predict(texts).scores for task in ("topic", ""))
+    base = 1 / 3 if keep == "sums" else 1 / 5  # p_b of the task, or its share of one over all classes
+    torch.testing.assert_close(known - base, together[:, 2:] - 1 / 5, atol=1e-5, rtol=0)
     assert accuracy(tmp_path / "topic", "topic") > 0.45
 
 

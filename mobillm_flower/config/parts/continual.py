@@ -24,10 +24,10 @@ class ContinualSettings:
     task : str
         Name of this run's task; empty: the source of its data and its label column, "phone-messages.intent".
     method : str
-        How earlier tasks are kept: replay (samples of all tasks are trained on together), closed-form (sums of earlier
-        tasks are added to), oa-adapter and o-lora (new adapters for each task, the earlier ones frozen), sequential
-        (the side network is trained on, and forgets). The side networks of closed-form, oa-adapter and o-lora must be
-        those of the first task, too.
+        How earlier tasks are kept: replay (samples of all tasks are trained on together), closed-form (each task keeps
+        its own solution, and sums of all tell tasks apart), oa-adapter and o-lora (new adapters for each task, the
+        earlier ones frozen), sequential (the side network is trained on, and forgets). The side networks of
+        closed-form, oa-adapter and o-lora must be those of the first task, too.
     keep : str
         What a run leaves to the next when it has learned its task: all its samples, a share of them, sums (with method
         closed-form) or nothing. Samples that are not kept are deleted.

@@ -6,6 +6,7 @@ OA-Adapter (2505.22358) and O-LoRA (2310.14152) beside a frozen backbone, in pla
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ from torch.nn import functional
 from mobillm_flower.core.side_networks.adapter import own_generator
 from mobillm_flower.core.side_networks.additive import AdditiveSideNetwork
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS
-from mobillm_flower.core.side_networks.protocol import Needs
+from mobillm_flower.core.side_networks.protocol import ActivationBatch, Needs
 from mobillm_flower.errors import ArgumentError
 
 _LARGEST_BUDGET = 2.0
 _SHORTEST = 1e-6  # of a column, below which it has no direction
+_OFF = -30.0  # s of columns of tasks that a sample is known not to be of
+_EVIDENCE = 0.03
+"""What the log-likelihood of a task counts beside its outputs: values of a sample's vectors are far from independent.
+Chosen on validation rows, see `benchmarks/studies/continual.py`.
+"""
 
 
 class LinearAdapter(nn.Module):
@@ -113,8 +119,11 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
 
     In block i, h_i = s_in,i + Σ_t W₂⁽ᵗ⁾ W₁⁽ᵗ⁾ LN(s_in,i); s(A) joins the tasks' outputs. Alignments, gates and the last
     norm are learned in the first task and frozen with its adapters and output; the outputs of all adapters are added
-    whatever the task. The loss has λ·(1/M) Σ_i Σ_{s<t} `overlap` beside it, for O-LoRA the absolute inner products of
-    the rows of W₁ (2310.14152); its ‖·‖₂ of new weights is left to weight decay.
+    whatever the task. In training the task is known: the columns of other tasks are left out of the loss. Afterwards
+    the log-probability of each task is added to its columns, which changes nothing inside it: samples are taken as
+    normal around the mean of their task's aligned vectors x, with one variance, and what follows weighs 0.03. The loss
+    has λ·(1/M) Σ_i Σ_{s<t} `overlap` beside it, for O-LoRA the absolute inner products of the rows of W₁ (2310.14152);
+    its ‖·‖₂ of new weights is left to weight decay.
 
     Parameters
     ----------
@@ -132,6 +141,8 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
     """
 
     needs = Needs(classes=True)
+    means: Tensor
+    variances: Tensor
 
     def __init__(self, *, tasks: tuple[int, ...] = (), orthogonality: float = 0.0, **shape: Any) -> None:
         outputs = shape["num_outputs"]
@@ -145,8 +156,47 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
         self.adapters = nn.ModuleList(
             _OfTasks(self.make_adapter(rank, generator) for generator in drawn) for _ in range(self.num_blocks)
         )
+        self.register_buffer("means", torch.zeros(len(tasks), self.num_blocks * self.width))
+        self.register_buffer("variances", torch.zeros(len(tasks)))  # 0: the task is not learned yet
         if len(tasks) > 1:
             self._freeze()
+
+    def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return s(A), [B, K], samples in the order of the batches."""
+        side = super().forward(batches)
+        if self.training and len(self.tasks) > 1:
+            own = side[:, -self.tasks[-1] :]
+            return torch.cat([torch.full_like(side[:, : -self.tasks[-1]], _OFF), own], 1)
+        if len(self.tasks) == 1 or not self.variances.all():
+            return side
+        scores = self._log_likelihoods(batches).log_softmax(1)  # [B, T]
+        of_columns = [scores[:, t : t + 1].expand(-1, count) for t, count in enumerate(self.tasks)]
+        return side + torch.cat(of_columns, 1)
+
+    def remember(self, samples: Iterable[Sequence[ActivationBatch]]) -> None:
+        """Take the mean and the variance of the last task's vectors from its samples."""
+        count, total, square = 0, self.means.new_zeros(self.means.shape[1]).double(), 0.0
+        for batches in samples:
+            vectors = self._vectors(batches).double()
+            count, total = count + len(vectors), total + vectors.sum(0)
+            square += float(vectors.square().sum())
+        if count:
+            mean = total / count
+            self.means[-1] = mean
+            self.variances[-1] = max(square / count - float(mean.square().sum()), _SHORTEST) / len(mean)
+
+    def _vectors(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return x of samples, joined, [B, M·d]; of several rows a sample their mean."""
+        aligned = [self.align(batch).flatten(1) for batch in batches]
+        for place, batch in enumerate(batches):
+            if batch.lengths is not None:
+                aligned[place] = torch.segment_reduce(aligned[place], "mean", lengths=batch.lengths, axis=0)
+        return torch.cat(aligned)
+
+    def _log_likelihoods(self, batches: Sequence[ActivationBatch]) -> Tensor:
+        """Return −‖x − μ_t‖²/2σ² of each task, weighed, without the ‖x‖² that all have in common, [B, T]."""
+        products = functional.linear(self._vectors(batches), self.means, -self.means.square().sum(1) / 2)
+        return products * (_EVIDENCE / self.variances.mean())
 
     def make_output(self, num_outputs: int) -> nn.Module:  # noqa: ARG002 - it is the sum of those of the tasks
         """Return W_o, the outputs of the tasks one after another."""
@@ -180,6 +230,7 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
     def num_acting_parameters(self) -> int:
         """Numbers that a prediction is made with: those of dead dimensions are left out."""
         others = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("adapters."))
+        others += self.means.numel() + self.variances.numel() if len(self.tasks) > 1 else 0
         return others + sum(map(sum, self.effective_ranks)) * self.numbers_a_dimension
 
     @property

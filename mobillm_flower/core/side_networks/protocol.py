@@ -233,6 +233,14 @@ class Penalised(Protocol):
         """Return it, a scalar."""
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A side network that keeps something of the samples it learns from, beside what is learned by steps."""
+
+    def remember(self, samples: Iterable[Sequence[ActivationBatch]]) -> None:
+        """Read all samples once, in parts, at the end of each epoch."""
+
+
 def attach_layers(network: nn.Module, upper: Upper | None) -> None:
     """Give a side network the backbone's layers, if it runs them and they are there."""
     if upper is not None and isinstance(network, RunsUpperLayers):

@@ -50,10 +50,11 @@ def test_every_way_of_learning_is_measured_after_each_task(name: str, monkeypatc
         assert [len(sizes["ranks"]) for sizes in cell["sizes"]] == [1, 2, 3]
 
 
-def test_all_tasks_at_once_need_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", list(continual.TOGETHER))
+def test_all_tasks_at_once_need_all_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continual, "EPOCHS", 2)
     store = Store()
-    cell = continual.at_once(continual.ALL_ROWS, ORDER, store, 0, 60, "test")
+    cell = continual.at_once(continual.TOGETHER[name], ORDER, store, 0, 60, "test")
     assert [len(row) for row in cell["known"]] == [3]
     assert cell["sizes"][-1]["bytes_kept"] == 180 * (len(store["a"].blobs[0]) + 12)
 

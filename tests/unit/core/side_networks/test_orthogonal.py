@@ -169,8 +169,9 @@ def test_a_new_task_begins_with_the_predictions_of_before_and_changes_nothing_th
     second = network(name, (3, 2))
     second.load_state_dict(grown(second, first.state_dict()))
     with torch.no_grad():
-        assert torch.equal(second(others)[:, :3], first(others))
+        assert torch.equal(second.eval()(others)[:, :3], first(others))
         assert not second(others)[:, 3:].any()
+    second.train()
     before = {n: v.clone() for n, v in second.state_dict().items()}
     train(second, 3 + torch.arange(40) % 2, others)
     changed = {n for n, v in second.state_dict().items() if not torch.equal(v, before[n])}
@@ -180,12 +181,48 @@ def test_a_new_task_begins_with_the_predictions_of_before_and_changes_nothing_th
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_in_training_the_task_is_known(name: str) -> None:
+    made, batches = network(name, (3, 2)), rows(6, 1)
+    off = made(batches)[:, :3]
+    assert (off == off[0, 0]).all()
+    assert float(off.detach().exp().max()) < 1e-12  # of no weight in a cross-entropy
+    assert not off.requires_grad or not torch.autograd.grad(off.sum(), made.output[1].weight)[0].any()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_near_the_samples_of_a_task_is_taken_for_one_of_it_and_nothing_changes_inside(name: str) -> None:
+    made = network(name, (3, 2)).eval()
+    near = [ActivationBatch(TYPE, rows(30, task)[0].rows + 9 * torch.eye(2 * WIDTH)[task]) for task in range(2)]
+    with torch.no_grad():
+        torch.nn.init.normal_(made.output[1].weight, std=0.01)  # type: ignore[index]
+        alone = made([near[1]])
+        for task, batch in enumerate(near):
+            made.means[task] = made._vectors([batch]).mean(0)
+            made.variances[task] = 0.05
+        scores = made([near[1]])
+    assert (scores.argmax(1) >= 3).float().mean() > 0.9
+    ours, theirs = (values[:, 3:] - values[:, 3:].mean(1, keepdim=True) for values in (scores, alone))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_means_and_variances_are_those_of_the_last_tasks_samples_however_they_are_cut() -> None:
+    made, (batch,) = network("o-lora", (3, 2)), rows(30, 1)
+    parts = [ActivationBatch(TYPE, part) for part in (batch.rows[:7], batch.rows[7:])]
+    with torch.no_grad():
+        made.remember([[part] for part in parts])
+        vectors = made._vectors([batch])
+    assert torch.allclose(made.means[1], vectors.mean(0), atol=1e-6)
+    assert float(made.variances[1]) == pytest.approx(float((vectors - vectors.mean(0)).square().mean()), rel=1e-5)
+    assert not made.means[0].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_of_all_adapters_are_added_whatever_the_task(name: str) -> None:
     made = network(name, (2, 2))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape))
-        scores = made(rows(5, 0))
+        scores = made.eval()(rows(5, 0))
         made.of_block(0)[1].up.add_(torch.randn(WIDTH, RANK))
         assert not torch.allclose(made(rows(5, 0))[:, :2], scores[:, :2])
 
@@ -232,7 +269,7 @@ def test_an_additive_network_grows_by_outputs_of_zero() -> None:
 
 def test_another_network_is_not_gone_on_with() -> None:
     first = network("o-lora", (3,))
-    with pytest.raises(MismatchError, match=r"adapters\.0\.0\.down of the earlier tasks' side network does not fit"):
+    with pytest.raises(MismatchError, match=r"means of the earlier tasks' side network does not fit"):
         grown(
             SideNetworkConfig.of(
                 {TYPE: AlignmentSpec(WIDTH, 2)}, name="additive", num_blocks=BLOCKS, bottleneck=RANK, num_outputs=5

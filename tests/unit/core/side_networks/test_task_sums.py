@@ -1,8 +1,8 @@
-"""Sums of tasks that came one after another have the solution of all their samples together."""
+"""Tasks one after another in closed form: each keeps its own solution, and sums of all tell them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -15,8 +15,9 @@ from mobillm_flower.core.side_networks import (
     ClosedFormSideNetwork,
     LabelledBatch,
     SideNetworkConfig,
+    grown,
 )
-from mobillm_flower.core.side_networks.ridge import Sums
+from mobillm_flower.core.side_networks.ridge import Ridge, Sums
 from mobillm_flower.core.side_networks.task_sums import TaskSums
 from mobillm_flower.core.task_sequence import TaskSequence
 from mobillm_flower.errors import MismatchError
@@ -30,7 +31,8 @@ def samples(task: int, count: int = 40, *, constant: bool = False) -> tuple[Tens
     """z [B, D], labels within the task [B], and p_b over its classes [B, K_t]."""
     generator = torch.Generator().manual_seed(task)
     classes = TASKS.sizes[task]
-    rows = torch.randn(count, WIDTH, generator=generator) + task
+    rows = torch.randn(count, WIDTH, generator=generator)
+    rows[:, 4:] += 4 * torch.tensor([(1, 0), (0, 1), (-1, -1)][task])  # where a task's texts are
     labels = (rows[:, :classes] + 0.3 * torch.randn(count, classes, generator=generator)).argmax(1)
     base = torch.rand(count, classes, generator=generator).softmax(1)
     return rows, labels, torch.full_like(base, 1 / classes) if constant else base
@@ -40,41 +42,35 @@ def one_at_a_time(*, weights: float = 1.0) -> TaskSums:
     """Add each task to what its predecessors left behind."""
     kept: dict[str, Tensor] = {}
     for task in range(3):
-        sizes = TASKS.sizes[: task + 1]
-        sums = TaskSums.carried(WIDTH, sizes, kept, CPU) if kept else TaskSums.empty(WIDTH, sizes, CPU)
-        rows, labels, base = samples(task)
-        for part in (slice(0, 15), slice(15, None)):
-            hot = functional.one_hot(labels[part], TASKS.sizes[task])
-            sums.add(rows[part], hot, base[part], torch.full((len(hot),), weights))
+        sums = TaskSums.carried(WIDTH, task + 1, kept, CPU) if kept else TaskSums.empty(WIDTH, 1, CPU)
+        rows, _, _ = samples(task)
+        for part in (rows[:15], rows[15:]):
+            sums.add(part, torch.full((len(part),), task), torch.full((len(part),), weights))
         kept = sums.tensors()
     return sums
 
 
-def test_sums_over_all_classes_are_those_of_all_samples_with_the_base_prediction_over_all_classes() -> None:
-    expected = Sums(WIDTH, OUTPUTS, CPU)
-    for task, span in enumerate(TASKS):
-        rows, labels, base = samples(task)
-        hot = functional.one_hot(labels + span.start, OUTPUTS)
-        targets = hot - span.widen(base.double(), OUTPUTS)
+def test_tasks_are_told_apart_by_the_ridge_regression_of_all_samples() -> None:
+    expected = Sums(WIDTH, 3, CPU)
+    for task in range(3):
+        rows, _, _ = samples(task)
+        targets = torch.zeros(len(rows), 3).double()
+        targets[:, task] = 1
         expected.add(rows.double(), targets, torch.full((len(rows),), 0.5).double())
-    made = one_at_a_time(weights=0.5).for_all_classes()
-    assert made.count == expected.count == 120
-    for name in ("weight", "square", "rows", "targets", "moment"):
-        assert torch.allclose(getattr(made, name), getattr(expected, name), atol=1e-9), name
-    assert torch.allclose(made.gram.tril(), expected.gram.tril())
-    ours, theirs = made.choose(), expected.choose()
+    ours, theirs = one_at_a_time(weights=0.5).solve(), expected.choose()
     assert ours.penalty == pytest.approx(theirs.penalty)
     assert torch.allclose(ours.weight, theirs.weight)
+    assert torch.allclose(ours.bias, theirs.bias)
     assert ours.error == pytest.approx(theirs.error)
 
 
 def test_sums_of_other_vectors_or_tasks_are_refused() -> None:
     kept = one_at_a_time().tensors()
-    TaskSums.carried(WIDTH, (*TASKS.sizes, 2), kept, CPU)
-    with pytest.raises(MismatchError, match=r"do not fit \(base, gram, hot\)"):
-        TaskSums.carried(WIDTH + 1, (*TASKS.sizes, 2), kept, CPU)
-    with pytest.raises(MismatchError, match="same backbone, layers, random features and tasks"):
-        TaskSums.carried(WIDTH, (3, 2), kept, CPU)
+    TaskSums.carried(WIDTH, 4, kept, CPU)
+    with pytest.raises(MismatchError, match=r"do not fit \(gram, rows\)"):
+        TaskSums.carried(WIDTH + 1, 4, kept, CPU)
+    with pytest.raises(MismatchError, match=r"do not fit \(count, rows, weight\).* features and tasks"):
+        TaskSums.carried(WIDTH, 2, kept, CPU)
 
 
 def network(num_tasks: int, *, features: int = 0, types: tuple[str, ...] = (TYPE,)) -> ClosedFormSideNetwork:
@@ -104,47 +100,63 @@ def batches(tasks: list[int], outputs: int, *, scale: float = 3.0, name: str = T
         yield LabelledBatch(batch, labels, targets=targets, base=wide, scale=scale)
 
 
-def in_turn(features: int = 0, *, also_earlier_rows: bool = False) -> ClosedFormSideNetwork:
+def in_turn(
+    features: int = 0, *, rows_of: str = "the last", types: tuple[str, ...] = (TYPE,)
+) -> list[ClosedFormSideNetwork]:
+    """Learn three tasks; return the network after each. `rows_of`: the last task, all, or all and no sums."""
     kept: dict[str, Tensor] = {}
-    state: dict[str, Tensor] = {}
+    made: list[ClosedFormSideNetwork] = []
     for number in (1, 2, 3):
-        made = network(number, features=features)
-        if state:
-            made.heads[TYPE].centre.copy_(state[f"heads.{TYPE}.centre"])  # type: ignore[operator]
-        made.begin_task(kept)
-        tasks = list(range(number)) if also_earlier_rows else [number - 1]
+        fresh = network(number, features=features, types=types)
+        if made:
+            fresh.load_state_dict(grown(fresh, made[-1].state_dict()))
+            fresh.begin_task({} if rows_of == "all, and no sums" else kept)
+        tasks: Sequence[int] = [number - 1] if rows_of == "the last" else range(number)
         for _ in range(2):  # again, as when more rows have come: nothing counts twice
-            made.fit(batches(tasks, sum(TASKS.sizes[:number])))
-        kept, state = made.end_task(), made.state_dict()
+            fresh.fit(batches(list(tasks), sum(TASKS.sizes[:number])))
+        kept = fresh.end_task()
+        made.append(fresh)
     return made
 
 
-@pytest.mark.parametrize("features", [0, 16])
-def test_a_network_that_learned_tasks_in_turn_has_the_solution_of_all_samples(features: int) -> None:
-    head = in_turn(features).heads[TYPE]
-    together = Sums(WIDTH + features, OUTPUTS, CPU)
-    for part in batches([0, 1, 2], OUTPUTS):
-        assert part.targets is not None
-        z = head.features(part.batch.rows.flatten(1))  # type: ignore[operator]
-        together.add(z.detach().double(), part.targets.double(), torch.ones(len(z)).double())
-    solved = together.choose()
-    assert torch.allclose(head.weight, solved.weight.T.float(), atol=1e-4)  # type: ignore[arg-type]
-    assert torch.allclose(head.bias, solved.bias.float(), atol=1e-4)  # type: ignore[arg-type]
-
-
-def test_without_sums_all_samples_are_fitted_as_ever() -> None:
-    joint, test = network(3), [ActivationBatch(TYPE, samples(1)[0][:, None])]
-    joint.fit(batches([0, 1, 2], OUTPUTS))
-    assert joint.end_task() == {}
+def predict(made: ClosedFormSideNetwork, task: int) -> Tensor:
     with torch.no_grad():
-        difference = joint(test) - in_turn()(test)
-    assert difference.std(0).max() < 1e-4  # a constant a class, which needs samples
+        predicted: Tensor = made([ActivationBatch(TYPE, samples(task)[0][:, None])])
+    return predicted
+
+
+@pytest.mark.parametrize("features", [0, 16])
+def test_inside_a_task_the_solution_is_that_of_its_own_samples_and_stays(features: int) -> None:
+    networks = in_turn(features)
+    for task, span in enumerate(TASKS):
+        rows, labels, base = samples(task)
+        own = slice(span.start, span.stop)
+        z = networks[task].heads[TYPE].features(rows)  # type: ignore[operator]
+        ridge = Ridge(WIDTH + features, span.num_classes)
+        ridge.add(z, functional.one_hot(labels, span.num_classes) - base, torch.ones(len(z)))
+        solved = ridge.solve()
+        wanted = 3.0 * (z.double() @ solved.weight.T + solved.bias).float()
+        for after in networks[task:]:
+            scores = predict(after, task)[:, own]
+            shift = (scores - wanted).mean(1, keepdim=True)  # the task's, the same for all of its classes
+            assert torch.allclose(scores - shift, wanted, atol=1e-4)
+
+
+def test_scores_of_tasks_tell_them_apart() -> None:
+    for task, span in enumerate(TASKS):
+        chosen = predict(in_turn()[-1], task).argmax(1)
+        assert ((chosen >= span.start) & (chosen < span.stop)).float().mean() > 0.8
+
+
+def test_sums_of_earlier_tasks_and_their_samples_come_to_the_same() -> None:
+    from_sums, from_rows = (in_turn(rows_of=rows)[-1] for rows in ("the last", "all, and no sums"))
+    assert torch.allclose(predict(from_sums, 1), predict(from_rows, 1), atol=1e-4)
+    ours, theirs = from_sums.end_task(), from_rows.end_task()
+    assert all(torch.allclose(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
 def test_rows_of_earlier_tasks_beside_their_sums_are_passed_by() -> None:
-    test = [ActivationBatch(TYPE, samples(0)[0][:, None])]
-    with torch.no_grad():
-        assert torch.equal(in_turn()(test), in_turn(also_earlier_rows=True)(test))
+    assert torch.equal(predict(in_turn()[-1], 0), predict(in_turn(rows_of="all")[-1], 0))
 
 
 def test_a_type_without_samples_of_the_last_task_keeps_its_sums() -> None:
@@ -156,7 +168,20 @@ def test_a_type_without_samples_of_the_last_task_keeps_its_sums() -> None:
     kept = second.end_task()
     assert kept[f"{OTHER}.count"].tolist() == [40, 0]
     assert kept[f"{TYPE}.count"].tolist() == [40, 40]
-    assert kept[f"{OTHER}.hot"].shape == (WIDTH, 5)
+    assert kept[f"{OTHER}.rows"].shape == (2, WIDTH)
+
+
+def test_a_type_that_joins_with_a_later_task_is_centred_by_its_own_samples_and_others_stay_as_they_are() -> None:
+    first = network(1)
+    first.fit(batches([0], 3))
+    second = network(2, types=(TYPE, OTHER))
+    second.load_state_dict(grown(second, first.state_dict()))
+    second.begin_task(first.end_task())
+    for _ in range(2):
+        second.fit([*batches([1], 5), *batches([1], 5, name=OTHER)])
+    assert torch.equal(second.heads[TYPE].centre, first.heads[TYPE].centre)  # type: ignore[arg-type]
+    mean = samples(1)[0].mean(0)
+    assert torch.allclose(second.heads[OTHER].centre, mean, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_labels_that_cannot_be_read_are_refused() -> None:

@@ -1,0 +1,137 @@
+"""One backbone type's samples on the way to its solution in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mobillm_flower.core.side_networks.calibration import likeliest_scores
+from mobillm_flower.core.side_networks.closed_form_head import Head
+from mobillm_flower.core.side_networks.protocol import FittedPart, LabelledBatch
+from mobillm_flower.core.side_networks.ridge import Ridge
+from mobillm_flower.core.side_networks.task_sums import TaskSums
+from mobillm_flower.errors import MismatchError
+
+_CENTRED_BY = 2048  # the first rows, in the order of their digests, that give the centre
+
+
+@dataclass
+class Fit:
+    """One type's head while it is fitted: the first vectors wait until they give the centre.
+
+    Parameters
+    ----------
+    sums : TaskSums or None
+        Of tasks one after another: what their samples are added to.
+    carried : bool
+        Whether earlier tasks' samples are in the sums, so that those that are there are passed by.
+    """
+
+    head: Head
+    sums: TaskSums | None = None
+    carried: bool = False
+    waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
+    ridge: Ridge | None = None
+    truths: list[tuple[Tensor | None, ...]] = field(default_factory=list)  # of the rows that the ridge keeps
+    calibrate: bool = False
+    protected: bool = False
+    scale: float = 1.0
+
+    def add(self, vectors: Tensor, part: LabelledBatch) -> None:
+        """Take in joined vectors [B, D]; raises MismatchError where a task's labels cannot be read."""
+        if self.sums is not None and (part.labels is None or part.base is None):
+            raise MismatchError(
+                "tasks one after another need labels that the server can read; leave out their protection"
+            )
+        if self.ridge is not None:
+            self._take(vectors, part)
+            return
+        self.waiting.append((vectors, part))
+        if self.head.knows_tasks or sum(len(earlier) for earlier, _ in self.waiting) >= _CENTRED_BY:
+            self._begin()
+
+    def solve(self, name: str) -> FittedPart | None:
+        """Set the head and return the predictions of the last samples, each left out; None where there are none."""
+        if self.ridge is None:
+            self._begin()
+        assert self.ridge is not None
+        if not self.truths:
+            return None
+        solution = self.ridge.solve()
+        weight, bias, left_out = solution.weight, solution.bias, solution.left_out
+        labels, base, counts = (_last(values, len(left_out)) for values in zip(*self.truths, strict=True))
+        factor, offsets = 1.0, torch.zeros_like(bias)
+        if self.sums is not None and not self.calibrate:  # Ridge is given scaled targets otherwise
+            factor = self.scale
+        elif labels is not None and base is not None and (self.calibrate or not self.protected):
+            assert counts is not None
+            likeliest = likeliest_scores(
+                left_out if self.calibrate else left_out / self.scale,
+                labels,
+                base,
+                counts,
+                in_logits=self.calibrate,
+                with_offsets=self.sums is None and not self.protected,
+            )
+            factor, offsets = likeliest.factor, likeliest.offsets if self.calibrate else self.scale * likeliest.offsets
+        left_out = factor * left_out + offsets
+        self.head.set_columns(factor * weight, factor * bias + offsets)
+        if self.sums is not None:
+            self.head.tell_tasks(self.sums, factor)
+        return FittedPart(name, left_out.float(), labels, base, solution.penalty)
+
+    def _begin(self) -> None:
+        if not self.head.knows_tasks:
+            weights = torch.cat([_weights(part) for _, part in self.waiting])
+            vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
+            self.head.centre_on(vectors, weights)
+        noise = self.head.noise(self.waiting[0][1].variance)
+        outputs = self.head.tasks[-1] if self.head.tasks else len(self.head.bias)
+        self.ridge = Ridge(self.head.weight.shape[1], outputs, noise=noise)
+        for vectors, part in self.waiting:
+            self._take(vectors, part)
+        self.waiting = []
+
+    def _take(self, vectors: Tensor, part: LabelledBatch) -> None:
+        assert self.ridge is not None
+        features = self.head.features(vectors)
+        if self.sums is not None:
+            features, part = self._of_last_task(self.sums, features, part)
+        if not len(features):
+            return
+        assert part.targets is not None
+        self.ridge.add(features, part.targets, _weights(part))
+        self.truths = [*self.truths, (part.labels, part.base, _weights(part))][-self.ridge.num_parts :]
+        self.calibrate, self.protected, self.scale = part.calibrate, part.protected, part.scale
+
+    def _of_last_task(self, sums: TaskSums, features: Tensor, part: LabelledBatch) -> tuple[Tensor, LabelledBatch]:
+        """Add samples to the sums, and return those of the last task, with onehot(y) − p_b inside it as targets."""
+        assert part.labels is not None
+        assert part.base is not None
+        sizes, weights = self.head.tasks, _weights(part)
+        ends = torch.tensor(sizes, device=features.device).cumsum(0)
+        tasks = torch.bucketize(part.labels, ends, right=True)
+        own, classes = tasks == len(sizes) - 1, sizes[-1]
+        added = own if self.carried else torch.ones_like(own)
+        sums.add(features[added], tasks[added], weights[added])
+        labels = part.labels[own] - (sum(sizes) - classes)
+        base = part.base[own, -classes:] * (sum(sizes) / classes)
+        targets = functional.one_hot(labels, classes) - base
+        return features[own], replace(part, labels=labels, base=base, targets=targets, weights=weights[own])
+
+
+def _weights(part: LabelledBatch) -> Tensor:
+    """Return what each sample counts, [B] float64."""
+    if part.weights is None:
+        return torch.ones(part.batch.num_samples, dtype=torch.double, device=part.batch.rows.device)
+    return part.weights.double()
+
+
+def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:
+    """Return the last `count` of the samples' values, or None where they are not known."""
+    known = [value for value in values if value is not None]
+    return torch.cat(known)[-count:] if len(known) == len(values) else None
