@@ -44,6 +44,11 @@ class RunRecord:
         return RunRecord(self.folder, self.events[starts[-1] if starts else 0 :])
 
     @property
+    def before(self) -> RunRecord:
+        """The events until the run was last started."""
+        return RunRecord(self.folder, self.events[: len(self.events) - len(self.session.events)])
+
+    @property
     def outcome(self) -> str:
         """How it ended: "completed" or "failed"; "in progress" where neither was said since it was last started."""
         finished = self.session.last(Finished)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mobillm_flower.errors import CacheError, CacheFull
-from mobillm_flower.server.cache_file import Holding, carry_over, open_cache
+from mobillm_flower.server.cache_file import Holding, carry_over, open_cache, transaction
 from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
 _CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
 _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
-_UNTRAINED, _TASK = "untrained", "task"
+_UNTRAINED, _TASK, _DELETED = "untrained", "task", "rows-deleted"
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
 ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + :added AS TEXT)
@@ -59,7 +59,7 @@ class ActivationCache:
         self._db = open_cache(self.file)
         self._rows: Rows | None = None
         self._last_id = 0  # the last of those in `_rows`
-        self._known_size: tuple[int, int] | None = None
+        self._known_size: tuple[int, int, int] | None = None
         self._data_version = 0
         self._checked = bytearray()  # by row: 1 where its bytes were found to be those that were committed
         self.task = int(self.meta(_TASK) or 0)
@@ -76,14 +76,22 @@ class ActivationCache:
         """Bytes of activations and targets."""
         return self._size()[1]
 
-    def _size(self) -> tuple[int, int]:
-        """Return the number of rows and their bytes; counted once, then kept up to date by `add`."""
+    @property
+    def num_of_task(self) -> int:
+        """Rows of the task, without those of earlier ones."""
+        return self._size()[2]
+
+    def _size(self) -> tuple[int, int, int]:
+        """Return the rows, their bytes, and the rows of the task; counted once, then kept up to date by `add`."""
         with self._access():
             self._notice_other_writers()
             if self._known_size is None:
-                query = "SELECT COUNT(*), COALESCE(SUM(LENGTH(activations) + LENGTH(target)), 0) FROM samples"
-                count, size = self._db.execute(query).fetchone()
-                self._known_size = (int(count), int(size))
+                query = (
+                    "SELECT COUNT(*), COALESCE(SUM(LENGTH(activations) + LENGTH(target)), 0), "
+                    "COUNT(*) FILTER (WHERE stage = ?) FROM samples"
+                )
+                count, size, of_task = self._db.execute(query, (self.task,)).fetchone()
+                self._known_size = (int(count), int(size), int(of_task))
             return self._known_size
 
     def add(self, device: str, samples: Sequence[SampleBytes], *, backbone: str, round_: int) -> int:
@@ -110,7 +118,7 @@ class ActivationCache:
         ]
         with self._lock:
             held = self.held(device)
-            count, size = self._size()
+            count, size, of_task = self._size()
             size += sum(len(s.activations) + len(s.target) for s in samples if s.release not in held)
             if self.quota_bytes and size > self.quota_bytes:
                 raise CacheFull(
@@ -135,7 +143,7 @@ class ActivationCache:
                     f"{self.file}: a window was not committed: {error}; what was committed before is safe; put that "
                     "right and start the run again in the same folder"
                 ) from error
-            self._known_size = (count + added, size)
+            self._known_size = (count + added, size, of_task + added)
             return added
 
     @property
@@ -301,8 +309,8 @@ class ActivationCache:
     def begin_task(self, task: int, earlier: Path | None, *, since: float = 0.0) -> int:
         """Take rows of another task from now on, and copy what an earlier cache holds; returns how many rows that are.
 
-        All of it or nothing. Copied rows keep their task and stand before the first round; those that are here already
-        are passed by.
+        All of it or nothing. Copied rows keep their task and stand before the first round. They take the place of
+        those that were copied before: that start brought no sample, and may have gone on with another cache.
 
         Parameters
         ----------
@@ -316,25 +324,36 @@ class ActivationCache:
         Raises
         ------
         CacheError
-            One of the files cannot be used.
+            One of the files cannot be used, or devices have sent samples of the task before.
         """
+        if self.num_of_task:
+            raise CacheError(f"{self.file} holds {self.num_of_task} samples of a run; use another run.folder")
         with self._access():
-            copied = 0
-            if earlier is None:
-                self.set_meta(_TASK, str(task))
-            else:
-                copied = carry_over(self._db, earlier, {_TASK: str(task)}, since=since)
-                self._invalidate()
+            copied = carry_over(self._db, earlier, {_TASK: str(task)}, since=since)
             self.task = task
+            self._invalidate()
             return copied
 
     def keep(self, ids: Iterable[int]) -> int:
-        """Delete all rows of the task but these, overwrite their pages, and return how many were deleted."""
+        """Delete all rows of the task but these, remember it, overwrite their pages; returns how many were deleted."""
         query = "DELETE FROM samples WHERE stage = ? AND id NOT IN (SELECT value FROM json_each(?))"
         with self._access():
-            count = self._db.execute(query, (self.task, json.dumps(list(ids)))).rowcount
+            with transaction(self._db):
+                count = self._db.execute(query, (self.task, json.dumps(list(ids)))).rowcount
+                self.set_meta(_DELETED, str(count))
             self._shrink(count)
             return int(count)
+
+    @property
+    def num_deleted(self) -> int | None:
+        """Rows that `keep` deleted; None where it never did."""
+        text = self.meta(_DELETED)
+        return None if text is None else int(text) if text.isdecimal() else 0
+
+    def finish_keep(self) -> None:
+        """Overwrite the pages of what `keep` deleted, where that was interrupted."""
+        with self._access():
+            self._shrink(self.num_deleted or 0)
 
     def set_meta(self, key: str, value: str) -> None:
         """Store a short text beside the samples."""

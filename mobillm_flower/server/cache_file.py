@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -99,17 +100,34 @@ def open_cache(file: Path) -> sqlite3.Connection:
     return db
 
 
-def carry_over(db: sqlite3.Connection, earlier: Path, meta: Mapping[str, str], *, since: float) -> int:
-    """Copy the rows of an earlier cache and set texts beside the samples, all of it or nothing; returns the rows."""
-    db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier.resolve()))}?mode=ro",))
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Write all of what is written inside, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
     try:
-        db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
-        known = db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
-        copied = db.execute(_CARRY_OVER.format(checksum="xxh3" if known else "NULL"), (since,)).rowcount
+        yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
-        db.execute("DETACH DATABASE earlier")
+
+
+def carry_over(db: sqlite3.Connection, earlier: Path | None, meta: Mapping[str, str], *, since: float) -> int:
+    """Put the rows of an earlier cache (None: no row) in the place of all rows, and set texts beside the samples.
+
+    All of it or nothing; returns how many rows were copied.
+    """
+    if earlier is not None:
+        db.execute("ATTACH DATABASE ? AS earlier", (f"file:{quote(str(earlier.resolve()))}?mode=ro",))
+    try:
+        copied = 0
+        with transaction(db):
+            db.execute("DELETE FROM samples")
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+            if earlier is not None:
+                known = db.execute(_HAS_CHECKSUM.format(database="earlier")).fetchone()
+                copied = db.execute(_CARRY_OVER.format(checksum="xxh3" if known else "NULL"), (since,)).rowcount
+    finally:
+        if earlier is not None:
+            db.execute("DETACH DATABASE earlier")
     return int(copied)

@@ -32,7 +32,6 @@ from mobillm_flower.wire.learned_tasks import LearnedTasks
 from mobillm_flower.wire.sums import SumsSpec
 
 _KEY, _LAST_ROUND, _WARM, _STOPPED = "plan", "last-round", "warm-start", "stopped-after"
-_DELETED = "rows-deleted"
 _BACKBONES = "backbones"
 
 
@@ -317,19 +316,9 @@ def note_warm_start(cache: ActivationCache) -> None:
     cache.set_meta(_WARM, "yes")
 
 
-def note_deleted(cache: ActivationCache) -> None:
-    """Remember that samples of the task are deleted, since it is learned."""
-    cache.set_meta(_DELETED, "yes")
-
-
-def rows_deleted(cache: ActivationCache) -> bool:
-    """Whether samples of the task were deleted when it was learned."""
-    return cache.meta(_DELETED) is not None
-
-
 def can_replay(cache: ActivationCache) -> bool:
     """Whether `replay` can train the run's side network again."""
-    return cache.meta(_KEY) is not None and cache.meta(_WARM) is None and not rows_deleted(cache)
+    return cache.meta(_KEY) is not None and cache.meta(_WARM) is None and cache.num_deleted is None
 
 
 def replay(

@@ -94,6 +94,7 @@ class Trainer:
         self.loader, self.options = loader, options
         self._newcomers = frozenset(newcomers)
         self.kept: Mapping[str, Tensor] = {}
+        self._fitted: tuple[Rows, Rows] | None = None  # rows that were held at the last fit, and those that it used
         self._hold(network)
         self._loss, self._scores, self._fit_targets = loss, scores, fit_targets
         self._shift = LabelShift(loader)
@@ -232,10 +233,19 @@ class Trainer:
         except StoppedError:
             return False
         self._live.load_state_dict(self.network.state_dict())
+        self._fitted = rows, used
         position.epoch, position.fitted_rows = position.epoch + 1, len(rows)
         position.steps += measured.parts
         self._on_epoch(Epoch(position.epoch, position.steps, measured.loss, measured.accuracy))
         return True
+
+    @property
+    def fitted(self) -> Rows | None:
+        """The rows that the last fit used; None where it was not this process's, or not of exactly what is held."""
+        if self._fitted is None:
+            return None
+        held, used = self._fitted
+        return used if np.array_equal(held.column("id"), self.loader.cache.rows().column("id")) else None
 
     def heard(self, rows: Rows) -> Rows:
         """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all.
@@ -357,6 +367,7 @@ class Trainer:
     def _hold(self, network: nn.Module) -> None:
         """Train a network from now on."""
         network = network.to(self.loader.device)
+        self._fitted = None
         self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
         self._penalty = self._live.penalty if isinstance(self._live, Penalised) else None
         if isinstance(network, KeepsSums):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mobillm_flower.config import Settings, load_settings
@@ -22,11 +22,11 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import ArgumentError, InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.saved import WEIGHTS, reading
 from mobillm_flower.runs.events import TaskBegun, TaskKept
-from mobillm_flower.runs.folder import RunFolder
+from mobillm_flower.runs.folder import RunFolder, write_atomically
 from mobillm_flower.runs.plain import is_plain
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.plan import TrainingPlan, known_backbones, note_deleted, note_warm_start, rows_deleted
+from mobillm_flower.server.plan import TrainingPlan, known_backbones, note_warm_start
 from mobillm_flower.server.rows import RowRef
 from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.wire.contract import TaskContract
@@ -230,7 +230,7 @@ def begin(run: RunState, settings: Settings, earlier: Earlier | None) -> None:
     if method != REPLAY:
         sums = earlier.sums() if method == CLOSED_FORM else {}
         if sums:
-            save_file(sums, run.folder.earlier_sums)
+            write_atomically(run.folder.earlier_sums, save(sums))
         run.trainer.begin_task(earlier.state(), sums)
         run.trainer.save()
         note_warm_start(run.cache)
@@ -248,28 +248,67 @@ def begin(run: RunState, settings: Settings, earlier: Earlier | None) -> None:
 def end(run: RunState, settings: Settings) -> None:
     """Keep of the learned task what `continual.keep` says, and delete the rest of its samples."""
     continual, cache = settings.continual, run.cache
-    if not continual.in_use or rows_deleted(cache):
+    if not continual.in_use:
         return
-    keep, num_bytes = continual.keep, 0
-    if keep == SUMS:
-        sums = run.trainer.end_task()
-        if not sums:  # the run was interrupted after its solution, and its samples are all there
-            run.trainer.position.finished = False
-            run.trainer.run_epochs()
-            sums = run.trainer.end_task()
-        if not sums:
-            raise RunFailed("the side network has no sums to keep; choose continual.keep=share or all")
-        save_file(sums, run.folder.sums)
-        num_bytes = run.folder.sums.stat().st_size
+    if continual.keep == SUMS:
+        write_atomically(run.folder.sums, save(_sums_of_all(run)))
     deleted = 0
-    if keep != ALL:
-        rows = cache.rows()
-        own = [row for row in rows if row.task == cache.task]
-        note_deleted(cache)
-        deleted = cache.keep(_drawn(own, continual.share, settings.run.seed) if keep == SHARE else [])
-    name = run.plan.tasks.names[-1] if run.plan.tasks else ""
-    ranks = getattr(run.trainer.network, "effective_ranks", [])
-    run.folder.append(TaskKept(name, keep, len(cache), deleted, cache.num_bytes + num_bytes, ranks))
+    if continual.keep != ALL:
+        own = [row for row in cache.rows() if row.task == cache.task]
+        deleted = cache.keep(_drawn(own, continual.share, settings.run.seed) if continual.keep == SHARE else [])
+    kept = _kept(run.folder, cache, run.plan, continual.keep, deleted)
+    run.folder.append(dataclasses.replace(kept, ranks=getattr(run.trainer.network, "effective_ranks", [])))
+
+
+def finish(folder: RunFolder, cache: ActivationCache) -> bool:
+    """Finish a run that was interrupted after its samples were deleted; returns False where none were.
+
+    Raises
+    ------
+    MismatchError
+        It was not interrupted: it is finished.
+    """
+    deleted, plan = cache.num_deleted, TrainingPlan.of(cache)
+    if deleted is None or plan is None:
+        return False
+    record = read_run(folder.path)
+    if record.before.outcome == "completed":
+        raise MismatchError(
+            f"{folder.path} is finished, and samples of its task were deleted (continual.keep); it cannot be started "
+            f"again. To learn another task: -c continual.after={folder.path} and another run folder"
+        )
+    cache.finish_keep()
+    said = record.last(TaskKept)
+    if said is None or said.deleted != deleted:
+        folder.append(_kept(folder, cache, plan, load_settings(file=folder.settings).continual.keep, deleted))
+    return True
+
+
+def _sums_of_all(run: RunState) -> dict[str, Tensor]:
+    """Return sums of exactly the samples that are held, of those devices that are heard; raises RunFailed."""
+    trainer, cache = run.trainer, run.cache
+    if trainer.fitted is None:  # the run was interrupted after its solution, or it is of fewer samples
+        trainer.position.finished = False
+        trainer.run_epochs()
+        run.save()
+    sums = trainer.end_task()
+    if not sums:
+        raise RunFailed("the side network has no sums to keep; choose continual.keep=share or all")
+    rows: Sequence[RowRef] = trainer.fitted or ()
+    held = sum(row.tokens if trainer.has_sums else 1 for row in rows if row.task == cache.task)
+    counted = sum(int(value[-1]) for name, value in sums.items() if name.endswith(".count"))
+    if counted != held:
+        raise RunFailed(
+            f"the sums are of {counted} samples of the task, and {held} are held; no sample was deleted, start the run "
+            "again in its folder"
+        )
+    return sums
+
+
+def _kept(folder: RunFolder, cache: ActivationCache, plan: TrainingPlan, keep: str, deleted: int) -> TaskKept:
+    """Return what is left of the task, and of those before it."""
+    num_bytes = cache.num_bytes + (folder.sums.stat().st_size if keep == SUMS else 0)
+    return TaskKept(plan.tasks.names[-1] if plan.tasks else "", keep, len(cache), deleted, num_bytes)
 
 
 def _oldest(settings: Settings) -> float:
@@ -293,12 +332,3 @@ def kept_sums(folder: RunFolder, *, earlier: bool = False) -> dict[str, Tensor]:
         return dict(load_file(file))
     except (OSError, SafetensorError) as error:
         raise UnsupportedError(f"{file} is damaged; go on with another run, or copy it again") from error
-
-
-def require_rows(cache: ActivationCache, folder: RunFolder) -> None:
-    """Refuse to start a run again whose samples were deleted when its task was learned; raises MismatchError."""
-    if rows_deleted(cache):
-        raise MismatchError(
-            f"{folder.path} is finished, and samples of its task were deleted (continual.keep); it cannot be started "
-            f"again. To learn another task: -c continual.after={folder.path} and another run folder"
-        )

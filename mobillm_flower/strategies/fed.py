@@ -186,4 +186,4 @@ class FedMobiLLM(PaeMobiLLM):
         enough = self.settings.arrivals.enough
         if enough == 1:
             return False
-        return len(self.cache) >= enough * sum(self.fleet.sizes())
+        return self.cache.num_of_task >= enough * sum(self.fleet.sizes())

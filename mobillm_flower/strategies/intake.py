@@ -135,7 +135,7 @@ class Intake:
         if not others or any(other.active for other in run.fleet if other is not device):
             return
         mine = len(run.cache.held(device.description.pseudonym))
-        if mine >= _MOST_OF_ONE * max(self._window, (len(run.cache) - mine) / others):
+        if mine >= _MOST_OF_ONE * max(self._window, (run.cache.num_of_task - mine) / others):
             run.fleet.drop(device, f"it sent {_MOST_OF_ONE} times as many samples as the others, who have sent theirs")
 
 

@@ -106,6 +106,8 @@ def prepare(
     if earlier:
         earlier.hand_over(cache, settings)
         note_backbones(cache, {name: dataclasses.asdict(info) for name, info in earlier.backbones.items()})
+    elif stored is None and cache.task:  # a start that went on with another run brought no sample
+        cache.begin_task(0, None)
     if stored is None:
         plan.store(cache)
     note_backbones(cache, as_named_here(known, settings))

@@ -94,7 +94,7 @@ def collect(run: RunState, private: PrivacySettings, config: ConfigRecord, *, ro
                 left_out |= set(group.devices)
         if not again:
             break
-    if not len(run.cache):
+    if not run.cache.num_of_task:
         raise RunFailed(f"no secure sum could be opened: {reason}")
 
 

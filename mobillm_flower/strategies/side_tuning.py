@@ -15,12 +15,15 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from safetensors.torch import load_file
 
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.config.parts.continual import SUMS
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import FitsInClosedForm
 from mobillm_flower.errors import MismatchError, RunFailed
+from mobillm_flower.models.saved import WEIGHTS
 from mobillm_flower.runs import events
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.diagnosis import diagnose
@@ -139,7 +142,10 @@ class SideTuningStrategy(Strategy):
         """
         own = OwnEvaluation(evaluate_fn, evaluate_config or ConfigRecord())
         with running(self.settings, self._run_path, grid, strategy=type(self).__name__) as started:
-            run = self._run = self._begin(started, grid, timeout or self.settings.rounds.timeout_s, own)
+            cache = started.open_cache()
+            if continual.finish(started.folder, cache):
+                return Result(arrays=ArrayRecord(load_file(started.folder.side_network / WEIGHTS)))
+            run = self._run = self._begin(started, cache, grid, timeout or self.settings.rounds.timeout_s, own)
             run.fleet.restrict(self.accept)  # a type may have come while the run was down
             if len(initial_arrays) and not run.trainer.position.steps:
                 run.trainer.start_from(initial_arrays.to_torch_state_dict())
@@ -231,11 +237,11 @@ class SideTuningStrategy(Strategy):
         if advice := "" if solved else advice_on_steps(run.plan.options, sum(run.fleet.sizes())):
             logger.warning("%s", advice)
 
-    def _begin(self, started: StartedRun, grid: Grid, timeout_s: float, own: OwnEvaluation) -> RunState:
+    def _begin(
+        self, started: StartedRun, cache: ActivationCache, grid: Grid, timeout_s: float, own: OwnEvaluation
+    ) -> RunState:
         """Meet the devices, and make the run or go on with the folder's."""
         stopping = Stopping(self.settings.stop, now=self.clock.now)
-        cache = started.open_cache()
-        continual.require_rows(cache, started.folder)
         agreement = Agreement(self.settings, self._require_possible)
         stored = started.plan(cache)
         earlier = continual.Earlier.read(self.settings) if self.settings.continual.after and stored is None else None
@@ -283,7 +289,8 @@ class SideTuningStrategy(Strategy):
         run.learn_what_is_new()
         plan_what_is_held(run.trainer)
         position = run.trainer.position
-        ended = run.trainer.run_epochs(stop=run.stopping.ends_training)
+        sums = self.settings.continual.keep == SUMS  # are kept of all samples, since these are deleted
+        ended = run.trainer.run_epochs(stop=(lambda: False) if sums else run.stopping.ends_training)
         note_stop(run.cache, None if ended else position.steps)
         if not ended:
             run.folder.append(events.Stopped(run.stopping.reason))

@@ -335,13 +335,13 @@ def test_a_task_that_begins_takes_the_rows_before_it_along_and_counts_its_own(tm
     earlier = ActivationCache(tmp_path / "first run" / "cache.sqlite")
     earlier.add(ALICE, samples[:6], backbone=BACKBONE, round_=3)
     cache = ActivationCache(tmp_path / "second #1?" / "cache.sqlite")
-    for copied in (6, 0):  # again after an interruption: nothing twice
-        assert cache.begin_task(1, earlier.file) == copied
+    for _ in range(2):  # again after an interruption: nothing twice
+        assert cache.begin_task(1, earlier.file) == 6
     cache.add(ALICE, samples[10:14], backbone=BACKBONE, round_=1)
-    assert (len(cache), cache.devices(), len(cache.held(ALICE))) == (10, {ALICE: 4}, 4)
+    assert (len(cache), cache.num_of_task, cache.devices(), len(cache.held(ALICE))) == (10, 4, {ALICE: 4}, 4)
     assert [(held.device, held.task, held.samples) for held in cache.holdings()] == [(ALICE, 0, 6), (ALICE, 1, 4)]
     again = ActivationCache(cache.file)
-    assert (again.task, again.devices()) == (1, {ALICE: 4})
+    assert (again.task, again.num_of_task, again.devices()) == (1, 4, {ALICE: 4})
     rows = again.rows()
     assert sorted(zip(rows.column("task").tolist(), rows.column("round").tolist(), strict=True)) == (
         [(0, 0)] * 6 + [(1, 1)] * 4
@@ -379,9 +379,48 @@ def test_only_named_rows_of_a_finished_task_are_kept(tmp_path: Path, samples: An
 
 def test_a_cache_to_go_on_from_that_is_none_changes_nothing(tmp_path: Path, samples: Any) -> None:
     (tmp_path / "notes.sqlite").write_text("no cache at all" * 100)
+    earlier = ActivationCache(tmp_path / "first.sqlite")
+    earlier.add(ALICE, samples[:3], backbone=BACKBONE, round_=1)
     cache = ActivationCache(tmp_path / "second.sqlite")
-    cache.add(ALICE, samples[:3], backbone=BACKBONE, round_=1)
+    cache.begin_task(1, earlier.file)
     for name in ("notes.sqlite", "missing.sqlite"):
         with pytest.raises(CacheError, match="cannot be used"):
-            cache.begin_task(1, tmp_path / name)
-    assert (cache.task, cache.devices(), ActivationCache(cache.file).task) == (0, {ALICE: 3}, 0)
+            cache.begin_task(2, tmp_path / name)
+    assert (cache.task, len(cache), ActivationCache(cache.file).task) == (1, 3, 1)
+
+
+def test_a_task_begins_with_the_rows_of_the_cache_before_it_alone(tmp_path: Path, samples: Any) -> None:
+    """A start that brought no sample may have gone on with another run; what devices sent is never deleted."""
+    one, other = (ActivationCache(tmp_path / f"{name}.sqlite") for name in ("one", "other"))
+    one.add(ALICE, samples[:6], backbone=BACKBONE, round_=1)
+    other.add(BOB, samples[6:8], backbone=BACKBONE, round_=1)
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    for earlier, rows in ((one, 6), (other, 2), (None, 0), (one, 6)):
+        assert cache.begin_task(1, earlier.file if earlier else None) == rows
+        assert (len(cache), len(cache.rows()), cache.num_of_task) == (rows, rows, 0)
+    cache.add(BOB, samples[8:9], backbone=BACKBONE, round_=1)
+    with pytest.raises(CacheError, match=r"holds 1 samples of a run; use another run.folder"):
+        cache.begin_task(1, other.file)
+    assert len(cache) == 7
+
+
+def test_rows_are_deleted_and_that_is_remembered_or_neither(
+    tmp_path: Path, samples: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    cache.add(ALICE, samples[:6], backbone=BACKBONE, round_=1)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "set_meta", full)
+        with pytest.raises(CacheError, match="database or disk is full"):
+            cache.keep([])
+    assert (len(ActivationCache(cache.file)), cache.num_deleted) == (6, None)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_shrink", full)
+        with pytest.raises(CacheError, match="database or disk is full"):
+            cache.keep([])
+    again = ActivationCache(cache.file)
+    assert (len(again), again.num_deleted) == (0, 6)
