@@ -36,6 +36,8 @@ def _answers(context: Context) -> int:
 
 
 app.train()(answer)
-app.train("extract")(answer)
+for part in ("extract", "sum", "secure_sum"):
+    app.train(part)(answer)
 app.evaluate()(answer)
+app.evaluate("held_out")(answer)
 app.query("describe")(answer)
