@@ -45,9 +45,10 @@ demo-lm: $(STAMP)
 	$(BIN)/mobillm run examples/keyboard --out runs/keyboard
 	$(BIN)/mobillm predict runs/keyboard --suggest 5 --file examples/keyboard/typed.txt
 
-# One process a core, one thread a process; files in the order of tests/conftest.py, the longest first. Slow tests wait
-# for others' clocks half of their time, so four run side by side even on two cores; none asserts a time, and what they
-# measure of memory is of a process of its own. Of them, and of `flower`'s, only the files that have some are imported.
+# One process a core, one thread a process; files in the order of tests/conftest.py, the longest first. Slow tests too:
+# four side by side on two cores took longer, since starting Flower's programs is most of what they do. None asserts a
+# time, and what they measure of memory is of a process of its own. Of them, and of `flower`'s, only the files that have
+# some are imported.
 SHARED := OMP_NUM_THREADS=1
 PYTEST := -m pytest --dist loadfile --no-loadscope-reorder
 marked = $$(grep -rlE 'mark\.$(1)\b' tests)
@@ -56,7 +57,7 @@ test: $(STAMP)
 	$(SHARED) $(BIN)/python $(PYTEST) -m "not slow" --numprocesses auto
 
 test-slow: $(STAMP)
-	$(SHARED) $(BIN)/python $(PYTEST) -m slow --numprocesses 4 $(call marked,slow)
+	$(SHARED) $(BIN)/python $(PYTEST) -m slow --numprocesses auto $(call marked,slow)
 
 $(OTHER)/.installed: $(STAMP)
 	rm -rf $(OTHER)
