@@ -36,12 +36,12 @@ def tables(cells: dict[str, Any]) -> dict[str, str]:
         seeds = list(cells[cell].values())
         rows = []
         for kind in seeds[0]:
-            found = [by[kind] for by in seeds if kind in by]
+            found = [by[kind] for by in seeds]
             rows.append([kind, *(_shown([one.get(column) for one in found]) for column in COLUMNS)])
         made[block] = table(["test accuracy", "undefended", "defended", "the liars left out"], rows)
-    chosen = cells["sst2_sentences, chosen for validation"].values()
-    rows = [[words, _shown([by[kind] for by in chosen])] for kind, words in CHOSEN.items()]
-    made["chosen"] = table(["test accuracy", "SST-2"], rows)
+    sets = [cells[f"{name}, chosen for validation"].values() for name in ("sst2_sentences", "clinc150")]
+    rows = [[words, *(_shown([by[kind] for by in seeds]) for seeds in sets)] for kind, words in CHOSEN.items()]
+    made["chosen"] = table(["test accuracy", "SST-2", "CLINC150"], rows)
     return made
 
 

@@ -34,11 +34,14 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy", "peft")
 def take_turns(
     sides: Mapping[str, Callable[[], Measured]], pairs: int, *, say: Callable[[str], None] = lambda _text: None
 ) -> dict[str, list[Measured]]:
-    """Call each side once, then again, `pairs` times; returns each side's measurements in order."""
+    """Call each side once, then again, `pairs` times; returns each side's measurements in order.
+
+    Every other turn goes backwards: what is called first finds the other's data not yet in a cache.
+    """
     result: dict[str, list[Measured]] = {name: [] for name in sides}
     for turn in range(pairs):
-        for name, side in sides.items():
-            result[name].append(side())
+        for name in reversed(sides) if turn % 2 else sides:
+            result[name].append(sides[name]())
         say(f"turn {turn + 1} of {pairs}")
     return result
 

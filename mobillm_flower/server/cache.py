@@ -215,15 +215,17 @@ class ActivationCache:
         )
         ids = list(ids)
         rows = self._in_order(query, ids)
-        self._checked.extend(bytes(max(0, max(ids, default=0) + 1 - len(self._checked))))
+        checked = self._checked
+        checked.extend(bytes(max(0, max(ids, default=0) + 1 - len(checked))))
         for id_, (activations, target, committed) in zip(ids, rows, strict=True):
-            if not self._checked[id_]:
-                if checksum(activations, target) != committed and (committed is not None or self._problem(id_)):
-                    raise CacheError(
-                        f"{self.file}: row {id_} does not hold the bytes that were committed; `mobillm cache "
-                        "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
-                    )
-                self._checked[id_] = 1
+            if checked[id_]:
+                continue
+            if checksum(activations, target) != committed and (committed is not None or self._problem(id_)):
+                raise CacheError(
+                    f"{self.file}: row {id_} does not hold the bytes that were committed; `mobillm cache "
+                    "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
+                )
+            checked[id_] = 1
         return [(activations, target) for activations, target, _ in rows]
 
     def _problem(self, id_: int) -> str:

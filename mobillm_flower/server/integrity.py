@@ -6,7 +6,7 @@ import hashlib
 import sqlite3
 from dataclasses import dataclass
 
-import xxhash
+from xxhash import xxh3_64_intdigest as _xxh3
 
 from mobillm_flower.wire.window import SampleBytes
 
@@ -46,7 +46,7 @@ def checksum(activations: bytes, target: bytes) -> int:
 
     It finds damage, as the digest does that lies in the same row; neither is a secret from who changes the file.
     """
-    return xxhash.xxh3_64_intdigest(target, xxhash.xxh3_64_intdigest(activations)) & _SIGNED
+    return _xxh3(target, _xxh3(activations)) & _SIGNED
 
 
 def find_damage(db: sqlite3.Connection) -> list[Damage]:

@@ -25,7 +25,7 @@ from mobillm_flower.evaluation.turns import (
 )
 
 
-def test_sides_are_called_in_turns() -> None:
+def test_sides_are_called_in_turns_and_every_other_turn_backwards() -> None:
     calls = []
 
     def side(name: str) -> Any:
@@ -36,8 +36,8 @@ def test_sides_are_called_in_turns() -> None:
         return call
 
     found = take_turns({"a": side("a"), "b": side("b")}, 3)
-    assert calls == list("ababab")
-    assert found == {"a": [1, 3, 5], "b": [2, 4, 6]}
+    assert calls == list("abbaab")
+    assert found == {"a": [1, 4, 5], "b": [2, 3, 6]}
 
 
 def test_the_ratio_is_that_of_medians_and_its_spread_that_of_the_turns() -> None:
