@@ -94,10 +94,23 @@ def chosen(vectors: Tensor, layers: tuple[int, ...], pivot: str) -> Tensor:
     return vectors[:, list(layers)] if pivot == "first+mean" else vectors[:, list(layers), 1:]
 
 
+def drawn(train: Split, count: int, seed: int) -> Tensor:
+    """Return the places of the training rows of a draw."""
+    return torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))[:count]
+
+
 def measure(
-    cell: Cell, words: list[str], seed: int, train: Split, test: Split, backbone: Backbone, *, folder: Path
+    cell: Cell,
+    words: list[str],
+    seed: int,
+    *,
+    train: Split,
+    test: Split,
+    backbone: Backbone,
+    rows: Tensor,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Train one variant on one draw; return its accuracy, seconds, and bytes up and down."""
+    """Train one variant on these rows; return its accuracy, seconds, and bytes up and down."""
     settings = load_settings(overrides=[*words, f"run.seed={seed}", "trainer.validation-split=seed"])
     classes = int(train.labels.max()) + 1
     contract = TaskContract(
@@ -109,7 +122,6 @@ def measure(
         label_range=(),
         metric="accuracy",
     )
-    rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))[: cell.rows]
     plan = make_plan(settings, contract, {backbone.info.fingerprint: backbone.info}, [len(rows)])
     (spec,) = plan.specs.values()
     vectors = chosen(train.vectors[rows], spec.layers, spec.pivot)
@@ -177,7 +189,9 @@ def main() -> None:
                 if seed in [row["seed"] for row in before]:
                     continue
                 with TemporaryDirectory() as folder:
-                    row = measure(cell, words, seed, train, test, backbone, folder=Path(folder))
+                    rows = drawn(train, cell.rows, seed)
+                    what = {"train": train, "test": test, "backbone": backbone, "rows": rows}
+                    row = measure(cell, words, seed, folder=Path(folder), **what)
                 print(name, variant, row, flush=True)
                 out["cells"][name][variant] = summary([*before, row])
                 arguments.json.write_text(json.dumps(out, indent=1) + "\n")

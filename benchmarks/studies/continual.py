@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower import load_settings
-from mobillm_flower.backbones import load_backbone
+from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import ActivationBatch, OrthogonalSideNetwork
@@ -115,12 +115,13 @@ class Tasks:
     """Tasks by name, each extracted once by a backbone and kept on disk."""
 
     def __init__(self, data: Path, work: Path, backbone: str = "minilm", pool: int = POOL) -> None:
-        self.data, self.work, self.backbone, self.pool = data, work, backbone, pool
+        self.data, self.backbone, self.pool = data, backbone, pool
+        self.work = work / f"{Path(backbone).name}-{pool}"
         self._known: dict[str, Task] = {}
-        work.mkdir(parents=True, exist_ok=True)
-        file = work / "backbone.pt"
+        self.work.mkdir(parents=True, exist_ok=True)
+        file = self.work / "backbone.pt"
         if not file.exists():
-            torch.save(asdict(load_backbone(backbone, device="cpu").info), file)
+            torch.save(asdict(self._load().info), file)
         self.info = BackboneInfo(**torch.load(file))
         self.spec = plan_of(self.info, TaskSequence().append("any", "ab"), 1, "closed-form").specs[
             self.info.fingerprint
@@ -136,8 +137,12 @@ class Tasks:
             self._known[name] = Task(name, saved["classes"], saved["blobs"], saved["labels"], held)
         return self._known[name]
 
+    def _load(self) -> Backbone:
+        precision = "fp32" if self.backbone == "minilm" else "bf16"
+        return load_backbone(self.backbone, device="cpu", token_budget=4096, precision=precision)
+
     def _extract(self, source: Source) -> dict[str, Any]:
-        backbone = load_backbone(self.backbone, device="cpu", token_budget=4096)
+        backbone = self._load()
         made: dict[str, Any] = {"held_out": {}}
         for split in ("train", "validation", "test"):
             frame = pd.read_parquet(self.data / source.folder / f"{split}.parquet")
@@ -331,7 +336,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/continual"), help="extracted features; one a backbone")
+    parser.add_argument("--work", type=Path, default=Path("runs/continual"), help="where extracted features are kept")
     parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--pool", type=int, default=POOL, help="most rows of a task's train split")
     parser.add_argument("--sequence", default="five tasks", choices=list(ORDERS))

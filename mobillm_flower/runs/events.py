@@ -140,7 +140,7 @@ class StartedAgain(Event, kind="started-again"):
         "resumes": it was interrupted, and goes on; "learns": its side network is trained anew from all that is held,
         since samples came after its training had begun; "nothing new": it had ended, and its side network stays.
     held, new : int, int
-        Samples that are held, and those of them that no training has seen.
+        Samples of the run's task that are held, and those of them that no training has seen.
     gone : int
         Samples that are held of rows which their devices have no more.
     """

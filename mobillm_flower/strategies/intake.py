@@ -84,7 +84,7 @@ class Intake:
                 _stop_asking(run, error)
         values: dict[str, int | float | list[int] | list[float]] = {
             "num-examples": samples,
-            "num-held": sum(run.samples_held().values()),
+            "num-held": run.num_held,
             "num-rejected": rejected,
             "cache-bytes": run.cache.num_bytes,
         }

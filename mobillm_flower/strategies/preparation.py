@@ -139,7 +139,7 @@ def log_prepared(run: RunState, *, delta: float) -> None:
     )
     run.folder.append(prepared)
     if run.cache.devices() and not run.trainer.position.finished:
-        run.folder.append(StartedAgain("resumes", len(run.cache)))
+        run.folder.append(StartedAgain("resumes", run.num_held))
 
 
 def _fresh_plan(

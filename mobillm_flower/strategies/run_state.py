@@ -104,6 +104,11 @@ class RunState:
             return self.cache.devices()
         return {row.device: row.tokens for row in self.cache.rows()}
 
+    @property
+    def num_held(self) -> int:
+        """Samples of the run's task that are held."""
+        return sum(self.samples_held().values())
+
     def arrays(self) -> ArrayRecord:
         """Return the side network's state."""
         return ArrayRecord(self.trainer.state)
@@ -140,7 +145,7 @@ class RunState:
             self.catch_up()
         if begun and (new or self.trainer.position.finished):
             gone = sum(max(0, self._num_held(d) - d.description.num_train) for d in self.fleet if not d.record.dropped)
-            self.folder.append(StartedAgain("learns" if new else "nothing new", len(self.cache), new, gone))
+            self.folder.append(StartedAgain("learns" if new else "nothing new", self.num_held, new, gone))
         self.cache.note_training()
 
     def _num_held(self, device: DeviceState) -> int:

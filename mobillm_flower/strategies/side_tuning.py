@@ -285,7 +285,7 @@ class SideTuningStrategy(Strategy):
             raise RunFailed(
                 f"no sample was received: every device failed, refused, or has no data; see {run.folder.events.name}"
             )
-        run.folder.append(events.Ingested(sum(run.samples_held().values()), run.plan.options.epochs))
+        run.folder.append(events.Ingested(run.num_held, run.plan.options.epochs))
         run.learn_what_is_new()
         plan_what_is_held(run.trainer)
         position = run.trainer.position

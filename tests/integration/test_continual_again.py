@@ -100,6 +100,17 @@ def test_late_samples_leave_what_earlier_tasks_were(tmp_path: Path, backbone: Pa
     assert state_bytes(late.trainer.network) == state_bytes(whole.trainer.network)
 
 
+def test_what_is_said_of_samples_is_of_the_task(tmp_path: Path, backbone: Path) -> None:
+    """Rows of earlier tasks that replay keeps are not this run's devices' to bring."""
+    run(tmp_path / "mood", backbone, "mood", continual__keep="all")
+    way = {"continual__after": str(tmp_path / "mood"), "continual__method": "replay"}
+    run(tmp_path / "topic", backbone, "topic", nodes=[0, 1], **way)
+    run(tmp_path / "topic", backbone, "topic", **way)
+    assert num_held(tmp_path / "topic") == 144
+    said = read_run(tmp_path / "topic").session.all(events.StartedAgain)[-1]
+    assert (said.what, said.held, said.new, said.gone) == ("learns", 72, 24, 0)
+
+
 @pytest.mark.parametrize("method", ["replay", "sequential", None])
 def test_a_start_that_brought_no_sample_leaves_nothing_behind(
     tmp_path: Path, backbone: Path, method: str | None
