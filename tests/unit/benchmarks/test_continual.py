@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,3 +68,13 @@ def test_rows_that_were_kept_are_those_that_were_drawn(tmp_path: Any) -> None:
     learner.learn("b")
     assert learner.kept_rows[: len(first)] == first  # a share of a share is not taken
     assert {name for name, _ in learner.kept_rows[len(first) :]} == {"b"}
+
+
+def test_features_of_one_backbone_are_not_those_of_another(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(store: continual.Tasks) -> Any:
+        return type("Loaded", (), {"info": replace(INFO, name=store.backbone)})
+
+    monkeypatch.setattr(continual.Tasks, "_load", load)
+    stores = [continual.Tasks(tmp_path, tmp_path, name, pool) for name, pool in (("m", 9), ("n", 9), ("m", 8))]
+    assert [store.info.name for store in stores] == ["m", "n", "m"]
+    assert len({store.work for store in stores}) == 3
