@@ -59,13 +59,16 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     backbone = load_backbone("minilm", device="cpu", token_budget=4096)
-    out: dict[str, Any] = json.loads(asked.json.read_text("utf-8")) if asked.json.exists() else {}
+    out: dict[str, Any] = json.loads(asked.json.read_text("utf-8")) if asked.json.exists() else {"curves": {}}
+    out["held"] = HELD
     for name, cell in SETS.items():
         train, test = (read(cell, split, asked.data, backbone, asked.work) for split in ("train", "test"))
         for seed in range(3):
             for skewed in (False, True):
                 for way, words in WAYS.items():
-                    of_way = out.setdefault(f"{name}, {'α = 0.1' if skewed else 'IID'}", {}).setdefault(way, {})
+                    of_way = (
+                        out["curves"].setdefault(f"{name}, {'α = 0.1' if skewed else 'IID'}", {}).setdefault(way, {})
+                    )
                     if str(seed) in of_way:
                         continue
                     what = {"train": train, "test": test, "backbone": backbone}

@@ -30,7 +30,7 @@ from mobillm_flower.core.side_networks import ActivationBatch, ClosedFormSideNet
 from mobillm_flower.core.side_networks.config import AlignmentSpec
 
 _POOL, _ROWS, _CHECKED, _PUBLIC, _DRAWS = 1500, 1000, 800, 200, 3
-_QUERIES, _MIXED = 4, 24
+_QUERIES, _MIXED, _VARIED = 4, 24, 1e-6
 OVER_TOKENS = ("first", "last", "mean", "maximum", "deviation")
 
 
@@ -242,7 +242,8 @@ def chosen_by_server(kept: Kept, depth: int, count: int, *, normed: bool) -> tup
             values, _ = joined((of_tokens([layer], name),), kept, normed=normed)
             values = values.double() - values.double().mean(0)
             gram = values @ values.T
-            grams[layer, name] = gram / gram.diagonal().mean().clamp_min(1e-9)
+            if gram.diagonal().mean() > _VARIED * values.shape[1]:  # the embedding of a first token is always the same
+                grams[layer, name] = gram / gram.diagonal().mean()
     taken: list[tuple[int, str]] = []
     total = torch.zeros(len(labels), len(labels), dtype=torch.double)
     while len(taken) < count:
@@ -272,7 +273,8 @@ def solve(groups: Sequence[Group], train: Kept, check: Kept, metric: str, *, nor
     read_rows = [_prepared(rows, widths, normed=normed) for rows in (coded, joined(groups, check, normed=False)[0])]
     if not normed:  # divided by what each vector varies, as the package does
         parts = [list(rows.split(widths, 1)) for rows in read_rows]
-        scales = [(part - part.mean(0)).square().mean().sqrt().clamp_min(1e-6) for part in parts[0]]
+        varied = [(part - part.mean(0)).square().mean() for part in parts[0]]
+        scales = [torch.where(one > _VARIED, one.sqrt(), 1.0) for one in varied]
         read_rows = [torch.cat([p / s for p, s in zip(part, scales, strict=True)], 1) for part in parts]
     classes = int(max(train.labels.max(), check.labels.max())) + 1
     network = ClosedFormSideNetwork(
