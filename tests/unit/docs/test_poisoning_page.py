@@ -23,7 +23,7 @@ def cells(generator: ModuleType) -> Any:
 
 
 def mean(seeds: Any, kind: str, column: str) -> float:
-    return float(statistics.mean(by[kind][column][0] for by in seeds.values() ))
+    return float(statistics.mean(by[kind][column][0] for by in seeds.values()))
 
 
 def test_the_figures_are_up_to_date(generator: ModuleType, cells: Any) -> None:
