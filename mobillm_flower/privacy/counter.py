@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import os
-import secrets
 from pathlib import Path
 
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.runs.files import write_atomically
 
 
 class Counter:
@@ -47,14 +46,9 @@ class Counter:
 
     def write(self, number: int) -> None:
         """Replace the number, on disk when this returns; raises ReleaseRefused where it cannot be written."""
-        draft = self.file.with_name(f"{self.file.name}.{os.getpid()}.{secrets.token_hex(4)}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with os.fdopen(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as stream:
-                stream.write(f"{number} {self._mac(str(number))}\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(self.file)
+            write_atomically(self.file, f"{number} {self._mac(str(number))}\n".encode(), mode=0o600)
         except OSError as error:
             raise ReleaseRefused(f"this device's counter cannot be written ({type(error).__name__})") from error
 

@@ -26,7 +26,7 @@ from mobillm_flower.privacy.counter import Counter
 from mobillm_flower.privacy.identity import Identity
 from mobillm_flower.privacy.ledger import Ledger, Limits
 from mobillm_flower.privacy.ledger_file import make_ledger
-from mobillm_flower.runs.folder import make_private
+from mobillm_flower.runs.files import make_private, touch_private
 
 ID_BYTES = 16
 """Length of release ids, sample ids and hashes of texts."""
@@ -158,7 +158,7 @@ class DeviceFolder:
         file = self.path / name
         if not file.exists():
             draft = self.path / f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
-            _touch_private(draft)
+            touch_private(draft)
             make(draft)
             try:
                 os.link(draft, file)
@@ -176,8 +176,3 @@ def plain_text(text: str) -> str:
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def _touch_private(file: Path) -> None:
-    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-    file.chmod(0o600)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.counter import Counter
-from mobillm_flower.privacy.ledger_file import count, open_ledger, transaction
+from mobillm_flower.privacy.ledger_file import count, open_ledger
+from mobillm_flower.runs.files import transaction
 
 
 @dataclass(frozen=True)

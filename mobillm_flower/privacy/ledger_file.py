@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.runs.files import transaction
 
 _VERSION = 2
 _KINDS = {"BLOB": "blob", "INTEGER": "integer", "REAL": "real", "TEXT": "text"}  # as declared, and as `typeof` says
@@ -69,18 +69,6 @@ def damaged(error: sqlite3.DatabaseError | str) -> ReleaseRefused:
         f"the device folder's ledger cannot be read ({why}); restore the folder, or remove it to "
         "start as a new device, which promises nothing for what was released before"
     )
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite3.Connection, *, keep: bool = True) -> Iterator[None]:
-    """BEGIN IMMEDIATE … COMMIT; ROLLBACK on an error, or where nothing is to be kept."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT" if keep else "ROLLBACK")
 
 
 def count(db: sqlite3.Connection, name: str) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from mobillm_flower.errors import InUseError, SettingsError
+from mobillm_flower.errors import InUseError
 from mobillm_flower.runs.events import Event, OnEvent
+from mobillm_flower.runs.files import make_private
 from mobillm_flower.runs.log import encode
 
 _LOCK = "lock"
@@ -249,55 +250,3 @@ def _cut_torn_line(stream: BinaryIO) -> None:
         return
     stream.seek(0)
     stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-def make_private(path: Path, setting: str) -> None:
-    """Make a folder where it is missing, readable by its owner alone.
-
-    Raises
-    ------
-    SettingsError
-        It cannot be made, or not be written to; named as the value of `setting`.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        reason = error.strerror
-    else:
-        if os.access(path, os.W_OK | os.X_OK):
-            return
-        reason = "it is read-only"
-    raise SettingsError(f"{setting}={path} cannot be used ({reason}); name a folder that can be written to")
-
-
-@contextlib.contextmanager
-def private_files() -> Iterator[None]:
-    """Make files and folders inside, by this process and by those that it starts, readable by their owner alone."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write bytes so that the file is either the old or the new one, also after a crash.
-
-    One process at a time: the draft has one name, so that a killed process leaves at most one behind.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.draft")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError:
-        draft.unlink(missing_ok=True)  # a full disk needs the room
-        raise
-    draft.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

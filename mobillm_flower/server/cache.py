@@ -6,23 +6,27 @@ order of the hash of their bytes, so that neither arrival nor the partition into
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mobillm_flower.errors import CacheError, CacheFull
-from mobillm_flower.server.cache_file import Holding, carry_over, open_cache, transaction
+from mobillm_flower.runs.files import transaction
+from mobillm_flower.server.cache_file import CacheFile, Holding, carry_over
 from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
 _CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
 _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
+_ADD = """
+INSERT OR IGNORE INTO samples
+    (device, release, backbone, stage, round, tokens, received, digest, activations, target, xxh3)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 _UNTRAINED, _TASK, _DELETED = "untrained", "task", "rows-deleted"
 _COUNT_UNTRAINED = """
 INSERT INTO meta VALUES (:key, CAST(:added AS TEXT))
@@ -55,18 +59,16 @@ class ActivationCache:
     def __init__(self, file: str | Path, *, quota_bytes: int = 0) -> None:
         self.file = Path(file)
         self.quota_bytes = quota_bytes
-        self._lock = threading.RLock()
-        self._db = open_cache(self.file)
+        self._disk = CacheFile(self.file)
         self._rows: Rows | None = None
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int, int] | None = None
-        self._data_version = 0
         self._checked = bytearray()  # by row: 1 where its bytes were found to be those that were committed
         self.task = int(self.meta(_TASK) or 0)
 
     def close(self) -> None:
         """Close the file."""
-        self._db.close()
+        self._disk.db.close()
 
     def __len__(self) -> int:
         return self._size()[0]
@@ -83,14 +85,14 @@ class ActivationCache:
 
     def _size(self) -> tuple[int, int, int]:
         """Return the rows, their bytes, and the rows of the task; counted once, then kept up to date by `add`."""
-        with self._access():
+        with self._disk.access() as db:
             self._notice_other_writers()
             if self._known_size is None:
                 query = (
                     "SELECT COUNT(*), COALESCE(SUM(LENGTH(activations) + LENGTH(target)), 0), "
                     "COUNT(*) FILTER (WHERE stage = ?) FROM samples"
                 )
-                count, size, of_task = self._db.execute(query, (self.task,)).fetchone()
+                count, size, of_task = db.execute(query, (self.task,)).fetchone()
                 self._known_size = (int(count), int(size), int(of_task))
             return self._known_size
 
@@ -116,7 +118,7 @@ class ActivationCache:
             for s in samples
             for both in [(s.activations, s.target)]
         ]
-        with self._lock:
+        with self._disk.access() as db:
             held = self.held(device)
             count, size, of_task = self._size()
             size += sum(len(s.activations) + len(s.target) for s in samples if s.release not in held)
@@ -126,19 +128,12 @@ class ActivationCache:
                     "or forget a device"
                 )
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                before = self._db.total_changes
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO samples (device, release, backbone, stage, round, tokens, received, digest, "
-                    "activations, target, xxh3) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
-                )
-                added = self._db.total_changes - before
-                self._db.execute(_COUNT_UNTRAINED, {"key": _UNTRAINED, "added": added})
-                self._db.execute("COMMIT")
+                with transaction(db):
+                    before = db.total_changes
+                    db.executemany(_ADD, rows)
+                    added = db.total_changes - before
+                    db.execute(_COUNT_UNTRAINED, {"key": _UNTRAINED, "added": added})
             except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
                 raise CacheError(
                     f"{self.file}: a window was not committed: {error}; what was committed before is safe; put that "
                     "right and start the run again in the same folder"
@@ -159,14 +154,14 @@ class ActivationCache:
     def held(self, device: str) -> frozenset[bytes]:
         """Return the release ids of a device that are committed."""
         query = "SELECT release FROM samples WHERE device = ? AND stage = ?"
-        with self._access():
-            return frozenset(row[0] for row in self._db.execute(query, (device, self.task)))
+        with self._disk.access() as db:
+            return frozenset(row[0] for row in db.execute(query, (device, self.task)))
 
     def devices(self) -> dict[str, int]:
         """Return the number of samples of each device."""
         query = "SELECT device, COUNT(*) FROM samples WHERE stage = ? GROUP BY device ORDER BY device"
-        with self._access():
-            return dict(self._db.execute(query, (self.task,)))
+        with self._disk.access() as db:
+            return dict(db.execute(query, (self.task,)))
 
     def holdings(self) -> list[Holding]:
         """Return what is held of each device and task, in the order of their pseudonyms."""
@@ -174,19 +169,19 @@ class ActivationCache:
             "SELECT device, backbone, stage, COUNT(*), SUM(LENGTH(activations) + LENGTH(target)), MIN(received), "
             "MAX(received) FROM samples GROUP BY device, backbone, stage ORDER BY device, backbone, stage"
         )
-        with self._access():
-            return [Holding(*row) for row in self._db.execute(query)]
+        with self._disk.access() as db:
+            return [Holding(*row) for row in db.execute(query)]
 
     def rows(self, *, before_round: int | None = None) -> Rows:
         """Return references in the order of their digests, optionally only those committed before a round."""
-        with self._access(), self._one_state():
+        with self._disk.access() as db, self._disk.one_state():
             self._notice_other_writers()
             if self._rows is None:
-                self._rows = Rows(self._db.execute(f"{_REFERENCE} ORDER BY digest, id"), len(self))
+                self._rows = Rows(db.execute(f"{_REFERENCE} ORDER BY digest, id"), len(self))
             else:  # ids only grow, unless rows are deleted, and then nothing is known any more
-                new = self._db.execute(f"{_REFERENCE} WHERE id > ?", (self._last_id,)).fetchall()
+                new = db.execute(f"{_REFERENCE} WHERE id > ?", (self._last_id,)).fetchall()
                 self._rows = self._rows.with_new(new) if new else self._rows
-            (self._last_id,) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM samples").fetchone()
+            (self._last_id,) = db.execute("SELECT COALESCE(MAX(id), 0) FROM samples").fetchone()
             rows = self._rows
         return rows if before_round is None else rows.before(before_round)
 
@@ -230,14 +225,14 @@ class ActivationCache:
 
     def _problem(self, id_: int) -> str:
         """Return what is wrong with a row of an earlier release, which has a digest and no checksum."""
-        with self._access():
-            return problem(self._db, id_)
+        with self._disk.access() as db:
+            return problem(db, id_)
 
     def _in_order(self, query: str, ids: Iterable[int]) -> list[tuple[Any, ...]]:
         """Read rows by one statement for all; CROSS JOIN keeps the order of the array."""
         wanted = list(ids)
-        with self._access():
-            rows = self._db.execute(query, (json.dumps(wanted),)).fetchall()
+        with self._disk.access() as db:
+            rows = db.execute(query, (json.dumps(wanted),)).fetchall()
         if [row[0] for row in rows] != wanted:
             gone = sorted(set(wanted) - {row[0] for row in rows})
             raise CacheError(f"{self.file}: row {gone[0]} is gone; it was forgotten while it was in use")
@@ -245,8 +240,8 @@ class ActivationCache:
 
     def verify(self) -> list[Damage]:
         """Check SQLite's own integrity and every row's digest; returns what is wrong."""
-        with self._lock, self._one_state():
-            return find_damage(self._db)
+        with self._disk.one_state() as db:
+            return find_damage(db)
 
     def forget(self, device: str) -> int:
         """Delete a device's rows, overwrite their pages, and return how many there were.
@@ -256,8 +251,8 @@ class ActivationCache:
         CacheError
             The rows are deleted, but another process has the file open, which keeps their bytes on disk.
         """
-        with self._access():
-            count = self._db.execute("DELETE FROM samples WHERE device = ?", (device,)).rowcount
+        with self._disk.access() as db:
+            count = db.execute("DELETE FROM samples WHERE device = ?", (device,)).rowcount
             if not self._shrink(count):
                 raise CacheError(
                     f"{self.file}: {count} rows are deleted, but another process has the file open; their bytes leave "
@@ -270,8 +265,8 @@ class ActivationCache:
         if not retention_s:
             return {}
         query = "SELECT device, COUNT(*) FROM samples WHERE received < ? GROUP BY device ORDER BY device"
-        with self._access():
-            return dict(self._db.execute(query, ((time.time() if now is None else now) - retention_s,)))
+        with self._disk.access() as db:
+            return dict(db.execute(query, ((time.time() if now is None else now) - retention_s,)))
 
     def expire(self, retention_s: float, *, now: float | None = None, certain: bool = False) -> dict[str, int]:
         """Delete the rows that `expired` returns, and return how many there were of each device.
@@ -292,9 +287,9 @@ class ActivationCache:
             and devices that were told that their samples are held do not send them again.
         """
         now = time.time() if now is None else now
-        with self._access():
+        with self._disk.access() as db:
             expired = self.expired(retention_s, now=now)
-            (newest,) = self._db.execute("SELECT MAX(received) FROM samples").fetchone()
+            (newest,) = db.execute("SELECT MAX(received) FROM samples").fetchone()
             wrong = newest is not None and not now - retention_s <= newest <= now + _CLOCK_SLACK_S
             if retention_s and wrong and not certain:
                 clock, last = (time.strftime("%Y-%m-%d", time.gmtime(value)) for value in (now, newest))
@@ -304,7 +299,7 @@ class ActivationCache:
                     "expire`, or start in another folder"
                 )
             if expired:
-                self._db.execute("DELETE FROM samples WHERE received < ?", (now - retention_s,))
+                db.execute("DELETE FROM samples WHERE received < ?", (now - retention_s,))
                 self._shrink(sum(expired.values()))
         return expired
 
@@ -330,8 +325,8 @@ class ActivationCache:
         """
         if self.num_of_task:
             raise CacheError(f"{self.file} holds {self.num_of_task} samples of a run; use another run.folder")
-        with self._access():
-            copied = carry_over(self._db, earlier, {_TASK: str(task)}, since=since)
+        with self._disk.access() as db:
+            copied = carry_over(db, earlier, {_TASK: str(task)}, since=since)
             self.task = task
             self._invalidate()
             return copied
@@ -339,9 +334,9 @@ class ActivationCache:
     def keep(self, ids: Iterable[int]) -> int:
         """Delete all rows of the task but these, remember it, overwrite their pages; returns how many were deleted."""
         query = "DELETE FROM samples WHERE stage = ? AND id NOT IN (SELECT value FROM json_each(?))"
-        with self._access():
-            with transaction(self._db):
-                count = self._db.execute(query, (self.task, json.dumps(list(ids)))).rowcount
+        with self._disk.access() as db:
+            with transaction(db):
+                count = db.execute(query, (self.task, json.dumps(list(ids)))).rowcount
                 self.set_meta(_DELETED, str(count))
             self._shrink(count)
             return int(count)
@@ -354,18 +349,18 @@ class ActivationCache:
 
     def finish_keep(self) -> None:
         """Overwrite the pages of what `keep` deleted, where that was interrupted."""
-        with self._access():
+        with self._disk.access():
             self._shrink(self.num_deleted or 0)
 
     def set_meta(self, key: str, value: str) -> None:
         """Store a short text beside the samples."""
-        with self._access():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        with self._disk.access() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def meta(self, key: str) -> str | None:
         """Return a text stored by `set_meta`."""
-        with self._access():
-            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        with self._disk.access() as db:
+            row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
     def _shrink(self, count: int) -> bool:
@@ -373,12 +368,7 @@ class ActivationCache:
         if not count:
             return True
         self._invalidate()
-        try:
-            self._db.execute("VACUUM")
-            (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        except sqlite3.OperationalError:  # locked
-            return False
-        return not busy
+        return self._disk.shrink()
 
     def _invalidate(self) -> None:
         """Read all again when it is next asked for: rows were deleted, and SQLite may give their ids to others."""
@@ -387,28 +377,5 @@ class ActivationCache:
 
     def _notice_other_writers(self) -> None:
         """Forget what is known if another connection has committed since."""
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self._data_version = version
+        if self._disk.changed_by_others():
             self._invalidate()
-
-    @contextlib.contextmanager
-    def _one_state(self) -> Iterator[None]:
-        """Read one state of the file inside, whatever others commit meanwhile."""
-        self._db.execute("BEGIN")
-        try:
-            yield
-        finally:
-            with contextlib.suppress(sqlite3.DatabaseError):  # nothing was written
-                self._db.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def _access(self) -> Iterator[None]:
-        """Use the file, one thread at a time; what SQLite cannot do is a CacheError."""
-        with self._lock:
-            try:
-                yield
-            except sqlite3.DatabaseError as error:
-                raise CacheError(
-                    f"{self.file} cannot be used: {error}; `mobillm cache verify` says which rows are damaged"
-                ) from error

@@ -1,16 +1,17 @@
-"""The SQLite file of the activation cache: its tables, how it is opened, and what is copied from an earlier one."""
+"""The SQLite file of the activation cache: its tables, who may use it when, and what is copied from an earlier one."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError
+from mobillm_flower.runs.files import touch_private, transaction
 
 _VERSION = 1
 _MAPPED_BYTES = 1 << 40  # SQLite cuts it to its own limit, as a rule 2 GiB; what lies beyond is read by system calls
@@ -70,11 +71,67 @@ class Holding:
     last: float
 
 
+class CacheFile:
+    """A cache's file, open: one thread at a time uses it, and what SQLite cannot do is a CacheError.
+
+    Parameters
+    ----------
+    path : path
+        Made with mode 0600 where it is missing.
+
+    Raises
+    ------
+    CacheError
+        The file is no cache, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.db = path, open_cache(path)
+        self._lock = threading.RLock()
+        self._data_version = 0
+
+    @contextlib.contextmanager
+    def access(self) -> Iterator[sqlite3.Connection]:
+        """Use the file."""
+        with self._lock:
+            try:
+                yield self.db
+            except sqlite3.DatabaseError as error:
+                raise CacheError(
+                    f"{self.path} cannot be used: {error}; `mobillm cache verify` says which rows are damaged"
+                ) from error
+
+    @contextlib.contextmanager
+    def one_state(self) -> Iterator[sqlite3.Connection]:
+        """Read one state of the file inside, whatever others commit meanwhile."""
+        with self._lock:
+            self.db.execute("BEGIN")
+            try:
+                yield self.db
+            finally:
+                with contextlib.suppress(sqlite3.DatabaseError):  # nothing was written
+                    self.db.execute("ROLLBACK")
+
+    def changed_by_others(self) -> bool:
+        """Return whether another connection has committed since this was last asked."""
+        (version,) = self.db.execute("PRAGMA data_version").fetchone()
+        before, self._data_version = self._data_version, version
+        return bool(version != before)
+
+    def shrink(self) -> bool:
+        """Overwrite the pages of deleted rows; False where another process is in the way."""
+        try:
+            self.db.execute("VACUUM")
+            (busy, *_) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.OperationalError:  # locked
+            return False
+        return not busy
+
+
 def open_cache(file: Path) -> sqlite3.Connection:
     """Open or make a cache, with mode 0600; raises CacheError where the file is none, or of another version."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-    file.chmod(0o600)
+    touch_private(file)
     try:
         db = sqlite3.connect(
             f"file:{quote(str(file.resolve()))}",
@@ -98,18 +155,6 @@ def open_cache(file: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise CacheError(f"{file} cannot be used as a cache: {error}; move it away to start anew") from error
     return db
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Write all of what is written inside, or nothing."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
 
 
 def carry_over(db: sqlite3.Connection, earlier: Path | None, meta: Mapping[str, str], *, since: float) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.errors import CacheError
-from mobillm_flower.runs.folder import write_atomically
+from mobillm_flower.runs.files import write_atomically
 from mobillm_flower.server.options import Position, TrainerOptions
 
 _MAGIC = b"mobillm checkpoint\n"  # then 32 bytes of SHA-256 over what follows

@@ -22,7 +22,8 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import ArgumentError, InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.saved import WEIGHTS, reading
 from mobillm_flower.runs.events import TaskBegun, TaskKept
-from mobillm_flower.runs.folder import RunFolder, write_atomically
+from mobillm_flower.runs.files import write_atomically
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.plain import is_plain
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache

@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from mobillm_flower.config import Settings, run_folder, to_yaml
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.runs.events import Finished, Started
-from mobillm_flower.runs.folder import RunFolder, private_files
+from mobillm_flower.runs.files import private_files
+from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.strategies.said import copied_log, log_result

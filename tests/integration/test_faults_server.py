@@ -161,8 +161,8 @@ def test_a_full_disk_ends_the_run_by_name_and_what_was_committed_is_used_by_the_
     config = make_config(tmp_path, backbone, preset, activations__codec="fp32")
 
     def fill(cache: ActivationCache) -> None:
-        (pages,) = cache._db.execute("PRAGMA page_count").fetchone()
-        cache._db.execute(f"PRAGMA max_page_count={pages}")  # SQLite refuses as it does when the disk is full
+        (pages,) = cache._disk.db.execute("PRAGMA page_count").fetchone()
+        cache._disk.db.execute(f"PRAGMA max_page_count={pages}")  # SQLite refuses as it does when the disk is full
 
     with pytest.raises(CacheError, match=r"a window was not committed: database or disk is full; .* is safe"):
         start(config, fill)

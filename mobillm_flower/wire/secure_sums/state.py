@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillm_flower.errors import ReleaseRefused
-from mobillm_flower.runs.folder import private_files, write_atomically
+from mobillm_flower.runs.files import private_files, write_atomically
 
 MAX_AGREED = 256
 """Most sets of devices that a device remembers; it agrees to no further one in the same run."""
