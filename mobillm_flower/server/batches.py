@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,8 @@ from mobillm_flower.server.rows import RowRef, Rows
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.learned_tasks import LearnedTasks
 from mobillm_flower.wire.target_bytes import TargetBatch, decode_targets
+
+_PART = 256  # rows at a time that no step is taken on
 
 
 class BatchLoader:
@@ -94,6 +96,11 @@ class BatchLoader:
             batches.append(batch)
             targets.append(replace(of_type, base=batch.rows[:, -1]) if self.contract.per_token else of_type)
         return batches, _join(targets)
+
+    def in_parts(self, rows: Sequence[RowRef]) -> Iterator[tuple[list[ActivationBatch], TargetBatch]]:
+        """Load rows a few at a time, in their order."""
+        for start in range(0, len(rows), _PART):
+            yield self.load(rows[start : start + _PART])
 
     def targets(self, rows: Rows) -> dict[str, TargetBatch]:
         """Return the targets of rows by backbone type, without their activations, on the CPU."""

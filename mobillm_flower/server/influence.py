@@ -76,6 +76,18 @@ def heard(
     return rows if kept.all() else rows.take(kept)
 
 
+def heard_by_task(
+    rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets], *, key: str, seed: int
+) -> Rows:
+    """Return `heard` of each task by itself: the same text has another label in another."""
+    tasks, kept = rows.column("task"), np.ones(len(rows), bool)
+    for task in np.unique(tasks):
+        of_task = rows.take(tasks == task)
+        used = heard(of_task, loader, targets, key=key, seed=seed)
+        kept[tasks == task] = np.isin(of_task.column("id"), used.column("id"))
+    return rows if kept.all() else rows.take(kept)
+
+
 def _vectors(rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets]) -> tuple[Tensor, Tensor]:
     """Return the joined vectors [n, D] of samples of one type, each layer-normalised, and their targets [n, K]."""
     vectors, wanted = [], []

@@ -9,6 +9,8 @@ import numpy as np
 
 from mobillm_flower.server.rows import Rows
 
+_EPOCH, _OVERLAP, _FRESH = range(3)  # phases of `draw_order`; `influence` has another
+
 
 def split_validation(
     rows: Rows, share: float, seed: int, *, secret: str = "", device_cap: int = 0
@@ -50,7 +52,7 @@ def draw_order(count: int, *, seed: int, phase: int, number: int) -> np.ndarray:
     Parameters
     ----------
     phase : int
-        0 for epochs, 1 for steps that overlap with a round.
+        What is drawn: an order of an epoch, of a round's steps, of its newest rows.
     number : int
         Which epoch, or which draw of which round.
     """
@@ -71,7 +73,7 @@ def epoch_order(rows: Rows, *, seed: int, epoch: int, device_cap: int = 0, balan
         Give each backbone type the same number of places, in turns, as many in all as there would be without: a
         smaller type's samples are repeated, some of a larger one's are left out for an epoch.
     """
-    order = draw_order(len(rows), seed=seed, phase=0, number=epoch)
+    order = draw_order(len(rows), seed=seed, phase=_EPOCH, number=epoch)
     if device_cap:
         order = order[occurrence(rows.column("device")[order]) < device_cap]
     if balance_types and len(order):
@@ -82,6 +84,36 @@ def epoch_order(rows: Rows, *, seed: int, epoch: int, device_cap: int = 0, balan
         columns = [np.resize(order[types == number], places) for number in present]  # repeats from its beginning
         order = np.stack(columns, axis=1).reshape(-1)
     return order
+
+
+def round_batches(rows: Rows, *, round_: int, steps: int, batch_size: int, fresh_share: float, seed: int) -> list[Rows]:
+    """Return the batches of the steps that overlap with a round: permutations one after another, cut into batches.
+
+    Parameters
+    ----------
+    rows : Rows
+        The training rows that were committed before the round; without any there is no batch.
+    round_ : int
+        The round.
+    steps, batch_size : int
+        Number of batches, and rows of each.
+    fresh_share : float
+        Share of each batch that comes from the rows that the round before brought, where it brought some.
+    """
+    if not rows:
+        return []
+    everything, newest = np.arange(len(rows)), np.flatnonzero(rows.column("round") == round_ - 1)
+    num_fresh = round(fresh_share * batch_size) if len(newest) else 0
+
+    def draw(places: np.ndarray, size: int, phase: int) -> list[np.ndarray]:
+        drawn = [places[:0]]
+        for turn in range(-(-size * steps // max(1, len(places)))):
+            drawn.append(places[draw_order(len(places), seed=seed, phase=phase, number=round_ * 1_000_003 + turn)])
+        order = np.concatenate(drawn)
+        return [order[k * size : (k + 1) * size] for k in range(steps)]
+
+    pairs = zip(draw(newest, num_fresh, _FRESH), draw(everything, batch_size - num_fresh, _OVERLAP), strict=True)
+    return [rows.take(np.concatenate(pair)) for pair in pairs]
 
 
 def occurrence(values: np.ndarray) -> np.ndarray:

@@ -6,43 +6,38 @@ one processor and thread count, whatever the order of arrival, the partition int
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks import ActivationBatch, FitsInClosedForm, KeepsSums, Penalised, Remembers, grown
+from mobillm_flower.core.side_networks import FitsInClosedForm, KeepsSums, Remembers, grown
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from mobillm_flower.server.fitting import Measured, StoppedError, fit
-from mobillm_flower.server.influence import heard
+from mobillm_flower.server.influence import heard_by_task
 from mobillm_flower.server.label_shift import LabelShift
-from mobillm_flower.server.objective import FitTargets, Loss, recovered_truth
+from mobillm_flower.server.objective import FitTargets, Loss
 from mobillm_flower.server.options import Position, TrainerOptions
 from mobillm_flower.server.rows import RowRef, Rows
-from mobillm_flower.server.sampler import draw_order, epoch_order, split_validation
+from mobillm_flower.server.sampler import epoch_order, round_batches, split_validation
+from mobillm_flower.server.validation import measure
+from mobillm_flower.server.weights import TrainedWeights, drop_values
 from mobillm_flower.wire.contract import ExtractionSpec
 from mobillm_flower.wire.target_bytes import TargetBatch
 
-_PART = 256  # rows at a time that no step is taken on
-_OVERLAP, _FRESH = 1, 2  # phases of `draw_order`
 _GROWTH = 1.5  # a fit in closed form is made again when so many times its rows are held
 
 
 class Trainer:
-    """AdamW with linear warm-up and decay, gradient clipping, weight averaging, early stopping, atomic checkpoints.
+    """Steps while devices compute, then epochs or a fit in closed form; early stopping, atomic checkpoints.
 
     Attributes
     ----------
-    network : nn.Module
-        What is measured, saved and sent: the running average of the trained weights, or the best epoch's in the end.
     position : Position
         Where training stands.
     kept : mapping of str to Tensor
@@ -108,6 +103,11 @@ class Trainer:
             self.load(checkpoint)
 
     @property
+    def network(self) -> nn.Module:
+        """What is measured, saved and sent: the running average of the weights, in the end the best epoch's."""
+        return self._weights.network
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """State of `network`, on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
@@ -138,7 +138,15 @@ class Trainer:
             rows, _ = self._split(self.loader.cache.rows(before_round=round_))
             if self._adjusts:
                 self._shift.count(rows, before_round=round_)
-            self._plan = (round_, self._overlap_batches(rows, round_))
+            drawn = round_batches(
+                rows,
+                round_=round_,
+                steps=options.overlap_steps,
+                batch_size=options.batch_size,
+                fresh_share=options.fresh_share,
+                seed=options.seed,
+            )
+            self._plan = (round_, drawn)
         batches = self._plan[1]
         if not batches:
             return False
@@ -232,7 +240,7 @@ class Trainer:
             )
         except StoppedError:
             return False
-        self._live.load_state_dict(self.network.state_dict())
+        self._weights.live.load_state_dict(self.network.state_dict())
         self._fitted = rows, used
         position.epoch, position.fitted_rows = position.epoch + 1, len(rows)
         position.steps += measured.parts
@@ -248,24 +256,16 @@ class Trainer:
         return used if np.array_equal(held.column("id"), self.loader.cache.rows().column("id")) else None
 
     def heard(self, rows: Rows) -> Rows:
-        """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all.
-
-        Devices are judged beside those of their own task: the same text has another label in another.
-        """
+        """Return the rows of these that an epoch or a fit uses, see `influence.heard`; overlapping steps use all."""
         options = self.options
         if not options.judge_devices:
             return rows
-        tasks, kept = rows.column("task"), np.ones(len(rows), bool)
-        for task in np.unique(tasks):
-            of_task = rows.take(tasks == task)
-            used = heard(of_task, self.loader, self._fit_targets, key=options.validation_key, seed=options.seed)
-            kept[tasks == task] = np.isin(of_task.column("id"), used.column("id"))
-        return rows if kept.all() else rows.take(kept)
+        key, seed = options.validation_key, options.seed
+        return heard_by_task(rows, self.loader, self._fit_targets, key=key, seed=seed)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""
-        self.network.load_state_dict(dict(state))
-        self._live.load_state_dict(dict(state))
+        self._weights.start_from(state)
 
     def begin_task(self, state: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
         """Go on after earlier tasks, before anything else is done with a new trainer.
@@ -293,39 +293,18 @@ class Trainer:
 
     def validation(self, rows: Sequence[RowRef]) -> dict[str, float]:
         """Return the mean loss on rows (or their tokens) and, where it is known, the share of labels predicted."""
-        self.network.eval()
-        total, count, correct, known = 0.0, 0, 0, 0
-        with torch.inference_mode():
-            for part in _parts(rows):
-                batches, targets = self.loader.load(part)
-                side = self.network(batches)
-                total += float(self._loss(side, targets, self._shift(batches))) * len(targets)
-                count += len(targets)
-                truth = recovered_truth(self.loader.contract, targets)
-                if truth is not None and not self.loader.labels_protected:
-                    labels, base = truth
-                    scores = self._scores(side, base)
-                    correct += int((scores.argmax(1) == labels).sum())
-                    known += len(part)
-        measured = {"loss": total / max(1, count)}
-        if known:
-            measured["accuracy"] = correct / known
-        return measured
+        return measure(self.network, rows, self.loader, loss=self._loss, scores=self._scores, shift=self._shift)
 
     def save(self) -> None:
-        """Write averaged and trained weights, optimizer and position, atomically.
-
-        No generator and no scheduler is part of it: what is drawn depends on the seed and the position alone, and so
-        does the learning rate.
-        """
+        """Write a checkpoint, where there is to be one."""
         if self._checkpoint is None:
             return
         write_checkpoint(
             self._checkpoint,
             Checkpoint(
                 network=self.network.state_dict(),
-                live=self._live.state_dict(),
-                optimizer=self._moments(),
+                live=self._weights.live.state_dict(),
+                optimizer=self._weights.moments(),
                 best=self._best,
                 position=self.position,
                 options=self.options,
@@ -341,7 +320,7 @@ class Trainer:
             It cannot be read, or was made with other options.
         """
         saved = read_checkpoint(file, self.options)
-        self._take_over(saved.network, saved.live, saved.optimizer)
+        self._weights.take_over(saved.network, saved.live, saved.optimizer)
         self._best, self.position = saved.best, saved.position
 
     def add_type(self, spec: ExtractionSpec, network: nn.Module) -> None:
@@ -357,93 +336,34 @@ class Trainer:
         """
         self.loader.add_type(spec)
         self._newcomers |= {spec.backbone}
-        states = self.network.state_dict(), self._live.state_dict(), self._moments()
+        states = self.network.state_dict(), self._weights.live.state_dict(), self._weights.moments()
         self._hold(network)
-        self._take_over(*states)
+        self._weights.take_over(*states)
         # the validation share has another type now: losses from before it are no measure for those after
         self._best, self.position.best_loss, self.position.bad_epochs = None, float("inf"), 0
         self.save()
 
     def _hold(self, network: nn.Module) -> None:
         """Train a network from now on."""
-        network = network.to(self.loader.device)
         self._fitted = None
-        self.network, self._live = network, copy.deepcopy(network) if self.options.averaging else network
-        self._penalty = self._live.penalty if isinstance(self._live, Penalised) else None
-        if isinstance(network, KeepsSums):
-            network.begin_task(self.kept)
-        # walking the modules for their parameters takes as long as a small layer: once, and not at each step
-        self._averaged: list[Tensor] = list(self.network.parameters())
-        self._trained: list[Tensor] = list(self._live.parameters())
-        self._optimizer = torch.optim.AdamW(_parameter_groups(self._live, self.options), fused=True)
-
-    def _moments(self) -> dict[str, dict[str, Tensor]]:
-        """Return AdamW's state by parameter name."""
-        state = self._optimizer.state
-        return {name: dict(state[p]) for name, p in self._live.named_parameters() if p in state}
-
-    def _take_over(
-        self, network: Mapping[str, Tensor], live: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]
-    ) -> None:
-        """Load states that may lack a type which joined since."""
-        for module, state in ((self.network, network), (self._live, live)):
-            module.load_state_dict({**module.state_dict(), **state})
-        for name, parameter in self._live.named_parameters():
-            if name in moments:
-                device = parameter.device
-                self._optimizer.state[parameter] = {
-                    key: value.to(device, copy=True) for key, value in moments[name].items()
-                }
+        self._weights = TrainedWeights(network.to(self.loader.device), self.options)
+        if isinstance(self.network, KeepsSums):
+            self.network.begin_task(self.kept)
 
     def _step(self, rows: Sequence[RowRef]) -> None:
-        options = self.options
-        if not self._live.training:  # it walks the modules too
-            self._live.train()
+        options, position, weights = self.options, self.position, self._weights
         batches, targets = self.loader.load(rows)
         if options.dropout:
-            batches = _drop(batches, options.dropout, seed=options.seed, step=self.position.steps)
-        loss = self._loss(self._forward(batches), targets, self._shift(batches))
-        if self._penalty is not None:
-            loss = loss + self._penalty()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._trained, options.grad_clip)
-        rate = self._rate(self.position.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate
-        self._optimizer.step()
-        self.position.steps += 1
-        if options.averaging:
-            steps = self.position.steps
-            kept = min(options.averaging, steps / (steps + 9))  # a short memory at first
-            with torch.no_grad():
-                torch._foreach_lerp_(self._averaged, self._trained, 1 - kept)
-
-    def _forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
-        """Return s(A) [B, K] in training; a newcomer's first samples reach its own alignment alone.
-
-        Through the shared adapters, gates and output they are computed with the weights as constants.
-        """
-        seen, enough = self.position.newcomer_steps, self.options.newcomer_steps
-        new = {b.backbone for b in batches if b.backbone in self._newcomers and seen.get(b.backbone, 0) < enough}
-        if not new:
-            return self._live(batches)  # type: ignore[no-any-return]
-        parts: list[Tensor] = []
-        for batch in batches:
-            if batch.backbone in new:
-                seen[batch.backbone] = seen.get(batch.backbone, 0) + 1
-                own = f"alignment.{batch.backbone}."
-                constants = {n: p.detach() for n, p in self._live.named_parameters() if not n.startswith(own)}
-                parts.append(torch.func.functional_call(self._live, constants, ([batch],)))
-            else:
-                parts.append(self._live([batch]))
-        return torch.cat(parts)
+            batches = drop_values(batches, options.dropout, seed=options.seed, step=position.steps)
+        outputs = weights.outputs(batches, self._newcomers, position.newcomer_steps, enough=options.newcomer_steps)
+        weights.step(self._loss(outputs, targets, self._shift(batches)), options, number=position.steps)
+        position.steps += 1
 
     def _end_epoch(self, train: Rows, validation: Sequence[RowRef]) -> None:
         position = self.position
         if isinstance(self.network, Remembers):
             with torch.inference_mode():
-                self.network.remember(self.loader.load(part)[0] for part in _parts(train))
+                self.network.remember(batches for batches, _ in self.loader.in_parts(train))
         measured: dict[str, float] = {}
         if validation:
             measured = self.validation(validation)
@@ -464,70 +384,6 @@ class Trainer:
             device_cap=options.device_cap,
         )
 
-    def _overlap_batches(self, rows: Rows, round_: int) -> list[Rows]:
-        """Return the round's batches: permutations one after another, cut into `overlap_steps` batches.
-
-        `fresh_share` of each batch comes from the rows that the round before brought, the rest from all rows.
-        """
-        if not rows:
-            return []
-        options = self.options
-        everything, newest = np.arange(len(rows)), np.flatnonzero(rows.column("round") == round_ - 1)
-        num_fresh = round(options.fresh_share * options.batch_size) if len(newest) else 0
-        fresh = self._draw(newest, num_fresh, round_, _FRESH)
-        others = self._draw(everything, options.batch_size - num_fresh, round_, _OVERLAP)
-        return [rows.take(np.concatenate(pair)) for pair in zip(fresh, others, strict=True)]
-
-    def _draw(self, places: np.ndarray, size: int, round_: int, phase: int) -> list[np.ndarray]:
-        """Return `overlap_steps` batches of so many of the places."""
-        steps, drawn = self.options.overlap_steps, [places[:0]]
-        for draw in range(-(-size * steps // max(1, len(places)))):
-            number = round_ * 1_000_003 + draw
-            drawn.append(places[draw_order(len(places), seed=self.options.seed, phase=phase, number=number)])
-        order = np.concatenate(drawn)
-        return [order[k * size : (k + 1) * size] for k in range(steps)]
-
     def _save_sometimes(self) -> None:
         if self.position.steps % self.options.checkpoint_every == 0:
             self.save()
-
-    def _rate(self, step: int) -> float:
-        """Return the learning rate's factor: linear up over the warm-up, then linear down to a twentieth."""
-        planned = max(1, self.options.planned_steps)
-        warm = self.options.warmup * planned
-        if step < warm:
-            return (step + 1) / (warm + 1)
-        return max(0.05, (planned - step) / max(1.0, planned - warm))
-
-
-def _parts(rows: Sequence[RowRef]) -> Iterator[Sequence[RowRef]]:
-    for start in range(0, len(rows), _PART):
-        yield rows[start : start + _PART]
-
-
-def _drop(batches: Sequence[ActivationBatch], share: float, *, seed: int, step: int) -> list[ActivationBatch]:
-    """Zero a share of the inputs' values and scale the others up; drawn from (seed, step) alone."""
-    generator = torch.Generator(batches[0].rows.device).manual_seed(abs(seed) * 1_000_003 + step)
-    dropped = []
-    for batch in batches:
-        kept = torch.empty_like(batch.rows).bernoulli_(1 - share, generator=generator)
-        dropped.append(replace(batch, rows=batch.rows * kept / (1 - share)))
-    return dropped
-
-
-def _parameter_groups(network: nn.Module, options: TrainerOptions) -> list[dict[str, Any]]:
-    """Group parameters by weight decay (matrices only) and by the network's own learning rate factors."""
-    factor: Callable[[str], float] = getattr(network, "learning_rate_factor", lambda _name: 1.0)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        decay = options.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((factor(name), decay), []).append(parameter)
-    return [
-        {
-            "params": members,
-            "lr": options.learning_rate * rate,
-            "initial_lr": options.learning_rate * rate,
-            "weight_decay": decay,
-        }
-        for (rate, decay), members in sorted(groups.items())
-    ]

@@ -32,7 +32,7 @@ def away(tmp_path: Path, specs: Any, **changes: Any) -> Any:
     options = dataclasses.replace(plan.options, dropout=0.0, **changes.pop("options", {}))  # no generator on meta
     plan = dataclasses.replace(plan, side_config=side, options=options, **changes)
     trainer = plan.trainer(cache, scores=scores, memory_bytes=1 << 20, device=META)
-    for group in trainer._optimizer.param_groups:
+    for group in trainer._weights._optimizer.param_groups:
         group["fused"] = False  # there is no fused kernel for the meta device
     return trainer, cache
 
@@ -43,7 +43,9 @@ def away(tmp_path: Path, specs: Any, **changes: Any) -> Any:
 def test_a_step_is_taken_where_the_trainer_is(tmp_path: Path, pivot: str, loss: str, side: str) -> None:
     trainer, cache = away(tmp_path, [make_spec(pivot=pivot)], loss=loss, side=side)
     trainer._step(cache.rows().take(slice(0, 16)))
-    assert {parameter.grad.device for parameter in trainer._live.parameters() if parameter.grad is not None} == {META}
+    assert {
+        parameter.grad.device for parameter in trainer._weights.live.parameters() if parameter.grad is not None
+    } == {META}
     assert {tensor.device for tensor in trainer.network.state_dict().values()} == {META}
     assert trainer.position.steps == 1
 
@@ -102,7 +104,7 @@ def test_a_state_is_on_the_cpu_and_a_checkpoint_goes_on_anywhere(tmp_path: Path)
     trained = train(cache, make_plan([spec]), checkpoint=file)
     assert {tensor.device.type for tensor in trained.state.values()} == {"cpu"}
     gone_on = make_plan([spec]).trainer(cache, scores=scores, memory_bytes=0, checkpoint=file, device=META)
-    moments = [value for state in gone_on._optimizer.state.values() for value in state.values()]
+    moments = [value for state in gone_on._weights._optimizer.state.values() for value in state.values()]
     assert moments
     assert {value.device for value in moments} == {META}
     assert gone_on.position == trained.position
