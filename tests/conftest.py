@@ -12,6 +12,7 @@ LONGEST_FIRST = (
     "test_protocols",
     "test_bench",
     "test_several_machines",
+    "test_continual_shown",
     "test_continual",
     "test_language_examples",
     "test_run_command",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from mobillm_flower.errors import CacheError, MismatchError, RunFailed
@@ -15,8 +16,8 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.strategies import continual
-from tests.integration.test_continual import SOLVED, run
 from tests.support.caches import state_bytes
+from tests.support.task_runs import SOLVED, STEPS, run
 from tests.support.tiny_models import save_tiny
 
 LINEAR: dict[str, Any] = {**SOLVED, "side_network__random_features": 0}
@@ -156,3 +157,32 @@ def test_enough_samples_are_enough_of_the_task(tmp_path: Path, backbone: Path) -
     cache = ActivationCache(tmp_path / "topic" / "cache.sqlite")
     assert 36 <= cache.num_of_task < 72
     cache.close()
+
+
+def test_a_sequential_run_that_is_started_again_goes_on_with_the_weights_it_took_over(
+    tmp_path: Path, backbone: Path
+) -> None:
+    run(tmp_path / "mood", backbone, "mood", **STEPS)
+    way = {**STEPS, "trainer__overlap_steps": 0, "continual__method": "sequential"}
+    way["continual__after"] = str(tmp_path / "mood")
+    whole = run(tmp_path / "whole", backbone, "topic", **way)
+    with pytest.raises(RunFailed, match="no sample was received"):
+        run(tmp_path / "topic", backbone, "topic", nodes=[0], rounds__num_rounds=1, stop__seconds=1e-9, **way)
+    stopped = run(tmp_path / "topic", backbone, "topic", **way)
+    assert state_bytes(stopped.trainer.network) == state_bytes(whole.trainer.network)
+
+
+def test_a_run_that_was_killed_before_it_kept_its_sums_keeps_them_when_it_is_started_again(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way = {**SOLVED, "continual__method": "closed-form", "continual__keep": "sums"}
+    whole = run(tmp_path / "whole", backbone, "mood", **way)
+    with monkeypatch.context() as patched:
+        patched.setattr(continual, "end", fail(RunFailed("killed")))
+        with pytest.raises(RunFailed, match="killed"):
+            run(tmp_path / "mood", backbone, "mood", **way)
+    again = run(tmp_path / "mood", backbone, "mood", **way)
+    assert state_bytes(again.trainer.network) == state_bytes(whole.trainer.network)
+    expected, kept = (continual.kept_sums(RunFolder(tmp_path / name)) for name in ("whole", "mood"))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
