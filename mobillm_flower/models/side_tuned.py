@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -17,40 +16,21 @@ from torch import Tensor, nn
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
-from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
-from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.prediction import PredictionRule
-from mobillm_flower.core.side_networks import ActivationBatch, RunsUpperLayers, SideNetworkConfig, state_for
-from mobillm_flower.core.targets import base_prediction
-from mobillm_flower.core.task_sequence import TaskSpan
-from mobillm_flower.errors import MismatchError, UnsupportedError
+from mobillm_flower.core.side_networks import RunsUpperLayers, SideNetworkConfig, state_for
+from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.models import inference
 from mobillm_flower.models.card import CardFacts
 from mobillm_flower.models.hub import push_folder, saved_folder
+from mobillm_flower.models.inference import Predictions, check_parts
 from mobillm_flower.models.loading import load_parts
 from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.privacy.mixing import MixingKey
-from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.metrics import TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.task import TASKS, Samples, measure
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.learned_tasks import LearnedTasks
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What `SideTunedModel.predict` returns.
-
-    Parameters
-    ----------
-    labels : list
-        Class names, or numbers for regression.
-    scores : Tensor
-        [B, K] float32.
-    """
-
-    labels: list[Any]
-    scores: Tensor
 
 
 class SideTunedModel:
@@ -84,6 +64,8 @@ class SideTunedModel:
     ----------
     metrics : dict of str to float
         Of the run that it was loaded from, on the devices' test samples.
+    transform : callable or None
+        What devices do with activations before they send them, see `fitted_transform`.
 
     Raises
     ------
@@ -106,25 +88,15 @@ class SideTunedModel:
         columns: Sequence[int] = (),
         tasks: LearnedTasks | None = None,
     ) -> None:
-        if backbone.info.fingerprint != spec.backbone:
-            raise MismatchError(
-                f"the side network was trained for backbone {spec.backbone[:12]}, {backbone.info.name} (with "
-                f"{backbone.info.depth} layers) is {backbone.info.fingerprint[:12]}; load the backbone and number of "
-                f"layers that it was trained for ({ONE_MODEL_TWO_TYPES})"
-            )
+        check_parts(spec, backbone, mixing)
         self.backbone = backbone
         self.metrics: dict[str, float] = {}
         self.spec, self.contract, self.rule, self.side_config = spec, contract, rule, side_config
         self.columns, self.tasks = tuple(columns), tasks
         self._spec_of_tasks = spec
         self.side_network = self._ready(side_network)
-        if spec.mixing != (mixing.name if mixing else ""):
-            raise MismatchError(
-                f"the side network was trained with the mixing key {spec.mixing or '(none)'}, this is "
-                f"{mixing.name if mixing else '(none)'}; give the devices' key in privacy.mixing-key"
-            )
-        self._mixing = mixing
-        self._transform = fitted_transform(
+        self.mixing = mixing
+        self.transform = fitted_transform(
             spec, backbone, max_length=contract.max_length, file=public_text, remembered_in=remembered_in
         )
 
@@ -154,28 +126,14 @@ class SideTunedModel:
 
     def scores(self, samples: Samples) -> Tensor:
         """Return scores [B, K] float32, from clean activations: nothing is perturbed or quantized on the way."""
-        side, base = self._outputs(samples)
-        if side is None:
-            return base
-        if not self.columns:
-            return self.rule.scores(side, base)
-        start, stop = self.columns
-        if getattr(self.side_network, "whole_base", False):
-            return self.rule.scores(side[:, start:stop], base)
-        span = TaskSpan("", self.contract.labels, start, stop)
-        spread = self.rule.scores(side, span.widen(base, side.shape[1]))
-        return spread[:, start:stop]
+        return inference.scores(self, samples)
 
     def accuracy_among_all(self, samples: Samples) -> float:
         """Return the accuracy on samples of the contract's task when the classes of all tasks are told apart.
 
         p_b is 1/K: of a text whose task is not known there is no other.
         """
-        side, _ = self._outputs(samples)
-        if side is None:
-            raise UnsupportedError("the base model knows no classes of other tasks; train a side network")
-        scores = self.rule.scores(side, torch.full_like(side, 1 / side.shape[1]))
-        return float((scores.argmax(1) == samples.labels + (self.columns[0] if self.columns else 0)).float().mean())
+        return inference.accuracy_among_all(self, samples)
 
     def for_task(self, name: str) -> SideTunedModel:
         """Return the model of one of the tasks that the side network has learned; empty: of all together.
@@ -194,44 +152,10 @@ class SideTunedModel:
         if self.tasks is None:
             raise UnsupportedError("the side network has learned one task; leave out the task's name")
         other = copy.copy(self)
-        if name:
-            span = self.tasks.sequence.span_of(name)
-            other.contract, other.columns = self.tasks.contract_of(name), (span.start, span.stop)
-            other.spec = self._spec_of_tasks
-        elif not self.tasks.read_alike:
-            raise UnsupportedError(
-                f"the tasks {', '.join(self.tasks.names)} read texts in different ways (prompt, length or pairs), so "
-                "that the task of a text must be known; name it"
-            )
-        else:
-            other.contract, other.columns = self.tasks.together, ()
-            other.spec = dataclasses.replace(self.spec, constant_base=True)
+        other.contract = self.tasks.predicted(name)
+        other.columns = self.tasks.columns_of(name)
+        other.spec = self._spec_of_tasks if name else dataclasses.replace(self.spec, constant_base=True)
         return other
-
-    def _outputs(self, samples: Samples) -> tuple[Tensor | None, Tensor]:
-        """Return s(A) [B, K] and the contract's own p_b [B, K_t]; without a side network None and p_b."""
-        width = self.side_config.num_outputs if self.side_config else 0
-        if not len(samples):
-            none = torch.zeros(0, self.contract.num_outputs)
-            return (None if self.side_network is None else torch.zeros(0, width or none.shape[1])), none
-        extraction = read_activations(self.backbone, samples, self.contract, self.spec, self._transform)
-        base = base_prediction(
-            None if self.spec.constant_base else extraction.base_logits,
-            len(samples),
-            self.contract.num_outputs,
-            label_range=self.contract.label_range,
-        )
-        if self.side_network is None:
-            return None, base
-        activations = extraction.activations
-        parts: list[Tensor] = []
-        order = sorted(range(len(samples)), key=lambda i: len(activations[i]))  # one row each, or one a token
-        with torch.inference_mode():
-            for start in range(0, len(samples), 256):
-                chosen = order[start : start + 256]
-                parts.append(self.side_network([self._batch([activations[i] for i in chosen])]))
-        outputs = torch.cat(parts)[torch.tensor(order).argsort()]
-        return (self._mixing.outputs(outputs) if self._mixing else outputs), base
 
     @cached_property
     def language_model(self) -> Any:
@@ -347,19 +271,7 @@ class SideTunedModel:
 
     def tuned_states(self, rows: Tensor, sequences: Tensor) -> Tensor:
         """Return h_L + s(A)/c, [N, d_b], of activations [N, M, d_b] of texts of so many tokens, [S]."""
-        last = rows[:, -1]
-        if self.side_network is None:
-            return last
-        batch = ActivationBatch(self.spec.backbone, rows, sequences=sequences)
-        return self.rule.scores(self.side_network([batch]), last)
-
-    def _batch(self, activations: Sequence[Tensor]) -> ActivationBatch:
-        rows = self._mixed(torch.cat(list(activations))).flatten(2).float()  # [N, M, P·d]; a projection is float64
-        lengths = torch.tensor([len(a) for a in activations]) if PIVOTS[self.spec.pivot].per_token else None
-        return ActivationBatch(self.spec.backbone, rows, lengths)
-
-    def _mixed(self, rows: Tensor) -> Tensor:
-        return self._mixing.activations(rows) if self._mixing else rows
+        return inference.tuned_states(self, rows, sequences)
 
     def save_pretrained(
         self, folder: str | Path, *, facts: CardFacts | None = None, where: str = "this folder"
@@ -407,12 +319,8 @@ class SideTunedModel:
         ----------
         name : str
             "user/name".
-        private : bool
-            Whether a repository that is made for it is private.
         token : str, optional
             By default that of `hf auth login`.
-        message : str
-            Of the commit.
         license, datasets, metrics
             What the card says, see `CardFacts`; metrics by default those of the run that was loaded.
 
@@ -472,15 +380,8 @@ class SideTunedModel:
         UnsupportedError
             The folder holds no side network, or one of a newer format.
         """
-        parts = load_parts(
-            saved_folder(folder, revision),
-            backbone,
-            precision=precision,
-            device=device,
-            token_budget=token_budget,
-            task=task,
-        )
-        tasks = parts.tasks
+        how: dict[str, Any] = {"precision": precision, "device": device, "token_budget": token_budget, "task": task}
+        parts = load_parts(saved_folder(folder, revision), backbone, **how)
         model = cls(
             parts.backbone,
             parts.network,
@@ -490,8 +391,8 @@ class SideTunedModel:
             side_config=parts.side_config,
             public_text=public_text,
             mixing=MixingKey.read(mixing_key) if mixing_key else None,
-            columns=(tasks.spans[-1].start, tasks.spans[-1].stop) if tasks else (),
-            tasks=tasks,
+            columns=parts.tasks.columns_of(parts.tasks.names[-1]) if parts.tasks else (),
+            tasks=parts.tasks,
         )
         model.metrics = parts.metrics
         return model if task is None else model.for_task(task)

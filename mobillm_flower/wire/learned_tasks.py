@@ -104,6 +104,35 @@ class LearnedTasks:
         """Return a task's contract; raises MismatchError where no task has this name."""
         return self.contracts[self.sequence.span_of(name).name]
 
+    def columns_of(self, name: str) -> tuple[int, ...]:
+        """Return the first and the last but one of a task's columns; nothing of all together, named "".
+
+        Raises MismatchError where no task has this name.
+        """
+        if not name:
+            return ()
+        span = self.sequence.span_of(name)
+        return span.start, span.stop
+
+    def predicted(self, name: str) -> TaskContract:
+        """Return what is predicted of a task: its own classes, or with "" those of all together.
+
+        Raises
+        ------
+        MismatchError
+            No task has this name.
+        UnsupportedError
+            All together, where the tasks' prompts, lengths or kinds differ.
+        """
+        if name:
+            return self.contract_of(name)
+        if not self.read_alike:
+            raise UnsupportedError(
+                f"the tasks {', '.join(self.names)} read texts in different ways (prompt, length or pairs), so "
+                "that the task of a text must be known; name it"
+            )
+        return self.together
+
     def spread(self, targets: TargetBatch, number: int) -> TargetBatch:
         """Return a task's targets over the classes of all tasks.
 
