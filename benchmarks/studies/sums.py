@@ -83,6 +83,35 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return round(float((scores.argmax(1) == labels).double().mean()), 4)
 
 
+def closed_form_scores(train: Tensor, labels: Tensor, wanted: Tensor, test: Tensor) -> Tensor:
+    """Scores [n, K] of test samples by the closed form, fitted on samples and not on sums."""
+    outputs = wanted.shape[1]
+    types = {"minilm": AlignmentSpec(384, 1)}
+    network: Any = SideNetworkConfig(
+        name="closed-form",
+        types=types,
+        num_blocks=6,
+        width=384,
+        bottleneck=4,
+        num_outputs=outputs,
+        random_features=2048,
+    ).build()
+    parts = range(0, len(train), 1024)
+    network.fit(
+        LabelledBatch(
+            ActivationBatch("minilm", train[i : i + 1024].reshape(-1, 6, 384)),
+            labels[i : i + 1024],
+            targets=wanted[i : i + 1024],
+            base=torch.full((len(wanted[i : i + 1024]), outputs), 1 / outputs),
+        )
+        for i in parts
+    )
+    with torch.no_grad():
+        return torch.cat(
+            [network([ActivationBatch("minilm", part.reshape(-1, 6, 384))]) for part in torch.split(test, 512)]
+        )
+
+
 def main() -> None:
     """Measure, and write after each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,31 +172,8 @@ def main() -> None:
                     factors=results,
                 )
         if chosen.closed_form:
-            types = {"minilm": AlignmentSpec(384, 1)}
-            network: Any = SideNetworkConfig(
-                name="closed-form",
-                types=types,
-                num_blocks=6,
-                width=384,
-                bottleneck=4,
-                num_outputs=outputs,
-                random_features=2048,
-            ).build()
             wanted = torch.from_numpy(targets).float()
-            parts = range(0, len(train), 1024)
-            network.fit(
-                LabelledBatch(
-                    ActivationBatch("minilm", train[i : i + 1024].reshape(-1, 6, 384)),
-                    labels[i : i + 1024],
-                    targets=wanted[i : i + 1024],
-                    base=torch.full((len(wanted[i : i + 1024]), outputs), 1 / outputs),
-                )
-                for i in parts
-            )
-            with torch.no_grad():
-                scores = torch.cat(
-                    [network([ActivationBatch("minilm", part.reshape(-1, 6, 384))]) for part in torch.split(test, 512)]
-                )
+            scores = closed_form_scores(train, labels, wanted, test)
             note(task=name, kind="closed-form", rows=len(train), accuracy=[accuracy(scores, truth)])
 
 

@@ -25,6 +25,7 @@ from mobillm_flower.backbones.public import public_text
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.clients.releases import samples_at_once
 from mobillm_flower.config import Settings
+from mobillm_flower.config.parts.run import BaselineSettings
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import LOGIT_BYTES
 from mobillm_flower.core.pivots import PIVOTS
@@ -205,17 +206,9 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     seconds = flops / 1e9 / work.gflops
     ours = Estimate(flops, peak, weights, up, network, seconds, seconds + work.link.seconds(up, network))
 
-    trained = with_lora(whole, settings.peer.rank, 0)
     head = 0 if per_token else contract.num_outputs * (info.width + 1)
-    adapter = 4 * (head + sum(p.numel() for p in trained.parameters() if p.requires_grad))
-    batch = max(1, min(settings.peer.batch_size, len(lengths)))
-    step = dry_run(trained, batch=batch, tokens=_padded(lengths, batch), train=True)
-    flops = work.rounds * len(lengths) / batch * step.flops
-    peak = dry_run(trained, batch=batch, tokens=longest, train=True).peak_bytes
-    both, seconds = work.rounds * adapter, flops / 1e9 / work.gflops
-    wall = seconds + work.link.seconds(both, both + adapter)
-    lora = Estimate(flops, peak, weights, both, both + adapter, seconds, wall)
-
+    lora, adapter = _lora(settings.peer, work, whole, lengths, head=head, weights=weights)
+    both = work.rounds * adapter
     a_sample = up / share
     return Forecast(
         ours,
@@ -228,6 +221,21 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
         even_samples=max(0.0, (2 * both + adapter - network) / a_sample),
         **_advice(ours, lora, work),
     )
+
+
+def _lora(
+    peer: BaselineSettings, work: Workload, whole: nn.Module, lengths: Sequence[int], *, head: int, weights: int
+) -> tuple[Estimate, int]:
+    """Return what LoRA by FedAvg costs on a device with texts of these lengths, and the bytes of its adapter."""
+    trained = with_lora(whole, peer.rank, 0)
+    adapter = 4 * (head + sum(p.numel() for p in trained.parameters() if p.requires_grad))
+    batch = max(1, min(peer.batch_size, len(lengths)))
+    step = dry_run(trained, batch=batch, tokens=_padded(lengths, batch), train=True)
+    flops = work.rounds * len(lengths) / batch * step.flops
+    peak = dry_run(trained, batch=batch, tokens=max(lengths), train=True).peak_bytes
+    both, seconds = work.rounds * adapter, flops / 1e9 / work.gflops
+    wall = seconds + work.link.seconds(both, both + adapter)
+    return Estimate(flops, peak, weights, both, both + adapter, seconds, wall), adapter
 
 
 def sample_lengths(

@@ -125,16 +125,7 @@ def measure_references(
         )
         if info.fingerprint[:12] in untrained:
             model.side_network = None  # as on its devices
-        measured: dict[str, Any] = {"base": _base(model, data.test)}
-        if contract.per_token:
-            measured["tuned"] = model.evaluate(data.test)
-        else:
-            scores = model.scores(data.test)
-            measured["tuned"] = measure(scores, data.test.labels, contract)
-            if LOGISTIC not in left_out:
-                measured[LOGISTIC] = logistic_regression(backbone, data, contract)
-            if contract.labels:
-                measured["confusion"] = confusion(scores, data.test.labels, contract)
+        measured = _of_type(model, data, logistic=LOGISTIC not in left_out)
         if network is not None and model.side_network is not None:
             measured[CENTRALIZED] = model.with_network(network).evaluate(data.test)
             theirs, ours = network.state_dict(), model.side_network.state_dict()
@@ -148,6 +139,22 @@ def measure_references(
     if len(types) > 1:
         references["types"] = types
     return references | ({"identical": all(identical)} if identical else {})
+
+
+def _of_type(model: SideTunedModel, data: LocalData, *, logistic: bool) -> dict[str, Any]:
+    """Return the metric of a model, of its backbone alone and, where asked for, of logistic regression on it."""
+    contract = model.contract
+    measured: dict[str, Any] = {"base": _base(model, data.test)}
+    if contract.per_token:
+        measured["tuned"] = model.evaluate(data.test)
+    else:
+        scores = model.scores(data.test)
+        measured["tuned"] = measure(scores, data.test.labels, contract)
+        if logistic:
+            measured[LOGISTIC] = logistic_regression(model.backbone, data, contract)
+        if contract.labels:
+            measured["confusion"] = confusion(scores, data.test.labels, contract)
+    return measured
 
 
 def _earlier_tasks(run: RunRecord, model: SideTunedModel, settings: Settings) -> list[dict[str, Any]]:

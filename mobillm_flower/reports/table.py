@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mobillm_flower.reports.tasks import task_rows
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import device_events, events
-from mobillm_flower.runs.devices import device_records
+from mobillm_flower.runs.devices import DeviceRecord, device_records
 from mobillm_flower.runs.record import RunRecord
 from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 from mobillm_flower.wire.left_out import left_out_text
@@ -35,10 +35,46 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     references : dict
         From `mobillm_flower.evaluation.references.measure_references`; may lack entries that were not measured.
     """
+    rows = _reference_rows(references)
+
+    def add(what: str, figure: str, remark: str = "") -> None:
+        rows.append((what, figure, remark))
+
+    evaluation = run.last(events.Evaluation)
+    if evaluation:
+        on = f"{evaluation.num_examples} samples, {evaluation.devices} devices"
+        for name, value in events.figures(evaluation.metrics).items():
+            add(f"{name}, on the devices", f"{value:.4f}", on)
+    held = run.session.last(events.HeldOut)
+    if held:
+        for name, value in held.metrics.items():
+            add(f"{name}, held out", f"{value:.4f}", f"{held.samples:,} samples that {held.devices} devices left out")
+    rows += _type_rows(run, references)
+    rows += task_rows(run, references)
+    prepared = run.last(events.Prepared)
+    guarantee = prepared.guarantee if prepared else {}
+    if guarantee and (guarantee["epsilon"] is not None or guarantee["parts"]):
+        add("privacy of a sample", *_privacy(guarantee))
     devices = device_records(run)
-    windows = run.all(device_events.Window)
-    samples = sum(window.new for window in windows)
-    count = max(1, len(devices))
+    rows += _cost_rows(run, devices, references)
+    trained, finished = run.last(events.Trained), run.session.last(events.Finished)
+    if trained and trained.solved:
+        add("side network", "solved", f"in closed form, {trained.epochs} times as samples came")
+    elif trained:
+        add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
+    if finished:
+        add("run", f"{finished.seconds:.0f} s", finished.outcome)
+    if again := run.session.all(events.StartedAgain):
+        add("started again", again[-1].what, str(again[-1]))
+    rows += _left_out_rows(run)
+    troubled = [device for device in devices if device.troubled]
+    if troubled:
+        add("devices with trouble", str(len(troubled)), f"see {run.folder.events.name}")
+    return rows
+
+
+def _reference_rows(references: dict[str, Any]) -> list[Row]:
+    """Return the metric of the side network and of what it is measured beside."""
     metric = references.get("metric", "metric")
     rows: list[Row] = []
 
@@ -64,21 +100,18 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     if "identical" in references:
         add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
     rows += _language_rows(references)
-    evaluation = run.last(events.Evaluation)
-    if evaluation:
-        on = f"{evaluation.num_examples} samples, {evaluation.devices} devices"
-        for name, value in events.figures(evaluation.metrics).items():
-            add(f"{name}, on the devices", f"{value:.4f}", on)
-    held = run.session.last(events.HeldOut)
-    if held:
-        for name, value in held.metrics.items():
-            add(f"{name}, held out", f"{value:.4f}", f"{held.samples:,} samples that {held.devices} devices left out")
-    rows += _type_rows(run, references)
-    rows += task_rows(run, references)
-    prepared = run.last(events.Prepared)
-    guarantee = prepared.guarantee if prepared else {}
-    if guarantee and (guarantee["epsilon"] is not None or guarantee["parts"]):
-        add("privacy of a sample", *_privacy(guarantee))
+    return rows
+
+
+def _cost_rows(run: RunRecord, devices: Sequence[DeviceRecord], references: dict[str, Any]) -> list[Row]:
+    """Return bytes, seconds and memory of the devices."""
+    windows = run.all(device_events.Window)
+    samples, count = sum(window.new for window in windows), max(1, len(devices))
+    rows: list[Row] = []
+
+    def add(what: str, figure: str, remark: str = "") -> None:
+        rows.append((what, figure, remark))
+
     up = sum(window.bytes for window in windows)
     down = [device.bytes_down for device in devices if device.bytes_down is not None]  # known when a run has ended
     started = run.last(events.Started)
@@ -101,19 +134,6 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
             bytes_text(memory["ours_bytes"]),
             f"above the loaded model; plain inference {bytes_text(memory['plain_bytes'])}, ratio {memory['ratio']:.2f}",
         )
-    trained, finished = run.last(events.Trained), run.session.last(events.Finished)
-    if trained and trained.solved:
-        add("side network", "solved", f"in closed form, {trained.epochs} times as samples came")
-    elif trained:
-        add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
-    if finished:
-        add("run", f"{finished.seconds:.0f} s", finished.outcome)
-    if again := run.session.all(events.StartedAgain):
-        add("started again", again[-1].what, str(again[-1]))
-    rows += _left_out_rows(run)
-    troubled = [device for device in devices if device.troubled]
-    if troubled:
-        add("devices with trouble", str(len(troubled)), f"see {run.folder.events.name}")
     return rows
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -165,33 +165,8 @@ def open_window(
     num_bytes = record_bytes(content)
     if num_bytes > max_bytes:
         raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
-    header = read_record(content, keys.HEADER, ConfigRecord)
-    version = read_number(header, keys.VERSION, 10**6)
-    if version != keys.SCHEMA_VERSION:
-        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
-    try:
-        contract.require_same(TaskContract.from_json(read_text(header, keys.CONTRACT)), mine="here", theirs="there")
-    except MismatchError as error:
-        raise PacketRejected("contract", str(error)) from error
-    try:
-        spec.require_same(ExtractionSpec.from_json(read_text(header, keys.SPEC)), mine="here", theirs="there")
-    except MismatchError as error:
-        raise PacketRejected("extraction", str(error)) from error
-    pseudonym = read_hex(header, keys.PSEUDONYM)
-    data_fingerprint = read_hex(header, keys.DATA_FINGERPRINT)
-    total, remaining, refused = (read_number(header, key, 10**9) for key in (keys.TOTAL, keys.REMAINING, keys.REFUSED))
-    releases = header.get(keys.RELEASES)
-    if not isinstance(releases, bytes) or len(releases) % RELEASE_BYTES:
-        raise PacketRejected("releases", f"must be bytes, {RELEASE_BYTES} a sample")
-    count = len(releases) // RELEASE_BYTES
-    if count > max_samples:
-        raise PacketRejected("window", f"{count} samples, at most {max_samples} were asked for")
-    if remaining + refused + count > total:
-        raise PacketRejected("counts", f"{count} sent, {remaining} remaining, {refused} refused of {total}")
-    ids = [releases[i : i + RELEASE_BYTES] for i in range(0, len(releases), RELEASE_BYTES)]
-    if len(set(ids)) != count:
-        raise PacketRejected("releases", "a release id occurs twice")
-
+    header = _open_header(read_record(content, keys.HEADER, ConfigRecord), spec, contract, max_samples)
+    count = len(header.releases)
     arrays = read_record(content, keys.ACTIVATIONS, ArrayRecord)
     payload = read_array(arrays, keys.PAYLOAD, np.uint8, 1)
     lengths = read_array(arrays, keys.LENGTHS, np.uint32, 1)
@@ -211,7 +186,7 @@ def open_window(
     sizes = [target_size(spec, contract, rows) for rows in tokens.tolist()]
     if len(targets) != sum(sizes):
         raise PacketRejected("targets", f"{len(targets)} bytes of targets, expected {sum(sizes)}")
-    if header.get(keys.PAYLOAD_HASH) != _hash(releases, payload, lengths, tokens, targets):
+    if header.payload_hash != _hash(b"".join(header.releases), payload, lengths, tokens, targets):
         raise PacketRejected("payload-hash", "the payload is not what the header was made for")
     metrics = read_record(content, keys.METRICS, MetricRecord)
     measured = {key: metrics.get(key) for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY)}
@@ -224,22 +199,62 @@ def open_window(
     samples = [
         SampleBytes(release, rows, blob, target)
         for release, rows, blob, target in zip(
-            ids, tokens.tolist(), _cut(payload, lengths.tolist()), _cut(targets, sizes), strict=True
+            header.releases, tokens.tolist(), _cut(payload, lengths.tolist()), _cut(targets, sizes), strict=True
         )
     ]
     if samples:
         _check_values(samples, spec, contract)
     return Window(
-        pseudonym=pseudonym,
-        data_fingerprint=data_fingerprint,
+        pseudonym=header.pseudonym,
+        data_fingerprint=header.data_fingerprint,
         samples=samples,
-        total=total,
-        remaining=remaining,
-        refused=refused,
+        total=header.total,
+        remaining=header.remaining,
+        refused=header.refused,
         forward_seconds=float(measured[keys.FORWARD_SECONDS]),
         peak_memory_bytes=float(measured[keys.PEAK_MEMORY]),
         num_bytes=num_bytes,
     )
+
+
+class _Header(NamedTuple):
+    """What the header of a window says; the fields that are not here are those that were asked for."""
+
+    pseudonym: str
+    data_fingerprint: str
+    total: int
+    remaining: int
+    refused: int
+    releases: list[bytes]
+    payload_hash: object
+
+
+def _open_header(header: ConfigRecord, spec: ExtractionSpec, contract: TaskContract, max_samples: int) -> _Header:
+    version = read_number(header, keys.VERSION, 10**6)
+    if version != keys.SCHEMA_VERSION:
+        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    try:
+        contract.require_same(TaskContract.from_json(read_text(header, keys.CONTRACT)), mine="here", theirs="there")
+    except MismatchError as error:
+        raise PacketRejected("contract", str(error)) from error
+    try:
+        spec.require_same(ExtractionSpec.from_json(read_text(header, keys.SPEC)), mine="here", theirs="there")
+    except MismatchError as error:
+        raise PacketRejected("extraction", str(error)) from error
+    pseudonym, fingerprint = read_hex(header, keys.PSEUDONYM), read_hex(header, keys.DATA_FINGERPRINT)
+    total, remaining, refused = (read_number(header, key, 10**9) for key in (keys.TOTAL, keys.REMAINING, keys.REFUSED))
+    releases = header.get(keys.RELEASES)
+    if not isinstance(releases, bytes) or len(releases) % RELEASE_BYTES:
+        raise PacketRejected("releases", f"must be bytes, {RELEASE_BYTES} a sample")
+    count = len(releases) // RELEASE_BYTES
+    if count > max_samples:
+        raise PacketRejected("window", f"{count} samples, at most {max_samples} were asked for")
+    if remaining + refused + count > total:
+        raise PacketRejected("counts", f"{count} sent, {remaining} remaining, {refused} refused of {total}")
+    ids = [releases[i : i + RELEASE_BYTES] for i in range(0, len(releases), RELEASE_BYTES)]
+    if len(set(ids)) != count:
+        raise PacketRejected("releases", "a release id occurs twice")
+    return _Header(pseudonym, fingerprint, total, remaining, refused, ids, header.get(keys.PAYLOAD_HASH))
 
 
 def most_rows(spec: ExtractionSpec, contract: TaskContract) -> int:

@@ -88,29 +88,32 @@ def write_run(
         run.append(events.Gates([0.25, 0.75]))
         run.append(events.Evaluation(1, 15, num_devices, {contract.metric: 0.625}))
     for i, device in enumerate(devices):
-        summary = device_events.DeviceSummary(
-            device=device,
-            backbone=backbone,
-            layers=BLOCKS,
-            samples=10,
-            num_train=20,
-            windows=1,
-            refused=0,
-            bytes_up=5200,
-            bytes_down=70_000 + i,
-            forward_seconds=0.25,
-            peak_memory_bytes=9e8,
-            strikes={},
-            failures=0,
-            dropped="",
-        )
-        run.append(summary)
+        run.append(_summary(device, backbone, 70_000 + i))
     if end == "failed":
         run.append(events.Finished("failed", 12.5, reason))
     else:
         (path / "results.json").write_text(json.dumps({"references": references or make_references(labels)}), "utf-8")
         run.append(events.Finished("completed", 75.25))
     return path
+
+
+def _summary(device: str, backbone: str, bytes_down: int) -> device_events.DeviceSummary:
+    return device_events.DeviceSummary(
+        device=device,
+        backbone=backbone,
+        layers=BLOCKS,
+        samples=10,
+        num_train=20,
+        windows=1,
+        refused=0,
+        bytes_up=5200,
+        bytes_down=bytes_down,
+        forward_seconds=0.25,
+        peak_memory_bytes=9e8,
+        strikes={},
+        failures=0,
+        dropped="",
+    )
 
 
 def make_references(labels: tuple[str, ...] = LABELS, *, seed: int = 0) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -136,16 +136,14 @@ def attack_texts(
         )
         measured["text: words, decoder that knows the noise"] = aware.measured
     if embed is not None:
-        some = slice(0, _EMBEDDED)
-        true = embed(truth.texts[some])
-        chance = [known.texts[place] for place in generator.integers(len(known), size=len(true))]
-        for what, guesses, without in (
-            ("the words", [" ".join(sorted(guess)) for guess in recovered.guesses[some]], [" ".join(frequent)]),
-            ("the sequence", [" ".join(text) for text in written.texts[some]], [" ".join(frequent)]),
-            ("the nearest other text", [known.texts[place] for place in other.nearest[some]], chance),
-        ):
-            blind = embed(without).expand(len(true), -1)
-            measured[f"text: meaning of {what}"] = cosine_scores(true, embed(guesses), blind)
+        some, usual = slice(0, _EMBEDDED), [" ".join(frequent)]
+        chance = [known.texts[place] for place in generator.integers(len(known), size=len(truth.texts[some]))]
+        guesses = {
+            "the words": ([" ".join(sorted(guess)) for guess in recovered.guesses[some]], usual),
+            "the sequence": ([" ".join(text) for text in written.texts[some]], usual),
+            "the nearest other text": ([known.texts[place] for place in other.nearest[some]], chance),
+        }
+        measured |= _meanings(embed, truth.texts[some], guesses)
     layers = []
     for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
         at = attacked.rows[:, block]
@@ -160,6 +158,17 @@ def attack_texts(
             }
         )
     return measured, layers
+
+
+def _meanings(
+    embed: Embed, texts: Sequence[str], guesses: Mapping[str, tuple[Sequence[str], Sequence[str]]]
+) -> dict[str, Measured]:
+    """Compare texts by meaning with what was recovered of them, and with what is said without looking at uploads."""
+    true = embed(texts)
+    return {
+        f"text: meaning of {what}": cosine_scores(true, embed(said), embed(blind).expand(len(true), -1))
+        for what, (said, blind) in guesses.items()
+    }
 
 
 def cosine_scores(truth: Tensor, recovered: Tensor, baseline: Tensor) -> Measured:
