@@ -61,9 +61,9 @@ def cost_to_target(
     page: PageFile = None,
 ) -> None:
     """Measure what a device pays until a target is reached: side-tuning and its peers, IID and Dirichlet 0.1."""
+    from benchmarks.comparison.cost_to_target import cost_to_target as measured
     from benchmarks.comparison.restore import restore
     from mobillm_flower.evaluation.compare.cost_to_target import Link
-    from mobillm_flower.evaluation.compare.cost_to_target import cost_to_target as measured
     from mobillm_flower.evaluation.compare.curves import draw_curves
 
     plan = _plan(_tasks(tasks, data), Words(methods, work, seeds, devices, rounds, precision, quick=quick))

@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from mobillm_flower.backbones.kept import cache_folder
@@ -141,16 +140,3 @@ def file_digest(file: Path) -> bytes:
 def _file_hash(file: Path, _size: int, _changed_ns: int) -> bytes:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Hash every parameter and buffer of a model in memory; equal before and after whatever left it alone.
-
-    Not of 4-bit weights on a processor with AVX512-BF16: bitsandbytes packs those anew at the first forward pass.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update((flat if flat.dtype == torch.bool else flat.view(torch.uint8)).numpy().tobytes())
-    return digest.hexdigest()

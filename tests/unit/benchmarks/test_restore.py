@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.comparison.cost_to_target import cost_to_target
 from benchmarks.comparison.restore import restore
 from benchmarks.comparison.tasks import compared_task
 from mobillm_flower.evaluation.compare.cells import Cell, Point
-from mobillm_flower.evaluation.compare.cost_to_target import Link, cost_to_target
+from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, draw_curves
 from mobillm_flower.evaluation.compare.methods import methods
