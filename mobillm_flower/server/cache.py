@@ -16,7 +16,7 @@ from typing import Any
 from mobillm_flower.errors import CacheError, CacheFull
 from mobillm_flower.runs.files import transaction
 from mobillm_flower.server.cache_file import CacheFile, Holding, carry_over
-from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem
+from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem, unlike
 from mobillm_flower.server.rows import Rows
 from mobillm_flower.wire.window import SampleBytes
 
@@ -212,14 +212,13 @@ class ActivationCache:
         rows = self._in_order(query, ids)
         checked = self._checked
         checked.extend(bytes(max(0, max(ids, default=0) + 1 - len(checked))))
-        for id_, (activations, target, committed) in zip(ids, rows, strict=True):
-            if checked[id_]:
-                continue
-            if checksum(activations, target) != committed and (committed is not None or self._problem(id_)):
+        for id_, has_checksum in unlike(ids, rows, checked):
+            if has_checksum or self._problem(id_):
                 raise CacheError(
                     f"{self.file}: row {id_} does not hold the bytes that were committed; `mobillm cache "
                     "verify` names the devices of such rows, `mobillm cache forget` deletes a device's"
                 )
+        for id_ in ids:
             checked[id_] = 1
         return [(activations, target) for activations, target, _ in rows]
 
