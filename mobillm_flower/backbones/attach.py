@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,15 +92,7 @@ def with_side_output(
     UnsupportedError
         The backbone was loaded without its head.
     """
-    whole = backbone.language_model
-    if whole is None:
-        raise UnsupportedError(f"{backbone.info.name} was loaded without its language-model head; load it with it")
-    shared = {id(tensor): tensor for tensor in [*whole.parameters(), *whole.buffers()]}
-    model = copy.deepcopy(whole, shared)
-    model.config.use_cache = True
-    if model.generation_config is not None:
-        model.generation_config.use_cache = True
-    _, stack = layer_stack(model.base_model, model.config)
+    model, stack = _copied(backbone)
     kept: list[Tensor] = []
     given: list[Any] = []  # of the call that runs: its key-value cache, its attention mask
 
@@ -123,3 +116,47 @@ def with_side_output(
     for layer in layers:
         stack[layer - 1].register_forward_hook(keep)
     return model
+
+
+def with_adapters(backbone: Backbone, layer: int, between: Callable[[int, Tensor], Tensor] | None) -> Any:
+    """Return transformers' causal model in which something is done to what a layer and each one above it leave.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Loaded with its language-model head.
+    layer : int
+        1-based.
+    between : callable or None
+        (i, states [B, T, d_b] float32) -> states, of what layer `layer` + i left; None: the model as it is.
+
+    Raises
+    ------
+    UnsupportedError
+        The backbone was loaded without its head.
+    """
+    model, stack = _copied(backbone)
+    if between is not None:
+        for place, module in enumerate(stack[layer - 1 :]):
+            module.register_forward_hook(partial(_adapted, partial(between, place)))
+    return model
+
+
+def _adapted(adapter: Callable[[Tensor], Tensor], _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    hidden = output[0] if isinstance(output, tuple) else output  # [B, T, d_b]
+    made = adapter(hidden.float()).to(hidden.dtype)
+    return (made, *output[1:]) if isinstance(output, tuple) else made
+
+
+def _copied(backbone: Backbone) -> tuple[Any, nn.ModuleList]:
+    """Return the causal model and its layers: modules are copied and weights shared."""
+    whole = backbone.language_model
+    if whole is None:
+        raise UnsupportedError(f"{backbone.info.name} was loaded without its language-model head; load it with it")
+    shared = {id(tensor): tensor for tensor in [*whole.parameters(), *whole.buffers()]}
+    model = copy.deepcopy(whole, shared)
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
+    _, stack = layer_stack(model.base_model, model.config)
+    return model, stack

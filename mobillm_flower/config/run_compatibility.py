@@ -48,7 +48,11 @@ def check_pivot(settings: Settings, pivot: str, *, every_token: bool, predicts_t
             ON_UPPER_LAYERS,
             {
                 f"activations.pivot={pivot} makes a few vectors of a text: choose all": not every_token,
-                "task.kind=language-modelling has no labels": predicts_tokens,
+                f"loss.objective={settings.loss.objective.value} needs the last layer's states on the device: for "
+                "language modelling choose preset=mobillm": predicts_tokens
+                and settings.loss.objective != Objective.label,
+                f"loss.scale={settings.loss.scale!r} has no use in language modelling: leave it out": predicts_tokens
+                and settings.loss.scale not in (0, 1),
             },
         )
 

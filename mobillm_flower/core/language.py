@@ -9,6 +9,7 @@ products and gradients), beside the head itself and a few tensors of the inputs'
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,53 @@ LOGIT_BYTES = 64 << 20
 
 REACH = 0.5
 """Longest correction, as a share of the length of the head's input."""
+
+
+CHUNK, NOT_ASKED = 1 << 31, (1 << 31) - 1
+"""Where states of all tokens are sent: the bit of a chunk's first token, and what a token not in the loss has."""
+
+
+@dataclass(frozen=True)
+class AskedTokens:
+    """Which tokens of texts are in the loss, where states of all tokens are sent.
+
+    Parameters
+    ----------
+    labels : Tensor
+        [A] int64, the tokens in the loss.
+    asked : Tensor
+        [N] bool, the states that predict them.
+    chunks : Tensor
+        [S] int64, states of each chunk; a token reads those before it in its own chunk alone.
+    """
+
+    labels: Tensor
+    asked: Tensor
+    chunks: Tensor
+
+
+def mark_asked(tokens: Tensor, first: int) -> Tensor:
+    """Return what each state of a chunk predicts, [T − 1] int64, in one number: see `CHUNK` and `NOT_ASKED`.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        [T] int64, at least two; states of all but the last one are sent.
+    first : int
+        Those from here on are in the loss; at least 1.
+    """
+    marked = tokens[1:].clone()
+    marked[: first - 1] = NOT_ASKED
+    marked[0] |= CHUNK
+    return marked
+
+
+def read_asked(marked: Tensor) -> AskedTokens:
+    """Read `mark_asked` of chunks that are joined, [N] int64; the first state begins a chunk."""
+    starts = (marked >= CHUNK).nonzero().squeeze(1)
+    labels = marked & NOT_ASKED  # all bits below the chunk's
+    asked = labels != NOT_ASKED
+    return AskedTokens(labels[asked], asked, torch.diff(starts, append=starts.new_tensor([len(marked)])))
 
 
 class Head(Protocol):

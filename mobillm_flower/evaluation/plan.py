@@ -326,10 +326,10 @@ def _padded(lengths: Sequence[int], batch: int) -> int:
 
 
 def _rows_of_a_sample(spec: ExtractionSpec, work: Workload) -> int:
-    """Return rows of a sample: one, or its tokens, of language modelling those in the loss."""
+    """Return rows of a sample: one, or its tokens; of language modelling those in the loss, or all but the last."""
     if not PIVOTS[spec.pivot].per_token:
         return 1
-    kept = work.loss_tokens or work.lengths
+    kept = [n - 1 for n in work.lengths] if spec.whole_texts else work.loss_tokens or work.lengths
     return max(1, round(work.windows * sum(kept) / len(kept)))
 
 

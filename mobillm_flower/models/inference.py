@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mobillm_flower.backbones.backbone import Backbone
+from mobillm_flower.backbones.backbone import Backbone, batches_by_length
+from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_networks import ActivationBatch
+from mobillm_flower.core.side_networks.upper_layers import through
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.core.task_sequence import TaskSpan
 from mobillm_flower.errors import MismatchError, UnsupportedError
@@ -86,11 +88,33 @@ def accuracy_among_all(model: SideTunedModel, samples: Samples) -> float:
 
 def tuned_states(model: SideTunedModel, rows: Tensor, sequences: Tensor) -> Tensor:
     """See `SideTunedModel.tuned_states`."""
+    if model.spec.whole_texts:
+        return _above_the_cut(model, rows, sequences)
     last = rows[:, -1]
     if model.side_network is None:
         return last
     batch = ActivationBatch(model.spec.backbone, rows, sequences=sequences)
     return model.rule.scores(model.side_network([batch]), last)
+
+
+def upper_layers(model: SideTunedModel) -> UpperLayers:
+    """Return the backbone's layers above the sampled one."""
+    return UpperLayers(Cut(model.backbone, model.spec.layers[-1], setting="activations.layers"))
+
+
+def _above_the_cut(model: SideTunedModel, rows: Tensor, sequences: Tensor) -> Tensor:
+    """Return what the upper layers, with adapters between them or without, make of texts' states at the cut."""
+    lengths, texts = sequences.tolist(), torch.split(rows, sequences.tolist())
+    made: dict[int, Tensor] = {}
+    for places in batches_by_length(lengths, model.backbone.token_budget):
+        some, counts = torch.cat([texts[i] for i in places]), sequences[places]
+        if model.side_network is None:
+            hidden, mask = through(upper_layers(model), some, counts, lambda _place, states: states)
+            states = hidden[mask]
+        else:
+            states = model.side_network([ActivationBatch(model.spec.backbone, some, sequences=counts)])
+        made |= zip(places, torch.split(states, counts.tolist()), strict=True)
+    return torch.cat([made[i] for i in range(len(lengths))])
 
 
 def _outputs(model: SideTunedModel, samples: Samples) -> tuple[Tensor | None, Tensor]:

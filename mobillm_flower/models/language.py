@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mobillm_flower.backbones.attach import Mixer, with_side_output
+from mobillm_flower.backbones.attach import Mixer, with_adapters, with_side_output
 from mobillm_flower.core import language
+from mobillm_flower.core.language import read_asked
 from mobillm_flower.core.side_networks import ActivationBatch, StepsThroughTokens
+from mobillm_flower.core.side_networks.upper_layers import UpperLayersSideNetwork
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.language import prompt_tokens, read_tokens
 from mobillm_flower.tasks.metrics import TokenScores
@@ -30,6 +32,9 @@ def tuned_language_model(model: SideTunedModel) -> Any:
     """See `SideTunedModel.language_model`."""
     network = None if model.side_network is None else copy.deepcopy(model.side_network).to(model.head.device)
     backbone, rule = model.spec.backbone, model.rule
+    if model.spec.whole_texts:
+        between = None if network is None else cast(UpperLayersSideNetwork, network).between
+        return with_adapters(model.backbone, model.spec.layers[-1], between)
 
     def tuned(rows: Tensor) -> Tensor:
         side = rows.new_zeros(()) if network is None else network([ActivationBatch(backbone, rows)])
@@ -98,13 +103,17 @@ def token_scores(model: SideTunedModel, samples: Samples) -> TokenScores:
     for start in range(0, len(samples), _READ):
         part = samples.take(range(start, min(len(samples), start + _READ)))
         activations, labels = read_tokens(model.backbone, part, model.contract, model.spec)
-        sequences = [len(tokens) for tokens in labels]
-        inputs = _head_inputs(model, activations, sequences)
+        asked, sequences = None, [len(tokens) for tokens in labels]
+        if model.spec.whole_texts:
+            read = read_asked(torch.cat(labels))
+            asked, sequences = read.asked, read.chunks.tolist()
+            labels = [read_asked(tokens).labels for tokens in labels]
+        inputs = _head_inputs(model, activations, sequences, asked)
         scored = language.token_scores(
             inputs, torch.cat(labels).to(model.head.device), model.head, _starts(model, kinds)
         )
         log_p.append(scored[0].cpu().numpy())
-        ranks, best = (torch.split(scores.cpu(), sequences) for scores in scored[1:])
+        ranks, best = (torch.split(scores.cpu(), [len(tokens) for tokens in labels]) for scores in scored[1:])
         words += [
             word_ranks(tokens.numpy(), rank.numpy(), first.numpy(), kinds)
             for tokens, rank, first in zip(labels, ranks, best, strict=True)
@@ -113,9 +122,12 @@ def token_scores(model: SideTunedModel, samples: Samples) -> TokenScores:
 
 
 @torch.inference_mode()
-def _head_inputs(model: SideTunedModel, activations: Sequence[Tensor], sequences: Sequence[int]) -> Tensor:
+def _head_inputs(
+    model: SideTunedModel, activations: Sequence[Tensor], sequences: Sequence[int], asked: Tensor | None = None
+) -> Tensor:
     rows = torch.cat(list(activations)).flatten(2)  # [N, M, 1, d_b] -> [N, M, d_b]
-    return model.head.inputs(model.tuned_states(rows, torch.tensor(sequences)))
+    states = model.tuned_states(rows, torch.tensor(sequences))
+    return model.head.inputs(states if asked is None else states[asked])
 
 
 def _starts(model: SideTunedModel, kinds: np.ndarray) -> Tensor:
@@ -130,7 +142,7 @@ def suggest(model: SideTunedModel, text: str, *, num: int) -> list[tuple[str, fl
     """See `SideTunedModel.suggest`."""
     kinds, written = token_kinds(model.tokenizer), model.contract.prompt or "{text}"
     before = _prompt(model, written.format(text=text.rstrip()), _WORD)
-    first = 0 if not model.contract.prompt else len(before) - 1
+    first = 0 if not model.contract.prompt or model.spec.whole_texts else len(before) - 1
     (scores,) = _next(model, [before], first)
     starts = _starts(model, kinds)
     most = scores.masked_fill(~starts, -torch.inf).topk(min(num, int(starts.sum())))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.backbone import Backbone
-from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import RunsUpperLayers, SideNetworkConfig, state_for
@@ -247,7 +246,7 @@ class SideTunedModel:
         """Return a side network that can predict."""
         running: object = network
         if isinstance(running, RunsUpperLayers):
-            running.attach(UpperLayers(Cut(self.backbone, self.spec.layers[-1], setting="activations.layers")))
+            running.attach(inference.upper_layers(self))
         return None if network is None else network.eval()
 
     def evaluate(self, samples: Samples) -> float:

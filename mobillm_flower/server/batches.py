@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.language import read_asked
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import ActivationBatch
@@ -87,6 +88,11 @@ class BatchLoader:
             tokens, activations = [row.tokens for row in members], torch.cat([rows for rows, _ in samples])
             blobs, numbers = [target for _, target in samples], [row.task for row in members]
             of_type = self._targets(blobs, spec, tokens, numbers).to(self.device)
+            if spec.whole_texts:
+                batch, of_type = _of_asked(ActivationBatch(backbone, activations).to(self.device), of_type)
+                batches.append(batch)
+                targets.append(of_type)
+                continue
             lengths = sequences = None
             if self.contract.per_token:  # the side network's output of a token is of that token: nothing is averaged
                 sequences = torch.tensor(tokens)
@@ -146,6 +152,14 @@ class BatchLoader:
                     self._decoded[row.id] = (sample.clone(), target)  # not a view of the whole batch
                     self._used += size
         return [self._decoded.get(row.id) or fresh[row.id] for row in rows]
+
+
+def _of_asked(batch: ActivationBatch, targets: TargetBatch) -> tuple[ActivationBatch, TargetBatch]:
+    """Return states with their chunks and the targets of tokens in the loss; what s(A) is added to is zero."""
+    assert targets.labels is not None
+    read = read_asked(targets.labels)
+    base = batch.rows.new_zeros(len(read.labels), batch.rows.shape[2])
+    return replace(batch, sequences=read.chunks, asked=read.asked), TargetBatch(None, read.labels, base)
 
 
 def _join(targets: Sequence[TargetBatch]) -> TargetBatch:

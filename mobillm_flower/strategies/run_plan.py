@@ -143,7 +143,11 @@ def make_plan(
     as_sent = bool(sums) or any(spec.standardise for spec in specs.values())
     taken = set(fields_taken(name))
     scaled = "vector_scale" in taken and not as_sent and not any(info.causal for info in backbones.values())
-    of_closed_form = {"random_features": settings.side_network.random_features, "vector_scale": scaled}
+    of_some = {
+        "random_features": settings.side_network.random_features,
+        "vector_scale": scaled,
+        "predicts_tokens": contract.per_token,
+    }
     side_config = SideNetworkConfig.of(
         {name: spec.alignment for name, spec in specs.items()},
         name=name,
@@ -154,7 +158,7 @@ def make_plan(
         activation=settings.side_network.activation,
         input_norm=not as_sent and not scaled,
         seed=settings.run.seed,
-        **{field: value for field, value in of_closed_form.items() if field in taken},
+        **{field: value for field, value in of_some.items() if field in taken},
         **_of_tasks(settings, name, tasks),
     )
     return TrainingPlan(
@@ -310,10 +314,16 @@ def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping
                 return Frozen(head=load_head(name, revision=named.revision, device=str(device)))
             whole = load_with(
                 LoadOptions.of(
-                    named, name=name, layers=info.depth, device=str(device), token_budget=4096, engine="torch"
+                    named,
+                    name=name,
+                    layers=info.depth,
+                    device=str(device),
+                    token_budget=4096,
+                    engine="torch",
+                    language_model=plan.contract.per_token,
                 )
             )
-            return Frozen(upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
+            return Frozen(head=whole.head, upper=UpperLayers(Cut(whole, spec.layers[-1], setting="activations.layers")))
     raise MismatchError(
         f"the devices' backbone ({info.fingerprint[:12]}, {info.depth} layers) is not the server's "
         f"backbone.name={named.name!r}, of which training needs a part; give both sides the same model "

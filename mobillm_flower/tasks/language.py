@@ -12,6 +12,7 @@ from torch import Tensor
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.config import Settings
 from mobillm_flower.config.run_compatibility import check_pair_column
+from mobillm_flower.core.language import mark_asked
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.labels import LabelRule
 from mobillm_flower.tasks.task import TASKS, Samples, read_texts_of
@@ -171,7 +172,8 @@ def read_tokens(
     -------
     tuple
         Of each sample the activations [T, M, 1, d_b] float32 at the tokens before those in the loss, and the tokens in
-        the loss, [T] int64.
+        the loss, [T] int64. With `spec.whole_texts` activations at all tokens but the last of each window, and what
+        they predict, as `core.language.mark_asked` writes it.
 
     Raises
     ------
@@ -187,13 +189,18 @@ def read_tokens(
         [{"input_ids": window.ids} for window in flat],
         layers=spec.layers,
         pivot=spec.pivot,
-        kept=[slice(window.first - 1, len(window.ids) - 1) for window in flat],
+        kept=[slice(0 if spec.whole_texts else window.first - 1, len(window.ids) - 1) for window in flat],
     )
     pieces, activations, labels = iter(extraction.activations), [], []
     for of_sample in windows:
         activations.append(torch.cat([next(pieces) for _ in of_sample]))
-        labels.append(torch.tensor([token for window in of_sample for token in window.ids[window.first :]]))
+        labels.append(torch.cat([_predicted(window, spec) for window in of_sample]))
     return activations, labels
+
+
+def _predicted(window: TokenWindow, spec: ExtractionSpec) -> Tensor:
+    ids = torch.tensor(window.ids)
+    return mark_asked(ids, window.first) if spec.whole_texts else ids[window.first :]
 
 
 def _prompts(samples: Samples, contract: TaskContract) -> list[tuple[str | None, str]]:

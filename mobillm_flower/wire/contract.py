@@ -243,6 +243,11 @@ class ExtractionSpec(_Agreed):
         return AlignmentSpec(width, vectors, self.layers_above)
 
     @property
+    def whole_texts(self) -> bool:
+        """Whether tokens are predicted from the states of all tokens before them, those of the prompt included."""
+        return bool(self.vocabulary and self.layers_above)
+
+    @property
     def vectors_per_row(self) -> int:
         """Vectors in a packed row."""
         blocks, vectors, _ = self.row_shape

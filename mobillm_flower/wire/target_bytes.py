@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.language import CHUNK, read_asked
 from mobillm_flower.core.placement import moved
 from mobillm_flower.core.targets import difference, valid_difference
 from mobillm_flower.privacy.mixing import MixingKey
@@ -28,7 +29,8 @@ class TargetBatch:
     differences : Tensor or None
         Δy, [B, K] float32 (regression: y − ŷ_b, [B, 1]); of tokens the correction Δu, [N, d_u].
     labels : Tensor or None
-        [B] int64, or for regression y, [B, 1] float32; of tokens their numbers, [N] int64.
+        [B] int64, or for regression y, [B, 1] float32; of tokens their numbers, [N] int64, which say too which ones are
+        in the loss where `ExtractionSpec.whole_texts` (see `core.language.read_asked`).
     base : Tensor or None
         p_b, [B, K] float32 (regression: ŷ_b, [B, 1]); of tokens the last hidden state, [N, d_b], which the loader takes
         from the activations.
@@ -99,7 +101,7 @@ def exact_targets(labels: Tensor, base: Tensor, contract: TaskContract) -> Tenso
 
 
 def encode_token_labels(labels: Sequence[Tensor]) -> list[bytes]:
-    """Encode the tokens of each sample, [T] int64."""
+    """Encode the tokens of each sample, [T] int64, as `read_tokens` returns them."""
     return [sample.numpy().astype("<u4").tobytes() for sample in labels]
 
 
@@ -154,9 +156,22 @@ def _decode_tokens(blobs: Sequence[bytes], spec: ExtractionSpec, tokens: Sequenc
     return TargetBatch(steps.reshape(-1, spec.head_width), None, None, weights)
 
 
-def check_token_targets(targets: TargetBatch, vocabulary: int) -> str:
-    """Return what is wrong with decoded targets of language modelling, or ""."""
-    if targets.labels is not None and bool((targets.labels >= vocabulary).any()):
+def check_token_targets(
+    targets: TargetBatch, spec: ExtractionSpec, contract: TaskContract, tokens: Sequence[int]
+) -> str:
+    """Return what is wrong with decoded targets of language modelling, of samples of so many packed rows, or ""."""
+    vocabulary, labels = spec.vocabulary, targets.labels
+    if spec.whole_texts and labels is not None:
+        starts = torch.tensor([0, *tokens[:-1]]).cumsum(0)
+        if not bool((labels[starts] >= CHUNK).all()):
+            return "a sample's first token does not begin a chunk"
+        read = read_asked(labels)
+        if int(read.chunks.max()) >= contract.max_length:
+            return f"a chunk has {int(read.chunks.max()) + 1} tokens, and {contract.max_length} are the most"
+        if not all(part.any() for part in torch.split(read.asked, list(tokens))):
+            return "a sample has no token in the loss"
+        labels = read.labels
+    if labels is not None and bool((labels >= vocabulary).any()):
         return f"a token is not below {vocabulary}"
     for name, part in (("correction", targets.differences), ("curvature", targets.weights)):
         if part is not None and not bool((part.abs() <= _MAX_CORRECTION).all()):  # not of NaN either

@@ -40,7 +40,8 @@ class SampleBytes:
     release : bytes
         Release id, 16 bytes.
     tokens : int
-        Packed rows T: 1, or the number of tokens with pivot `all` (of language modelling those in the loss).
+        Packed rows T: 1, or the number of tokens with pivot `all` (of language modelling those in the loss, or with
+        `spec.whole_texts` all but the last of each chunk).
     activations, target : bytes
         As encoded.
     """
@@ -285,7 +286,7 @@ def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract
     except ValueError as error:
         raise PacketRejected("targets", str(error)) from error
     if contract.per_token:
-        wrong = check_token_targets(targets, spec.vocabulary)
+        wrong = check_token_targets(targets, spec, contract, [s.tokens for s in samples])
     else:
         wrong = check_targets(targets, contract, mixed=bool(spec.mixing))
     if wrong:

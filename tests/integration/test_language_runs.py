@@ -298,3 +298,22 @@ def test_a_backbone_of_the_hub_runs_without_a_network_once_it_was_downloaded(
         "name": "someone/tiny-opt",
         "made": named.generate("the dog", max_new_tokens=4, min_new_tokens=4),
     }
+
+
+def test_upper_layers_learn_from_the_states_of_all_tokens(tmp_path: Path, backbone: Path, data: Path) -> None:
+    config = make_config(tmp_path / "run", backbone, data, side_network__name="upper-layers", trainer__epochs=10)
+    done = run(config)
+    cache = ActivationCache(tmp_path / "run" / "cache.sqlite")
+    samples = load_central_data(load_settings(config))
+    answers = sum(len(answer.split()) for answer in samples.train.pairs or [])
+    assert sum(row.tokens for row in cache.rows()) > 2 * answers
+    assert measure_references(tmp_path / "run")["identical"]
+    model = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", device="cpu")
+    before, after = model.with_network(None).evaluate(samples.test), model.evaluate(samples.test)
+    assert after < before - 0.4
+    model.save_pretrained(tmp_path / "again")
+    again = SideTunedModel.from_pretrained(tmp_path / "again", device="cpu")
+    assert again.evaluate(samples.test) == after
+    prompts = samples.test.texts[:4]
+    assert again.generate(prompts, max_new_tokens=1) != model.with_network(None).generate(prompts, max_new_tokens=1)
+    assert state_bytes(model.side_network) == state_bytes(done.trainer.network)

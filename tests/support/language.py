@@ -14,13 +14,19 @@ from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.packets import make_contract
 
 
-def tuned_model(folder: str, prompt: str | None = None) -> SideTunedModel:
-    """Return one; `prompt` in place of the contract's own."""
+def tuned_model(folder: str, prompt: str | None = None, *, name: str = "additive") -> SideTunedModel:
+    """Return one; `prompt` in place of the contract's own, `name` of the side network."""
     backbone = load_backbone(folder, device="cpu", language_model=True)
-    settings = load_settings({"backbone.name": folder, "loss.objective": "label"})
+    settings = load_settings({"backbone.name": folder, "loss.objective": "label", "side-network.name": name})
     spec = extraction_spec(backbone.info, settings, num_blocks=2)
-    types = {spec.backbone: spec.alignment}
-    config = SideNetworkConfig.of(types, name="additive", num_blocks=2, bottleneck=4, num_outputs=spec.width)
+    config = SideNetworkConfig.of(
+        {spec.backbone: spec.alignment},
+        name=name,
+        num_blocks=len(spec.layers),
+        bottleneck=4,
+        num_outputs=spec.width,
+        predicts_tokens=spec.whole_texts,
+    )
     network = config.build()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -25,7 +25,7 @@ class ActivationSettings:
     pivot : str
         last, first, mean, first+mean, last+mean, all, or a registered one; auto: last for causal models, mean for
         encoders whose side network is solved in closed form, otherwise first+mean; for language modelling all, which
-        there means every token in the loss.
+        there means every token in the loss, or with side network upper-layers every token that is read.
     bi_encoder : bool or None
         Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
         reads both as one. auto: true for an encoder that predicts nothing by itself, unless the settings ask for a

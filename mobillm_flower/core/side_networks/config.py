@@ -16,7 +16,7 @@ from mobillm_flower.errors import MismatchError
 PER_TYPE = ("alignment", "heads")
 """First part of the names of parameters that one backbone type has for itself; its fingerprint is the second."""
 
-_NAMED = frozenset({"random_features", "vector_scale", "tasks", "orthogonality", "threshold"})
+_NAMED = frozenset({"random_features", "vector_scale", "predicts_tokens", "tasks", "orthogonality", "threshold"})
 """Fields of a few side networks, which name them."""
 
 
@@ -80,6 +80,8 @@ class SideNetworkConfig:
         F of the closed form.
     vector_scale : bool
         Whether the closed form divides each vector by what it varies, in place of a layer norm.
+    predicts_tokens : bool
+        Whether a side network that runs the backbone's upper layers has their last states as its output.
     tasks : tuple of int
         K_t of tasks that come one after another, K in all; empty: there is one.
     orthogonality, threshold : float
@@ -99,6 +101,7 @@ class SideNetworkConfig:
     seed: int = 0
     random_features: int = 0
     vector_scale: bool = False
+    predicts_tokens: bool = False
     tasks: tuple[int, ...] = ()
     orthogonality: float = 0.0
     threshold: float = 0.0

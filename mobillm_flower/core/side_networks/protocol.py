@@ -26,12 +26,15 @@ class ActivationBatch:
         [B] int64, rows of each sample, with pivot `all`; None means one row a sample (N = B).
     sequences : Tensor or None
         [S] int64, rows of each text in language modelling: its tokens in order, and s(A) is wanted of each.
+    asked : Tensor or None
+        [N] bool, in language modelling: the rows that s(A) is wanted of, where it is not wanted of all.
     """
 
     backbone: str
     rows: Tensor
     lengths: Tensor | None = None
     sequences: Tensor | None = None
+    asked: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -45,6 +48,7 @@ class ActivationBatch:
             rows=moved(self.rows, device),
             lengths=None if self.lengths is None else moved(self.lengths, device),
             sequences=None if self.sequences is None else moved(self.sequences, device),
+            asked=None if self.asked is None else moved(self.asked, device),
         )
 
 

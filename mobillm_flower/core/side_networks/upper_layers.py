@@ -8,7 +8,7 @@ forward only, up to layer ℓ.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class UpperLayersSideNetwork(nn.Module):
     h_0 = A_0(a), h_i = A_i(layer_{ℓ+i}(h_{i−1})) with adapters A(h) = h + W_up φ(W_down LN(h)), and s(A) = W_o mean_t
     LN(h_{L−ℓ}); of a causal backbone the last token in place of the mean. W_up and W_o start at zero. Only adapters,
     norm and W_o are its parameters: the layers are the backbone's, which server and devices have, and must be given
-    by `attach` before it is called.
+    by `attach` before it is called. In language modelling s(A) = h_{L−ℓ} of each token, and there are no norm and W_o:
+    the backbone's own final norm and head follow.
 
     Parameters
     ----------
@@ -39,6 +40,8 @@ class UpperLayersSideNetwork(nn.Module):
         1: the states of one layer.
     width, bottleneck, num_outputs, activation, seed
         As in `AdditiveSideNetwork`; the width is the backbone's.
+    predicts_tokens : bool
+        Whether the task is language modelling.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class UpperLayersSideNetwork(nn.Module):
         bottleneck: int,
         num_outputs: int,
         activation: str = "gelu",
+        predicts_tokens: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,15 +76,16 @@ class UpperLayersSideNetwork(nn.Module):
         ((self.backbone, spec),) = types.items()
         if width != spec.width:
             raise ArgumentError("width", width, f"cannot be used: the upper layers are {spec.width} wide; leave it out")
-        self.num_outputs = num_outputs
+        self.width, self.num_outputs, self.predicts_tokens = width, num_outputs, predicts_tokens
         generator = own_generator(seed, "shared")
         self.adapters = nn.ModuleList(
             Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(spec.layers_above + 1)
         )
-        self.output_norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, num_outputs)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        if not predicts_tokens:
+            self.output_norm = nn.LayerNorm(width)
+            self.output = nn.Linear(width, num_outputs)
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
         self._upper: _Shared | None = None
 
     def attach(self, upper: Upper) -> None:
@@ -92,7 +97,7 @@ class UpperLayersSideNetwork(nn.Module):
         return 1.0
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
-        """Return s(A), [B, K], samples in the order of the batches.
+        """Return s(A), [B, K], samples (in language modelling the tokens that are asked for) in the batches' order.
 
         Raises
         ------
@@ -104,16 +109,17 @@ class UpperLayersSideNetwork(nn.Module):
     def _read(self, batch: ActivationBatch) -> Tensor:
         if self._upper is None:
             raise MismatchError(f"{NAME} runs on the backbone's layers, and none were attached to it")
-        width = self.output.in_features
-        if batch.backbone != self.backbone or batch.lengths is None or batch.rows.shape[1:] != (1, width):
+        lengths = batch.sequences if self.predicts_tokens else batch.lengths
+        if batch.backbone != self.backbone or lengths is None or batch.rows.shape[1:] != (1, self.width):
             raise MismatchError(
                 f"activations of backbone {batch.backbone[:12]}, {tuple(batch.rows.shape[1:])} a row, do not fit a "
-                f"side network on the layers of {self.backbone[:12]}, which takes {(1, width)} of each token"
+                f"side network on the layers of {self.backbone[:12]}, which takes {(1, self.width)} of each token"
             )
-        upper, lengths = self._upper.upper, batch.lengths.to(batch.rows.device)
-        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)  # [B, T]
-        rows = batch.rows.new_zeros(*mask.shape, width).masked_scatter(mask.unsqueeze(2), batch.rows)  # [B, T, d_b]
-        hidden = upper(self._adapted(0, rows), mask.long(), lambda i, states: self._adapted(i + 1, states))
+        upper, lengths = self._upper.upper, lengths.to(batch.rows.device)
+        hidden, mask = through(upper, batch.rows, lengths, self.between)
+        if self.predicts_tokens:
+            tokens = hidden[mask]  # [N, d_b]
+            return tokens if batch.asked is None else tokens[batch.asked]
         states = self.output_norm(hidden)
         if upper.causal:
             pooled = states[torch.arange(len(states), device=states.device), lengths - 1]
@@ -122,9 +128,37 @@ class UpperLayersSideNetwork(nn.Module):
         side: Tensor = self.output(pooled)
         return side
 
-    def _adapted(self, place: int, states: Tensor) -> Tensor:
+    def between(self, place: int, states: Tensor) -> Tensor:
+        """Return A_place of states [..., d_b] that layer ℓ + place left."""
         adapted: Tensor = self.adapters[place](states)
         return adapted
+
+
+def through(
+    upper: Upper, rows: Tensor, lengths: Tensor, between: Callable[[int, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Run a backbone's layers ℓ + 1 … L from states of texts that layer ℓ left.
+
+    Parameters
+    ----------
+    upper : Upper
+        The layers.
+    rows : Tensor
+        [N, 1, d_b] float32, texts one after another.
+    lengths : Tensor
+        [B] int64, tokens of each text, N in all.
+    between : callable
+        (place, states) -> states: what layer ℓ + place left, as the next one reads it.
+
+    Returns
+    -------
+    tuple
+        What `between` made of the last layer's states, [B, T, d_b] float32, and which of these are tokens, [B, T] bool.
+    """
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)  # [B, T]
+    states = rows.new_zeros(*mask.shape, rows.shape[2]).masked_scatter(mask.unsqueeze(2), rows)  # [B, T, d_b]
+    hidden = upper(between(0, states), mask.long(), lambda i, after: between(i + 1, after))
+    return hidden, mask
 
 
 class _Shared:

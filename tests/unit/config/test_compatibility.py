@@ -52,7 +52,13 @@ def test_loading_refuses_what_settings_alone_tell(words: list[str], reason: str)
         (["activations.keep=0.5"], "all", True, True, "activations.keep=0.5 cannot be used with language modelling"),
         (PAIRS, "all", True, False, "two texts have not as many"),
         (["side-network.name=upper-layers"], "mean", False, False, "makes a few vectors of a text: choose all"),
-        (["side-network.name=upper-layers"], "all", True, True, "task.kind=language-modelling has no labels"),
+        (
+            ["side-network.name=upper-layers"],
+            "all",
+            True,
+            True,
+            "needs the last layer's states on the device",
+        ),
     ],
 )
 def test_a_pivot_that_does_not_go_with_the_rest_is_refused(

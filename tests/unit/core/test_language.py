@@ -297,7 +297,7 @@ def test_corrections_pass_through_a_packet() -> None:
     ],
 )
 def test_impossible_token_targets_are_named(targets: Any, wrong: str) -> None:
-    assert wrong in check_token_targets(targets, VOCABULARY)
+    assert wrong in check_token_targets(targets, LABEL, CONTRACT, [1])
 
 
 @pytest.mark.parametrize(
