@@ -14,7 +14,7 @@ class SettingsError(MobiLLMError, ValueError):
 
 
 class ArgumentError(MobiLLMError, ValueError):
-    """A value that a function of `core` was given cannot be used; see `config.compatibility.settings_of`.
+    """A value that a function of `core` or `privacy` was given cannot be used; see `config.compatibility.settings_of`.
 
     Parameters
     ----------

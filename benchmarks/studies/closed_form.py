@@ -190,7 +190,7 @@ def main() -> None:
                     continue
                 with TemporaryDirectory() as folder:
                     rows = drawn(train, cell.rows, seed)
-                    what = {"train": train, "test": test, "backbone": backbone, "rows": rows}
+                    what: dict[str, Any] = {"train": train, "test": test, "backbone": backbone, "rows": rows}
                     row = measure(cell, words, seed, folder=Path(folder), **what)
                 print(name, variant, row, flush=True)
                 out["cells"][name][variant] = summary([*before, row])

@@ -228,7 +228,7 @@ def read(backbone: Backbone, name: str, split: str, data: Path, work: Path, *, p
     if not where.exists():
         texts = frame[list(one.texts)].to_numpy().tolist()
         torch.save(extract(backbone, texts, one.prompt if prompted else "", one.max_length), where)
-    return Kept(*torch.load(where), labels=torch.tensor(frame["label"].tolist()))
+    return Kept(*[*torch.load(where), torch.tensor(frame["label"].tolist())])
 
 
 def chosen_by_server(kept: Kept, depth: int, count: int, *, normed: bool) -> tuple[Group, ...]:
@@ -272,7 +272,7 @@ def solve(groups: Sequence[Group], train: Kept, check: Kept, metric: str, *, nor
     coded = codec.decode(blobs, [raw.shape[1]] * len(raw)).view_as(raw)
     read_rows = [_prepared(rows, widths, normed=normed) for rows in (coded, joined(groups, check, normed=False)[0])]
     if not normed:  # divided by what each vector varies, as the package does
-        parts = [list(rows.split(widths, 1)) for rows in read_rows]
+        parts = [list(torch.split(rows, widths, 1)) for rows in read_rows]
         varied = [(part - part.mean(0)).square().mean() for part in parts[0]]
         scales = [torch.where(one > _VARIED, one.sqrt(), 1.0) for one in varied]
         read_rows = [torch.cat([p / s for p, s in zip(part, scales, strict=True)], 1) for part in parts]
@@ -300,7 +300,7 @@ def solve(groups: Sequence[Group], train: Kept, check: Kept, metric: str, *, nor
 def _prepared(rows: Tensor, widths: list[int], *, normed: bool) -> Tensor:
     if not normed:
         return rows
-    return torch.cat([functional.layer_norm(part, part.shape[1:]) for part in rows.split(widths, 1)], 1)
+    return torch.cat([functional.layer_norm(part, part.shape[1:]) for part in torch.split(rows, widths, 1)], 1)
 
 
 def measure(

@@ -38,7 +38,7 @@ from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import ANALYTIC
-from mobillm_flower.errors import SettingsError, UnsupportedError
+from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 from mobillm_flower.privacy.accounting import gaussian_sigma, guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.labelled_cap import LabelledCap
@@ -199,7 +199,7 @@ def _audit_cell(
                         released=released,
                     )
                 )
-    except (SettingsError, UnsupportedError) as error:
+    except (ArgumentError, SettingsError, UnsupportedError) as error:
         return {**result, "skipped": str(error)}
     return {**result, **_summary(attacked, devices[0].contract, settings)}
 

@@ -40,7 +40,7 @@ def take_turns(
     """
     result: dict[str, list[Measured]] = {name: [] for name in sides}
     for turn in range(pairs):
-        for name in reversed(sides) if turn % 2 else sides:
+        for name in list(sides)[:: -1 if turn % 2 else 1]:
             result[name].append(sides[name]())
         say(f"turn {turn + 1} of {pairs}")
     return result

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.discrete_gaussian import central_rho
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
@@ -71,7 +71,7 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         A parameter is out of range.
     """
     _check_epsilon(epsilon)
@@ -100,7 +100,7 @@ def gaussian_epsilon(sigma: float, delta: float, sensitivity: float) -> float:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         A parameter is out of range.
     """
     _check_above_zero("sigma", sigma)
@@ -181,7 +181,7 @@ def guarantee(
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         A value is out of range, or two mechanisms are asked for the same part.
 
     Examples
@@ -199,11 +199,13 @@ def guarantee(
         ("label_epsilon", label_epsilon),
     ):
         if not 0 <= value < math.inf:
-            raise SettingsError(f"{name}={value!r} must be 0 or above, and finite: 0 switches it off")
+            raise ArgumentError(name, value, "must be 0 or above, and finite: 0 switches it off")
     if joint_epsilon and (activation_sigma or label_epsilon):
-        raise SettingsError(
-            f"joint_epsilon={joint_epsilon!r} covers activations and labels: leave "
-            f"activation_sigma={activation_sigma!r} and label_epsilon={label_epsilon!r} at 0, or use those two alone"
+        raise ArgumentError(
+            "joint_epsilon",
+            joint_epsilon,
+            f"covers activations and labels: leave activation_sigma={activation_sigma!r} and "
+            f"label_epsilon={label_epsilon!r} at 0, or use those two alone",
         )
     parts: dict[str, tuple[float, float]] = {}
     reasons: list[str] = []
@@ -288,14 +290,14 @@ def _crossing(rising: Callable[[float], float]) -> float:
 
 def _check_epsilon(epsilon: float) -> None:
     if not 0 < epsilon < math.inf:
-        raise SettingsError(f"epsilon={epsilon!r} must be above 0 and finite: use 1 to 16")
+        raise ArgumentError("epsilon", epsilon, "must be above 0 and finite: use 1 to 16")
 
 
 def _check_delta(delta: float) -> None:
     if not 0 < delta < 1:
-        raise SettingsError(f"delta={delta!r} must be above 0 and below 1: use 1e-5 or less")
+        raise ArgumentError("delta", delta, "must be above 0 and below 1: use 1e-5 or less")
 
 
 def _check_above_zero(name: str, value: float) -> None:
     if not 0 < value < math.inf:
-        raise SettingsError(f"{name}={value!r} must be above 0 and finite: give a positive number")
+        raise ArgumentError(name, value, "must be above 0 and finite: give a positive number")

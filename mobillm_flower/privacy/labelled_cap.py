@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.randomized_response import check_labels, check_shape, other_labels
 
 MAX_EPSILON = 32.0
@@ -49,7 +49,7 @@ class LabelledCap:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         A parameter is out of range.
 
     Examples
@@ -64,10 +64,10 @@ class LabelledCap:
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= MAX_EPSILON:
-            raise SettingsError(f"epsilon={self.epsilon!r} must be above 0 and at most {MAX_EPSILON:g}: use 1 to 16")
+            raise ArgumentError("epsilon", self.epsilon, f"must be above 0 and at most {MAX_EPSILON:g}: use 1 to 16")
         if self.classes < 1:
-            raise SettingsError(
-                f"classes={self.classes!r} must be at least 1: give the number of classes, or 1 for vectors alone"
+            raise ArgumentError(
+                "classes", self.classes, "must be at least 1: give the number of classes, or 1 for vectors alone"
             )
 
     @cached_property
@@ -131,7 +131,7 @@ class LabelledCap:
 
         Raises
         ------
-        SettingsError
+        ArgumentError
             Shapes do not fit, a row is not of unit norm, or a label is not in {0..K−1}.
         """
         vectors = _unit_rows(vectors)
@@ -150,13 +150,15 @@ class LabelledCap:
 
 def _unit_rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     if vectors.ndim != 2:
-        raise SettingsError(f"vectors of shape {vectors.shape} must be [N, d]: give one row a sample")
+        raise ArgumentError("vectors.shape", vectors.shape, "must be [N, d]: give one row a sample")
     norms: NDArray[np.float64] = np.linalg.norm(vectors, axis=1, keepdims=True)
     wrong = ~(np.abs(norms - 1) <= NORM_TOLERANCE)  # NaN is wrong too
     if wrong.any():
-        raise SettingsError(
-            f"{int(wrong.sum())} of {len(vectors)} vectors are not of L2 norm 1 within {NORM_TOLERANCE:g}: divide each "
-            "by its norm, and give a fixed unit vector for one that is zero"
+        raise ArgumentError(
+            "vectors",
+            len(vectors),
+            f"rows, {int(wrong.sum())} of which are not of L2 norm 1 within {NORM_TOLERANCE:g}: divide each by its "
+            "norm, and give a fixed unit vector for one that is zero",
         )
     unit: NDArray[np.float64] = vectors / norms
     return unit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class RandomizedResponse:
 
     Raises
     ------
-    SettingsError
+    ArgumentError
         A parameter is out of range.
 
     Examples
@@ -42,11 +42,12 @@ class RandomizedResponse:
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
-            raise SettingsError(f"epsilon={self.epsilon!r} must be above 0 and finite: use 0.5 to 8")
+            raise ArgumentError("epsilon", self.epsilon, "must be above 0 and finite: use 0.5 to 8")
         if self.classes < 2:
-            raise SettingsError(
-                f"classes={self.classes!r} must be at least 2: randomized response protects the class of a "
-                "classification task"
+            raise ArgumentError(
+                "classes",
+                self.classes,
+                "must be at least 2: randomized response protects the class of a classification task",
             )
 
     @property
@@ -76,7 +77,7 @@ class RandomizedResponse:
 
         Raises
         ------
-        SettingsError
+        ArgumentError
             Shapes do not fit, or a label is not in {0..K−1}.
         """
         check_shape("uniforms", uniforms, (len(labels), 2))
@@ -91,13 +92,13 @@ def other_labels(labels: NDArray[np.int64], classes: int, uniforms: NDArray[np.f
 
 
 def check_labels(labels: NDArray[np.int64], num_rows: int, classes: int) -> None:
-    """Raise SettingsError unless these are `num_rows` labels in {0..classes−1}; the message holds none of them."""
+    """Raise ArgumentError unless these are `num_rows` labels in {0..classes−1}; the message holds none of them."""
     check_shape("labels", labels, (num_rows,))
     if not np.issubdtype(labels.dtype, np.integer) or ((labels < 0) | (labels >= classes)).any():
-        raise SettingsError(f"labels must be integers of 0 to {classes - 1}: check classes={classes} against the data")
+        raise ArgumentError("classes", classes, f"needs labels that are integers of 0 to {classes - 1}: check the data")
 
 
 def check_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...]) -> None:
-    """Raise SettingsError unless the array has this shape."""
+    """Raise ArgumentError unless the array has this shape."""
     if array.shape != shape:
-        raise SettingsError(f"{name} of shape {array.shape} must have shape {shape}: give one row a sample")
+        raise ArgumentError(f"{name}.shape", array.shape, f"must be {shape}: give one row a sample")

@@ -201,16 +201,18 @@ def release_guarantee(spec: ExtractionSpec, contract: TaskContract, *, delta: fl
     delta : float
         δ of the Gaussian mechanism.
     """
-    promised = guarantee(
-        joint_epsilon=spec.joint_epsilon,
-        activation_sigma=spec.sigma,
-        clip_norm=spec.clip_norm,
-        delta=delta,
-        label_epsilon=spec.label_epsilon,
-        labels_sent=True,
-        base_is_constant=spec.constant_base or (spec.objective == "label" and not spec.send_base),
-        classes=len(contract.labels),
-    )
+    epsilon = "privacy.joint-epsilon" if spec.joint_epsilon else "privacy.label-epsilon"
+    with settings_of(joint_epsilon=epsilon, epsilon=epsilon, delta="privacy.delta", classes="the number of classes"):
+        promised = guarantee(
+            joint_epsilon=spec.joint_epsilon,
+            activation_sigma=spec.sigma,
+            clip_norm=spec.clip_norm,
+            delta=delta,
+            label_epsilon=spec.label_epsilon,
+            labels_sent=True,
+            base_is_constant=spec.constant_base or (spec.objective == "label" and not spec.send_base),
+            classes=len(contract.labels),
+        )
     if promised.epsilon is not None and PIVOTS[spec.pivot].per_token:
         return dataclasses.replace(promised, epsilon=None, reason="the number of tokens of each text is plain")
     return promised

@@ -104,7 +104,7 @@ def test_late_samples_leave_what_earlier_tasks_were(tmp_path: Path, backbone: Pa
 def test_what_is_said_of_samples_is_of_the_task(tmp_path: Path, backbone: Path) -> None:
     """Rows of earlier tasks that replay keeps are not this run's devices' to bring."""
     run(tmp_path / "mood", backbone, "mood", continual__keep="all")
-    way = {"continual__after": str(tmp_path / "mood"), "continual__method": "replay"}
+    way: dict[str, Any] = {"continual__after": str(tmp_path / "mood"), "continual__method": "replay"}
     run(tmp_path / "topic", backbone, "topic", nodes=[0, 1], **way)
     run(tmp_path / "topic", backbone, "topic", **way)
     assert num_held(tmp_path / "topic") == 144

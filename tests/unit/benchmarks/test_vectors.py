@@ -21,7 +21,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def kept(backbone: Backbone, texts: list[str]) -> vectors.Kept:
     values = vectors.extract(backbone, [[text] for text in texts], "", 32)
-    return vectors.Kept(*values, labels=torch.arange(len(texts)) % 2)
+    return vectors.Kept(*[*values, torch.arange(len(texts)) % 2])
 
 
 def test_what_is_kept_is_what_the_package_uploads_and_no_padding(backbone: Backbone) -> None:
@@ -45,7 +45,7 @@ def told_by(layer: int, name: str, rows: int = 200) -> vectors.Kept:
     labels = (values[:, layer, vectors.OVER_TOKENS.index(name), 0] > 0).long()
     values[:, 0, 0] = 1.0  # as the embedding of [CLS] is
     rest = [torch.randn(rows, *shape) for shape in ((3, 24), (4, 4, 16), (4, 300))]
-    return vectors.Kept(values, *rest, labels=labels)
+    return vectors.Kept(*[values, *rest, labels])
 
 
 def test_the_server_chooses_what_tells_the_labels_and_nothing_that_is_always_the_same() -> None:
@@ -76,7 +76,7 @@ def test_every_variant_can_be_joined_for_shallow_and_deep() -> None:
         assert max(sampled) == max(upper) == max(three) == depth
         assert len(sampled) == min(depth, 10)
         shapes = ((depth + 1, 5, 8), (depth, 12), (depth + 1, 4, 8), (depth + 1, 300))
-        found = vectors.Kept(*(torch.randn(3, *shape) for shape in shapes), labels=torch.zeros(3))
+        found = vectors.Kept(*[*(torch.randn(3, *shape) for shape in shapes), torch.zeros(3)])
         for groups in vectors.variants(depth).values():
             joined, widths = vectors.joined(groups, found, normed=False)
             assert joined.shape == (3, sum(widths))

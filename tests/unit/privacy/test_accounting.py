@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.accounting import Guarantee, compose, gaussian_epsilon, gaussian_sigma, guarantee
 
 SETTINGS: dict[str, Any] = {
@@ -102,14 +102,14 @@ def test_much_noise_needs_no_epsilon() -> None:
     ],
 )
 def test_arguments_of_sigma_are_checked(arguments: tuple[float, float, float], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         gaussian_sigma(*arguments)
 
 
 def test_arguments_of_epsilon_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"sigma=0\.0 must be above 0"):
+    with pytest.raises(ArgumentError, match=r"sigma=0\.0 must be above 0"):
         gaussian_epsilon(0.0, 1e-5, 2.0)
-    with pytest.raises(SettingsError, match=r"delta=2\.0 must be above 0 and below 1"):
+    with pytest.raises(ArgumentError, match=r"delta=2\.0 must be above 0 and below 1"):
         gaussian_epsilon(1.0, 2.0, 2.0)
 
 
@@ -185,7 +185,7 @@ def test_no_epsilon_where_something_is_unprotected(change: dict[str, Any], reaso
     ],
 )
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         guarantee(**SETTINGS | change)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.noise import derive, standard_normal, uniforms
 
@@ -125,18 +125,18 @@ def test_extreme_draws_are_finite() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 33.0, math.inf, math.nan])
 def test_epsilon_is_checked(epsilon: float) -> None:
-    with pytest.raises(SettingsError, match=r"epsilon=.* must be above 0 and at most 32"):
+    with pytest.raises(ArgumentError, match=r"epsilon=.* must be above 0 and at most 32"):
         LabelledCap(epsilon, 2)
 
 
 def test_classes_are_checked() -> None:
-    with pytest.raises(SettingsError, match="classes=0 must be at least 1"):
+    with pytest.raises(ArgumentError, match="classes=0 must be at least 1"):
         LabelledCap(1.0, 0)
 
 
 @pytest.mark.parametrize("row", [[0.0, 0.0], [0.6, 0.81], [math.nan, 1.0], [math.inf, 0.0]])
 def test_rows_must_be_of_unit_norm(row: list[float]) -> None:
-    with pytest.raises(SettingsError, match=r"1 of 2 vectors are not of L2 norm 1 within 0\.0001: divide each"):
+    with pytest.raises(ArgumentError, match=r"vectors=2 rows, 1 of which are not of L2 norm 1 within 0\.0001: divide"):
         LabelledCap(1.0, 2).release(
             np.array([row, [1.0, 0.0]]), np.array([0, 1]), uniforms=np.full((2, 4), 0.5), normals=np.zeros((2, 2))
         )
@@ -154,11 +154,11 @@ def test_a_norm_within_tolerance_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vectors": np.array([1.0, 0.0])}, r"vectors of shape \(2,\) must be \[N, d\]"),
-        ({"labels": np.array([0, 1])}, r"labels of shape \(2,\) must have shape \(1,\)"),
-        ({"labels": np.array([2])}, "labels must be integers of 0 to 1: check classes=2"),
-        ({"uniforms": np.full((1, 3), 0.5)}, r"uniforms of shape \(1, 3\) must have shape \(1, 4\)"),
-        ({"normals": np.zeros((1, 3))}, r"normals of shape \(1, 3\) must have shape \(1, 2\)"),
+        ({"vectors": np.array([1.0, 0.0])}, r"vectors\.shape=\(2,\) must be \[N, d\]"),
+        ({"labels": np.array([0, 1])}, r"labels\.shape=\(2,\) must be \(1,\)"),
+        ({"labels": np.array([2])}, "classes=2 needs labels that are integers of 0 to 1"),
+        ({"uniforms": np.full((1, 3), 0.5)}, r"uniforms\.shape=\(1, 3\) must be \(1, 4\)"),
+        ({"normals": np.zeros((1, 3))}, r"normals\.shape=\(1, 3\) must be \(1, 2\)"),
     ],
 )
 def test_shapes_are_checked(change: dict[str, np.ndarray], message: str) -> None:
@@ -168,7 +168,7 @@ def test_shapes_are_checked(change: dict[str, np.ndarray], message: str) -> None
         "uniforms": np.full((1, 4), 0.5),
         "normals": np.zeros((1, 2)),
     } | change
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         LabelledCap(1.0, 2).release(
             given["vectors"], given["labels"], uniforms=given["uniforms"], normals=given["normals"]
         )

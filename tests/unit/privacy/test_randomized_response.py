@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.noise import uniforms
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 
@@ -43,21 +43,21 @@ def test_the_draws_decide_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.inf, math.nan])
 def test_epsilon_is_checked(epsilon: float) -> None:
-    with pytest.raises(SettingsError, match=r"epsilon=.* must be above 0 and finite"):
+    with pytest.raises(ArgumentError, match=r"epsilon=.* must be above 0 and finite"):
         RandomizedResponse(epsilon, 2)
 
 
 def test_one_class_cannot_be_protected() -> None:
-    with pytest.raises(SettingsError, match="classes=1 must be at least 2"):
+    with pytest.raises(ArgumentError, match="classes=1 must be at least 2"):
         RandomizedResponse(1.0, 1)
 
 
 @pytest.mark.parametrize("labels", [[0, 4], [-1, 0], [0.0, 1.0]])
 def test_labels_are_checked_and_not_told(labels: list[float]) -> None:
-    with pytest.raises(SettingsError, match=r"labels must be integers of 0 to 2: check classes=3 against the data$"):
+    with pytest.raises(ArgumentError, match=r"classes=3 needs labels that are integers of 0 to 2: check the data$"):
         RandomizedResponse(1.0, 3).release(np.array(labels), uniforms=np.full((2, 2), 0.5))
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"uniforms of shape \(2,\) must have shape \(1, 2\)"):
+    with pytest.raises(ArgumentError, match=r"uniforms\.shape=\(2,\) must be \(1, 2\)"):
         RandomizedResponse(1.0, 3).release(np.array([0]), uniforms=np.full(2, 0.5))

@@ -6,8 +6,9 @@ import pytest
 
 from mobillm_flower import load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.errors import SettingsError
 from mobillm_flower.strategies.run_plan import make_plan
-from mobillm_flower.tasks.extraction import extraction_spec
+from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from tests.support.caches import CONTRACT
 
 
@@ -71,3 +72,10 @@ def test_a_run_that_goes_on_samples_as_it_did_whatever_types_are_there(there: st
         resumed = make_plan(settings, CONTRACT, {name * 64: types[name * 64] for name in there}, [9], like=like)
         same = begun.specs.keys() & resumed.specs.keys()
         assert {name: begun.specs[name].layers for name in same} == {name: resumed.specs[name].layers for name in same}
+
+
+def test_an_epsilon_that_the_mechanism_does_not_take_is_named_as_the_setting() -> None:
+    settings = load_settings(overrides=["privacy.joint-epsilon=40", "activations.projection=8"])
+    spec = extraction_spec(info(), settings, num_blocks=2)
+    with pytest.raises(SettingsError, match=r"privacy\.joint-epsilon=40\.0 must be above 0 and at most 32"):
+        release_guarantee(spec, CONTRACT, delta=1e-5)
