@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mobillm_flower.config.compatibility import ANALYTIC
+from mobillm_flower.config.compatibility import ANALYTIC, UPPER_LAYERS
 from mobillm_flower.config.describe import value_text
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
@@ -71,6 +71,8 @@ def _labels(source: ReportSource) -> Iterator[str]:
     if source.predicts_tokens:
         if source.setting("loss.objective") == "label":
             yield "Not protected: each device sends every token in the loss as it is: the whole response, or text."
+            if source.setting("side-network.name") == UPPER_LAYERS:
+                yield "A state of each token of the prompt goes with them: assume that the server reads the prompt too."
         else:
             yield (
                 "Not protected: each device sends a correction of what the language-model head reads, token by token. "

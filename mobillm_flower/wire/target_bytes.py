@@ -29,8 +29,8 @@ class TargetBatch:
     differences : Tensor or None
         Δy, [B, K] float32 (regression: y − ŷ_b, [B, 1]); of tokens the correction Δu, [N, d_u].
     labels : Tensor or None
-        [B] int64, or for regression y, [B, 1] float32; of tokens their numbers, [N] int64, which say too which ones are
-        in the loss where `ExtractionSpec.whole_texts` (see `core.language.read_asked`).
+        [B] int64, or for regression y, [B, 1] float32; of tokens their numbers, [N] int64, and where
+        `ExtractionSpec.whole_texts` which of them are in the loss (see `core.language.read_asked`).
     base : Tensor or None
         p_b, [B, K] float32 (regression: ŷ_b, [B, 1]); of tokens the last hidden state, [N, d_b], which the loader takes
         from the activations.

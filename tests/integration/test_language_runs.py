@@ -123,10 +123,19 @@ def test_a_run_equals_centralized_training_from_its_cache_bit_by_bit(labelled: A
     assert "majority" not in references
 
 
-@pytest.mark.parametrize("objective", ["label", "difference"])
-def test_what_was_planned_is_what_a_run_takes(tmp_path: Path, backbone: Any, data: Any, objective: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "near"),
+    [
+        ({}, 0.15),
+        ({"preset": "pae", "loss__name": "logit"}, 0.25),  # the head is reached by running a token, much of this model
+        ({"side_network__name": "upper-layers"}, 0.15),
+    ],
+    ids=["label", "difference", "upper-layers"],
+)
+def test_what_was_planned_is_what_a_run_takes(
+    tmp_path: Path, backbone: Any, data: Any, changes: dict[str, Any], near: float
+) -> None:
     pytest.importorskip("peft")
-    changes = {"preset": "mobillm"} if objective == "label" else {"preset": "pae", "loss__name": "logit"}
     config = make_config(tmp_path, backbone, data, data__num_devices=3, **changes)
     run(config)
     words = [word for key, value in config.items() for word in ("-c", f"{key}={value}")]
@@ -144,7 +153,6 @@ def test_what_was_planned_is_what_a_run_takes(tmp_path: Path, backbone: Any, dat
     spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth)
     with FlopCounterMode(display=False) as counter:
         device.window(spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
-    near = 0.15 if objective == "label" else 0.25  # the head is reached by running a token, which is much of this model
     assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)
 
 
@@ -311,6 +319,7 @@ def test_upper_layers_learn_from_the_states_of_all_tokens(tmp_path: Path, backbo
     model = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", device="cpu")
     before, after = model.with_network(None).evaluate(samples.test), model.evaluate(samples.test)
     assert after < before - 0.4
+    assert "assume that the server reads the prompt too" in write_report(tmp_path / "run").read_text("utf-8")
     model.save_pretrained(tmp_path / "again")
     again = SideTunedModel.from_pretrained(tmp_path / "again", device="cpu")
     assert again.evaluate(samples.test) == after
