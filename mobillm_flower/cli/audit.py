@@ -98,7 +98,8 @@ def _print(result: dict[str, Any]) -> None:
     for cell in result.get("sums", ()):
         refused = ", which devices refuse" if cell["refused"] else ""
         rows = [(name, f"{one['value']:.3f}", _interval(one)) for name, one in cell["attacks"].items()]
-        print_rows(f"A sum of {cell['samples']:,} samples{refused}", ("attack", "value", "remark"), rows)
+        noise = f", with the noise of ε = {result['epsilon']:g}" if cell["noised"] else ""
+        print_rows(f"A sum of {cell['samples']:,} samples{noise}{refused}", ("attack", "value", "remark"), rows)
     if "cells" in result:
         _print_cells(result)
     checks = [

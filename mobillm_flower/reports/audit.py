@@ -75,7 +75,8 @@ def _of_sums(result: Mapping[str, Any]) -> Markup:
     said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
     cells = result["sums"]
     rows = [_line(name, [cell["attacks"][name] for cell in cells]) for name in cells[0]["attacks"]]
-    columns = ["attack", *(f"{cell['samples']:,}" + (", refused" if cell["refused"] else "") for cell in cells)]
+    remarks = [", noised" if cell.get("noised") else ", refused" if cell["refused"] else "" for cell in cells]
+    columns = ["attack", *(f"{cell['samples']:,}{remark}" for cell, remark in zip(cells, remarks, strict=True))]
     return join(
         element("dl", said, class_="says"),
         table("What sums of so many samples tell", columns, rows, numeric=range(1, len(columns)), class_="audit"),

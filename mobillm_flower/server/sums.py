@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import FitsInClosedForm
 from mobillm_flower.core.side_networks.closed_form import ClosedFormSideNetwork
+from mobillm_flower.core.side_networks.discriminant import discriminant_of_sums
 from mobillm_flower.core.side_networks.ridge import Sums
 from mobillm_flower.core.sums import Words, add_words, lift
+from mobillm_flower.core.targets import base_prediction, difference
 from mobillm_flower.errors import CacheError, PacketRejected
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
 from mobillm_flower.privacy.noise import derive
@@ -74,9 +76,13 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         raise PacketRejected("gram", "a sum of squares is out of range")
     if trace > largest * scale.radius**2 * (1 + _TOLERANCE):
         raise PacketRejected("trace", "the trace of the sums is above the number of samples")
-    if not private:
-        joined = np.block([[np.array([[float(samples)]]), rows[None]], [rows[:, None], gram]])
-        gram = joined
+    if sums.one_hot and not private:
+        classes = class_sums(words, sums)
+        if classes is None:
+            raise PacketRejected("targets", "no labels have such sums of targets, or of vectors times targets")
+        gram = np.block([[np.diag(classes[0]), classes[1].T], [classes[1], gram]])
+    elif not private:
+        gram = np.block([[np.array([[float(samples)]]), rows[None]], [rows[:, None], gram]])
     _, failed = torch.linalg.cholesky_ex(
         torch.from_numpy(gram + np.eye(len(gram)) * (1e-3 + _TOLERANCE * trace))  # entries are whole numbers
     )
@@ -88,6 +94,22 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
     if bool((np.square(moment).sum(1) > diagonal * square * (1 + _TOLERANCE) + 1e-3).any()):
         raise PacketRejected("moment", "products of vectors and targets are larger than their squares allow")
     return samples
+
+
+def class_sums(words: Words, sums: SumsSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Return n_k [K] and Σz of each class [D, K] of targets onehot(y) − 1/K; None where no labels have such sums.
+
+    Rounded, a target has one value at its class and one at all others, so that both follow without a remainder.
+    """
+    classes = sums.num_outputs
+    target = difference(torch.zeros(1, dtype=torch.long), base_prediction(None, 1, classes)).double().numpy()
+    own, other = sums.scale.targets(target / sums.target_bound)[0, :2].astype(np.int64)
+    counts, rows, targets, _, moment = sums.shape.split(lift(words))
+    samples, left = np.divmod(targets - other * counts[0], own - other)
+    of_classes, remainder = np.divmod(moment - other * rows[:, None], own - other)
+    if left.any() or remainder.any() or int(samples.min()) < 0 or int(samples.sum()) != int(counts[0]):
+        return None
+    return samples, of_classes
 
 
 def hold(
@@ -115,7 +137,9 @@ def total(cache: ActivationCache, backbone: str, sums: SumsSpec) -> Words | None
 def solve_sums(
     network: FitsInClosedForm, cache: ActivationCache, *, sums: Mapping[str, SumsSpec], scale: float
 ) -> Measured:
-    """Set each type's head to the solution of its sums; the loss is that of generalized cross-validation.
+    """Set each type's head to the solution of its sums; the loss is the ridge regression's by cross-validation.
+
+    The classes of one task are told apart by a linear discriminant where p_b is constant; see `discriminant_of_sums`.
 
     Parameters
     ----------
@@ -134,7 +158,10 @@ def solve_sums(
         words = total(cache, name, spec)
         if words is None:
             continue
-        weight, bias, loss, count = _noised(words, spec, cache, name) if spec.epsilon else solve_exact(words, spec)
+        if spec.epsilon:
+            weight, bias, loss, count = _noised(words, spec, cache, name)
+        else:
+            weight, bias, loss, count = solve_exact(words, spec, discriminant=not network.tasks)
         of_tasks = network.sums_of(name, CPU) if network.tasks else None
         if of_tasks is not None:
             of_tasks.add_sums(_exact(words, spec))
@@ -145,11 +172,21 @@ def solve_sums(
     return Measured(parts, losses / samples if samples else None, None)
 
 
-def solve_exact(words: Words, spec: SumsSpec) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
-    """Solve with λ by generalized cross-validation: W [D, K], b [K], loss, n."""
+def solve_exact(
+    words: Words, spec: SumsSpec, *, discriminant: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
+    """Solve with λ by generalized cross-validation of the ridge regression: W [D, K], b [K], its loss, n.
+
+    With `discriminant`, W and b are those of a linear discriminant where targets are onehot(y) − 1/K.
+    """
     sums = _exact(words, spec)
     solved = sums.choose()
-    return solved.weight, solved.bias, solved.error / sums.count, sums.count
+    weight, bias = solved.weight, solved.bias
+    if discriminant and spec.one_hot and (classes := class_sums(words, spec)) is not None:
+        counts, rows = classes
+        of_classes = torch.from_numpy(rows / spec.scale.row_unit(spec.width))
+        weight, bias = discriminant_of_sums(sums.gram, of_classes, torch.from_numpy(counts), solved.penalty)
+    return weight, bias, solved.error / sums.count, sums.count
 
 
 def _exact(words: Words, spec: SumsSpec) -> Sums:
@@ -215,7 +252,7 @@ def solve_noised(
     row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
     gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    penalty = of_the_noise * spec.sigma * math.sqrt(2 * spec.width) * (spec.scale.radius / row) ** 2
+    penalty = of_the_noise * gram_noise(spec)
     inverse = vectors / (eigenvalues.clamp_min(0) + penalty) @ vectors.T
     whole = inverse @ torch.from_numpy(moment / (row * target))
     return whole[:-1] * math.sqrt(1 - spec.intercept**2), whole[-1] * spec.intercept
@@ -235,6 +272,11 @@ def noise_variances(spec: SumsSpec) -> NDArray[np.float64]:
     triangle[places] = of_gram
     moment[:] = (spec.sigma * spec.scale.radius * spec.scale.levels) ** 2
     return variances
+
+
+def gram_noise(spec: SumsSpec) -> float:
+    """Return the spectral norm of the noise on Σzzᵀ, about σ·√(2D), in units of z²."""
+    return spec.sigma * math.sqrt(2 * spec.width) * (spec.scale.radius / spec.scale.row_unit(spec.width)) ** 2
 
 
 def require_room(cache: ActivationCache, sums: Mapping[str, SumsSpec], samples: int) -> None:

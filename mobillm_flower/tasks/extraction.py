@@ -133,6 +133,7 @@ def extraction_spec(
             or private.label_epsilon
             or private.central_epsilon
             or bi_encoder
+            or (settings.strategy == ANALYTIC and num_outputs > 1 and backbone.base_prediction == "constant")
         ),
         bi_encoder=bi_encoder,
         vocabulary=backbone.vocabulary,

@@ -87,6 +87,11 @@ class SumsSpec(_Agreed):
         )
 
     @property
+    def one_hot(self) -> bool:
+        """Whether all targets are onehot(y) − 1/K: of two values, so that each class's own sums follow from theirs."""
+        return self.num_outputs > 1 and self.target_bound < 1
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the vector."""
         return self.shape.num_words * self.scale.bits // 8

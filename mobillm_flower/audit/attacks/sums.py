@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from mobillm_flower.audit.attacks.empirical_epsilon import KEY, EpsilonCheck, lower_by_threshold
 from mobillm_flower.audit.finding import Measured, of_auc, of_scores
 from mobillm_flower.clients.summing import sample_statistic, shortened
-from mobillm_flower.core.sums import lift
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
-from mobillm_flower.server.sums import noise_variances
+from mobillm_flower.server.sums import gram_noise, noise_variances
 from mobillm_flower.wire.sums import SumsSpec
 
 
@@ -22,20 +21,24 @@ class SumsAttack:
 
     Parameters
     ----------
-    words : ndarray
-        [W], a device's or a group's, modulo 2^bits.
+    values : ndarray
+        [W] int64, a device's or a group's.
     spec : SumsSpec
         How it was made.
+    noised : bool
+        Whether noise was added; every direction then holds some, and counts for less the more of it there is.
     """
 
-    def __init__(self, words: NDArray[np.uint32], spec: SumsSpec) -> None:
-        _, _, _, triangle, moment = spec.shape.split(lift(words).astype(np.float64))
+    def __init__(self, values: NDArray[np.int64], spec: SumsSpec, *, noised: bool = False) -> None:
+        _, _, _, triangle, moment = spec.shape.split(values.astype(np.float64))
         unit = spec.scale.row_unit(spec.width)
-        gram = spec.shape.gram(triangle) / unit**2
+        spread, vectors = np.linalg.eigh(spec.shape.gram(triangle) / unit**2)
+        if noised:
+            spread = np.maximum(spread, 0) + gram_noise(spec)
         # directions that no sample has hold nothing but rounding
-        values, vectors = np.linalg.eigh(gram)
-        self._span = vectors[:, values > 1e-3 * values.max()]
-        self._inverse = self._span / values[values > 1e-3 * values.max()] @ self._span.T
+        kept = spread > 1e-3 * spread.max()
+        self._span = vectors[:, kept]
+        self._inverse = self._span / spread[kept] @ self._span.T
         self._solution = self._inverse @ moment / (unit * spec.scale.target_unit(spec.num_outputs))
 
     def labels(self, rows: NDArray[np.float64], labels: NDArray[np.int64]) -> Measured:

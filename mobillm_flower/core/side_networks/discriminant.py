@@ -1,4 +1,4 @@
-"""A linear discriminant in closed form: the side network for activations that carry much noise.
+"""Linear discriminants in closed form: the side network for activations that carry much noise, and that of exact sums.
 
 Gradient steps fit noise as they fit signal. Class means need no steps: noise of known variance averages out of them,
 and what it leaves in their squared norm is subtracted.
@@ -140,3 +140,45 @@ def _discriminant(sums: ClassSums) -> tuple[Tensor, Tensor]:
     weight = precision * apart
     bias = -weight @ mean - 0.5 * precision * (apart.square().sum(1) - width * variance) + shares.log()
     return weight.float(), bias.float()
+
+
+def discriminant_of_sums(gram: Tensor, rows: Tensor, counts: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Return W [D, K] and b [K] of the linear discriminant of samples, from their sums alone.
+
+    With class means μ_k of n_k of n samples, their scatter inside the classes S = Σ (z − μ_y)(z − μ_y)ᵀ and
+    A = n·(S + λI)⁻¹: s_k = c·(μ_kᵀAz − ½·(μ_kᵀAμ_k − h/n_k) + ln(n_k/n)), less the classes' mean. h = tr((S + λI)⁻¹S):
+    h/n_k is what chance adds to μ_kᵀAμ_k. c is chosen by ridge regression of onehot(y) − 1/K, with the same λ; of two
+    classes W is then that of the ridge regression itself. Of more, the regression's largest scores leave out classes
+    whose texts have little in common; see `docs/decisions/0027-classes-from-sums.md`.
+
+    Parameters
+    ----------
+    gram : Tensor
+        Σzzᵀ, [D, D] float64.
+    rows : Tensor
+        Σz of each class, [D, K] float64.
+    counts : Tensor
+        n_k, [K]. A class without samples is never predicted.
+    penalty : float
+        λ.
+    """
+    counts = counts.double()
+    total, there = counts.sum(), counts > 0
+    if int(there.sum()) < 2:
+        return torch.zeros_like(rows), there.double() - 1 / len(there)
+    of_class = counts[there]
+    means = rows[:, there] / of_class  # [D, classes that are there]
+    eigenvalues, vectors = torch.linalg.eigh(gram - (means * of_class) @ means.T)
+    scatter = eigenvalues.clamp_min(0)
+    weight = total * (vectors / (scatter + penalty) @ (vectors.T @ means))
+    by_chance = (scatter / (scatter + penalty)).sum() / of_class
+    bias = (of_class / total).log() - 0.5 * ((weight * means).sum(0) - by_chance)
+    weight, bias = weight - weight.mean(1, keepdim=True), bias - bias.mean()
+    apart = weight.T @ (means - rows.sum(1, keepdim=True) / total)  # [score, class]
+    wanted = (apart.diagonal() * of_class).sum()
+    squares = total * (weight * means).sum() + (apart.square() * of_class).sum()
+    factor = wanted / squares
+    lowest = factor * (bias - torch.linalg.vector_norm(weight, dim=0)).min()  # of any z of norm 1
+    whole, level = torch.zeros_like(rows), torch.full_like(counts, float(lowest))
+    whole[:, there], level[there] = factor * weight, factor * bias
+    return whole, level

@@ -14,7 +14,6 @@ from mobillm_flower.audit.draw import QUICK, load_devices
 from mobillm_flower.audit.sums import audit_sums
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.summing import sample_statistic
-from mobillm_flower.core.sums import wrap
 from mobillm_flower.privacy.accounting import sums_sigma
 from mobillm_flower.reports.audit import audit_section
 from mobillm_flower.tasks.sums import room_for
@@ -31,8 +30,7 @@ def attacked(count: int) -> tuple[SumsAttack, np.ndarray, np.ndarray]:
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     labels = random.integers(0, 2, count)
     spec = SumsSpec(WIDTH, 2, room_for(count), 1, 0.0, 2**0.5)
-    words = wrap(sample_statistic(rows, np.eye(2)[labels] - 0.5, spec), spec.scale.bits)
-    return SumsAttack(words, spec), rows, labels
+    return SumsAttack(sample_statistic(rows, np.eye(2)[labels] - 0.5, spec), spec), rows, labels
 
 
 @pytest.mark.parametrize("count", [2, 10, 20])
@@ -72,7 +70,9 @@ def test_an_audit_of_sums_reads_few_samples_says_what_is_refused_and_is_in_the_r
     devices = load_devices(settings)
     size = dataclasses.replace(QUICK, seeds=1, uploads=60, draws=5000)
     result = audit_sums(settings, devices, load_backbone(str(backbone), device="cpu"), size, run=False, say=print)
-    few, _, ten, *_ = result["sums"]
+    few, _, ten, *_, noised = result["sums"]
+    assert noised["noised"]
+    assert noised["attacks"]["whether a text is in it"]["value"] < 0.8  # without noise all of them are found
     assert few["refused"]
     assert not ten["refused"]
     assert few["attacks"]["labels of known texts"]["value"] == 1.0
@@ -81,3 +81,5 @@ def test_an_audit_of_sums_reads_few_samples_says_what_is_refused_and_is_in_the_r
     section = str(audit_section(result))
     assert "The sum of one sample is the sample" in section
     assert "1, refused" in section
+    assert ", noised" in section
+    assert "With the noise, sums of" in section

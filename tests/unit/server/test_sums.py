@@ -11,10 +11,11 @@ import torch
 
 from mobillm_flower.clients.summing import sample_statistic, shortened
 from mobillm_flower.core.sums import wrap
+from mobillm_flower.core.targets import base_prediction, difference
 from mobillm_flower.errors import PacketRejected
 from mobillm_flower.privacy.accounting import sums_sigma
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
-from mobillm_flower.server.sums import check_sums, noise_variances, solve_exact, solve_noised
+from mobillm_flower.server.sums import check_sums, class_sums, noise_variances, solve_exact, solve_noised
 from mobillm_flower.tasks.sums import INTERCEPT, room_for
 from mobillm_flower.wire.sums import SumsSpec
 
@@ -122,6 +123,75 @@ def test_the_solution_of_sums_is_ridge_regression_of_the_samples() -> None:
     assert loss == pytest.approx(float(np.square(wanted).sum() / 400), rel=0.2)
     assert bias.numpy() == pytest.approx(targets.mean(0) - rows.mean(0) @ weight.numpy(), abs=1e-3)
     assert spec.shape.num_words == len(values)
+
+
+def labelled(classes: int, count: int = 200) -> tuple[SumsSpec, np.ndarray, np.ndarray, np.ndarray]:
+    """Return how sums of labels are made where p_b is constant, vectors, labels and targets."""
+    spec = spec_of(num_outputs=classes, target_bound=round(math.sqrt(1 - 1 / classes), 9))
+    random = np.random.default_rng(classes)
+    rows = random.normal(size=(count, WIDTH))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = random.integers(0, classes - 1, count)  # the last class has none
+    base = base_prediction(None, count, classes)
+    return spec, rows, labels, difference(torch.from_numpy(labels), base).double().numpy()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7, 151])
+def test_rounded_sums_still_hold_the_sums_of_each_class(classes: int) -> None:
+    spec, rows, labels, targets = labelled(classes)
+    words = wrap(sample_statistic(rows, targets, spec), spec.scale.bits)
+    held = class_sums(words, spec)
+    assert held is not None
+    counts, of_classes = held
+    whole, _ = spec.scale.rows(rows)
+    assert counts.tolist() == np.bincount(labels, minlength=classes).tolist()
+    for number in range(classes):
+        assert of_classes[:, number].tolist() == whole[labels == number].sum(0).tolist()
+    assert check_sums(words, spec, most=200) == 200
+
+
+def half_a_label(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[2][:2] += np.array([1, -1])
+
+
+def vectors_of_no_class(values: np.ndarray, spec: SumsSpec) -> None:
+    spec.shape.split(values)[4][:, 0] += 1
+
+
+def a_class_far_from_its_vectors(values: np.ndarray, spec: SumsSpec) -> None:
+    _, _, _, _, moment = spec.shape.split(values)
+    own_less_other = round(spec.scale.target_unit(spec.num_outputs) / spec.target_bound)
+    step = own_less_other * int(40 * spec.scale.row_unit(WIDTH))
+    moment[0, 0] += step
+    moment[0, 1] -= step
+
+
+@pytest.mark.parametrize(
+    ("lie", "rule"),
+    [(half_a_label, "targets"), (vectors_of_no_class, "targets"), (a_class_far_from_its_vectors, "gram")],
+)
+def test_sums_that_no_labels_have_are_refused(lie: Callable[[np.ndarray, SumsSpec], None], rule: str) -> None:
+    spec, rows, _, targets = labelled(3)
+    values = sample_statistic(rows, targets, spec)
+    lie(values, spec)
+    with pytest.raises(PacketRejected, match=rule):
+        check_sums(wrap(values, spec.scale.bits), spec, most=200)
+
+
+def test_classes_are_told_apart_by_the_discriminant_unless_targets_are_no_plain_labels() -> None:
+    spec, rows, labels, _ = labelled(3)
+    rows[:, 0] += labels  # classes on a line
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    base = base_prediction(None, len(rows), 3)
+    targets = difference(torch.from_numpy(labels), base).double().numpy()
+
+    def solved(how: SumsSpec, *, discriminant: bool) -> torch.Tensor:
+        return solve_exact(wrap(sample_statistic(rows, targets, how), 32), how, discriminant=discriminant)[0]
+
+    one, other = (solved(spec, discriminant=chosen) for chosen in (True, False))
+    assert not torch.allclose(one, other)
+    unknown_base = spec_of(target_bound=round(2**0.5, 9))
+    assert torch.equal(*(solved(unknown_base, discriminant=chosen) for chosen in (True, False)))
 
 
 def weighted(values: np.ndarray, spec: SumsSpec) -> np.ndarray:

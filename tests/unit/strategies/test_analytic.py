@@ -17,7 +17,8 @@ from mobillm_flower.errors import RunFailed, SettingsError
 from mobillm_flower.runs.events import Prepared
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.plan import replay
+from mobillm_flower.server.plan import TrainingPlan, replay
+from mobillm_flower.server.sums import solve_exact, total
 from mobillm_flower.wire import keys
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
@@ -82,6 +83,21 @@ def test_the_solution_is_the_same_bit_by_bit_at_any_partition_and_order(tmp_path
         with opened(tmp_path / f"{devices}") as cache:
             assert len(cache) == devices  # a row a device, and no sample
         assert weights(federated) == central
+
+
+def test_what_a_run_predicts_with_is_the_discriminant_of_its_total(tmp_path: Path, backbone: Path) -> None:
+    strategy = run(config_of(tmp_path / "run", backbone))
+    with opened(tmp_path / "run") as cache:
+        plan = TrainingPlan.of(cache)
+        assert plan is not None
+        ((name, sums),) = plan.sums.items()
+        words = total(cache, name, sums)
+    assert words is not None
+    assert sums.one_hot  # this backbone predicts nothing by itself
+    weight, bias, _, _ = solve_exact(words, sums)
+    state = strategy.trainer.state
+    assert torch.equal(state[f"heads.{name}.weight"], (weight.T * plan.scale).float())
+    assert torch.equal(state[f"heads.{name}.bias"], (bias * plan.scale).float())
 
 
 def test_one_data_message_a_device_whose_size_does_not_depend_on_samples(tmp_path: Path, backbone: Path) -> None:

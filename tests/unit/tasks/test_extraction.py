@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mobillm_flower import load_settings
@@ -79,3 +81,21 @@ def test_an_epsilon_that_the_mechanism_does_not_take_is_named_as_the_setting() -
     spec = extraction_spec(info(), settings, num_blocks=2)
     with pytest.raises(SettingsError, match=r"privacy\.joint-epsilon=40\.0 must be above 0 and at most 32"):
         release_guarantee(spec, CONTRACT, delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preset", "outputs", "base", "constant"),
+    [
+        ("analytic", 3, "constant", True),
+        ("analytic", 3, "classifier", False),
+        ("analytic", 1, "constant", False),
+        ("pae", 3, "constant", False),
+    ],
+)
+def test_sums_of_classes_say_that_a_backbone_predicts_nothing(
+    preset: str, outputs: int, base: str, constant: bool
+) -> None:
+    backbone = dataclasses.replace(info(family="bert"), base_prediction=base)
+    settings = load_settings({"preset": preset, "activations.projection": 8})
+    made = extraction_spec(backbone, settings, num_blocks=2, num_outputs=outputs)
+    assert made.constant_base is constant

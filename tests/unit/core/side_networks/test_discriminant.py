@@ -13,6 +13,8 @@ from mobillm_flower.core.side_networks import (
     SideNetworkConfig,
     state_for,
 )
+from mobillm_flower.core.side_networks.discriminant import discriminant_of_sums
+from mobillm_flower.core.side_networks.ridge import Sums
 from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.protect import Protection
 
@@ -107,3 +109,82 @@ def test_sums_do_not_depend_on_how_samples_are_grouped() -> None:
         parts.add(labels[start : start + 37], vectors[start : start + 37])
     assert torch.equal(once.counts, parts.counts)
     assert torch.allclose(once.sums, parts.sums)
+
+
+def class_sums(rows: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    hot = torch.nn.functional.one_hot(labels, classes).double()
+    return rows.T @ hot, hot.sum(0)
+
+
+def unit_rows(*clusters: tuple[int, torch.Tensor, float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return vectors of norm 1 around a centre each, of so many samples and spread, and the cluster of each."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        centre + spread * torch.randn(count, len(centre), generator=generator).double()
+        for count, centre, spread in clusters
+    ]
+    labels = torch.cat([torch.full((count,), number) for number, (count, _, _) in enumerate(clusters)])
+    return torch.nn.functional.normalize(torch.cat(parts)), labels
+
+
+def test_of_two_classes_the_discriminant_of_sums_weighs_as_the_ridge_regression_does() -> None:
+    centres = torch.eye(6).double()
+    rows, labels = unit_rows((40, centres[0], 0.4), (110, centres[1], 0.4))
+    of_classes, counts = class_sums(rows, labels, 2)
+    sums = Sums(6, 2, torch.device("cpu"))
+    targets = torch.nn.functional.one_hot(labels, 2).double() - 0.5
+    sums.add(rows, targets, torch.ones(150).double())
+    solved = sums.choose()
+    weight, bias = discriminant_of_sums(rows.T @ rows, of_classes, counts, solved.penalty)
+    torch.testing.assert_close(weight, solved.weight)
+    of_both = [(rows @ w + b).argmax(1) for w, b in ((weight, bias), (solved.weight, solved.bias))]
+    assert float((of_both[0] == of_both[1]).double().mean()) > 0.97
+
+
+def test_the_discriminant_of_sums_is_that_of_the_samples() -> None:
+    centres, penalty = torch.eye(6).double(), 0.7
+    rows, labels = unit_rows((30, centres[0], 0.4), (50, centres[1], 0.4), (20, centres[2], 0.4))
+    weight, bias = discriminant_of_sums(rows.T @ rows, *class_sums(rows, labels, 3), penalty)
+    means = torch.stack([rows[labels == k].mean(0) for k in range(3)])
+    apart = rows - means[labels]
+    scatter = apart.T @ apart
+    inverse = torch.linalg.inv(scatter + penalty * torch.eye(6).double())
+    expected = torch.stack(
+        [
+            100 * (z @ inverse @ mean - 0.5 * (mean @ inverse @ mean - (inverse @ scatter).trace() / count / 100))
+            + torch.tensor(count / 100).log()
+            for z in rows
+            for mean, count in zip(means, (30, 50, 20), strict=True)
+        ]
+    ).view(100, 3)
+    expected -= expected.mean(1, keepdim=True)
+    scores = rows @ weight + bias
+    factor = float((scores * expected).sum() / expected.square().sum())
+    assert factor > 0
+    torch.testing.assert_close(scores, factor * expected)
+
+
+def test_a_class_between_the_others_is_found_which_least_squares_leaves_out() -> None:
+    """Masking: the middle one of three classes on a line is never the largest of a linear regression of indicators."""
+    labels = torch.arange(3).repeat_interleave(100)
+    rows = 0.05 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0)).double()
+    rows[:, 0] += 0.5 * (labels - 1)
+    sums = Sums(4, 3, torch.device("cpu"))
+    targets = torch.nn.functional.one_hot(labels, 3).double() - 1 / 3
+    sums.add(rows, targets, torch.ones(300).double())
+    solved = sums.choose()
+    weight, bias = discriminant_of_sums(rows.T @ rows, *class_sums(rows, labels, 3), solved.penalty)
+    middle = labels == 1
+    assert float(((rows @ solved.weight + solved.bias).argmax(1) == 1)[middle].double().mean()) < 0.6
+    assert float(((rows @ weight + bias).argmax(1) == labels).double().mean()) > 0.95
+
+
+@pytest.mark.parametrize("there", [(0,), (1, 2), (0, 3)])
+def test_a_class_without_samples_is_never_predicted_from_sums(there: tuple[int, ...]) -> None:
+    centres = torch.eye(5).double()
+    rows, numbers = unit_rows(*((12, centres[k], 0.5) for k in there))
+    labels = torch.tensor(there)[numbers]
+    weight, bias = discriminant_of_sums(rows.T @ rows, *class_sums(rows, labels, 4), 0.1)
+    anywhere = torch.nn.functional.normalize(torch.randn(500, 5, generator=torch.Generator().manual_seed(1)).double())
+    assert set((anywhere @ weight + bias).argmax(1).tolist()) <= set(there)
+    assert bool(torch.isfinite(weight).all() and torch.isfinite(bias).all())
