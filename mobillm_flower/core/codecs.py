@@ -8,7 +8,6 @@ MobiLLM (2502.20421) uploads FP4, NF4 or FP8; the double-quantized scales are QL
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -17,11 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mobillm_flower.core.bitsandbytes import functional as bnb
 from mobillm_flower.core.registry import Registry
-
-# On processors with AVX512-BF16 it looks for a faster product in a package that is not needed, and warns when imported.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-import bitsandbytes.functional as bnb  # noqa: E402
 
 _BLOCK_4BIT = 64
 _BLOCK_8BIT = 256  # also the block of the nested quantization of 4-bit scales

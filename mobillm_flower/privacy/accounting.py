@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from mobillm_flower.errors import ArgumentError
@@ -285,6 +284,8 @@ def _crossing(rising: Callable[[float], float]) -> float:
         high *= 2
     while rising(low) > 0:
         low /= 2
+    from scipy.optimize import brentq  # a third of a second, in every process of a device
+
     return float(brentq(rising, low, high, xtol=low * 1e-13, rtol=1e-13)) if low < high else low
 
 

@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from mobillm_flower.errors import ArgumentError
@@ -73,6 +72,8 @@ class LabelledCap:
     @cached_property
     def height(self) -> float:
         """The cap's height h, which is the size m of the signal as well."""
+        from scipy.optimize import brentq  # a third of a second, in every process of a device
+
         return float(brentq(lambda h: self._signal(h) - h, 0.0, 10.0, xtol=1e-14))
 
     @property
