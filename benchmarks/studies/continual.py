@@ -90,6 +90,7 @@ METHODS = {
     "replay of a tenth": Method("additive", keep=0.1, rank=64),
     "closed-form": Method("closed-form"),
     "o-lora": Method("o-lora", orthogonality=0.5),
+    "o-lora of rank 6": Method("o-lora", orthogonality=0.5, rank=6),  # hardly more than what acts of oa-adapter
     "oa-adapter": Method("oa-adapter", orthogonality=0.1, threshold=1.5),
 }
 TOGETHER = {"joint": Method("additive", keep=1.0, rank=64), "joint solution": Method("closed-form", keep=1.0)}

@@ -47,7 +47,7 @@ def test_every_way_of_learning_is_measured_after_each_task(name: str, monkeypatc
         assert all(kept) == (name == "closed-form")
     if name == "closed-form":
         assert sum(cell["known"][-1]) > 1.8
-    if name in ("o-lora", "oa-adapter"):
+    if method.network in ("o-lora", "oa-adapter"):
         assert [len(sizes["ranks"]) for sizes in cell["sizes"]] == [1, 2, 3]
 
 
