@@ -177,7 +177,7 @@ def discriminant_of_sums(gram: Tensor, rows: Tensor, counts: Tensor, penalty: fl
     apart = weight.T @ (means - rows.sum(1, keepdim=True) / total)  # [score, class]
     wanted = (apart.diagonal() * of_class).sum()
     squares = total * (weight * means).sum() + (apart.square() * of_class).sum()
-    factor = wanted / squares
+    factor = wanted / squares if squares > 0 else torch.ones_like(squares)  # of equal texts shares alone are known
     lowest = factor * (bias - torch.linalg.vector_norm(weight, dim=0)).min()  # of any z of norm 1
     whole, level = torch.zeros_like(rows), torch.full_like(counts, float(lowest))
     whole[:, there], level[there] = factor * weight, factor * bias

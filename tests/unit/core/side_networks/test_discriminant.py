@@ -179,6 +179,12 @@ def test_a_class_between_the_others_is_found_which_least_squares_leaves_out() ->
     assert float(((rows @ weight + bias).argmax(1) == labels).double().mean()) > 0.95
 
 
+def test_of_equal_texts_the_most_frequent_class_is_predicted_from_sums() -> None:
+    rows, labels = torch.eye(4).double()[:1].repeat(30, 1), torch.tensor([0] * 8 + [1] * 16 + [2] * 6)
+    weight, bias = discriminant_of_sums(rows.T @ rows, *class_sums(rows, labels, 4), 0.5)
+    assert (rows @ weight + bias).argmax(1).unique().tolist() == [1]
+
+
 @pytest.mark.parametrize("there", [(0,), (1, 2), (0, 3)])
 def test_a_class_without_samples_is_never_predicted_from_sums(there: tuple[int, ...]) -> None:
     centres = torch.eye(5).double()
