@@ -20,6 +20,8 @@ from mobillm_flower.core.bitsandbytes import functional as bnb
 from mobillm_flower.core.registry import Registry
 
 _BLOCK_4BIT = 64
+_MOST_LOST = 1.0  # of a block's scale: then its values have the wrong sign, or are more than doubled
+_LEAST = 2.0**-24  # of the largest scale
 _BLOCK_8BIT = 256  # also the block of the nested quantization of 4-bit scales
 
 
@@ -169,6 +171,10 @@ class Blockwise4Codec:
     The layout of n values, padded with zeros to N = 64·⌈n/64⌉: N/2 bytes of codes, N/64 bytes of scale codes,
     ⌈N/64/256⌉ float32 scales of scales, one float32 offset.
 
+    Beside scales that are hundreds of times as large, as those of a language model's first token are, the small ones
+    would be lost. Where one is off by more than itself, the logarithms to base 2 of all scales are quantized
+    in their place. The scales of scales then have the other sign, since their own is never negative.
+
     Parameters
     ----------
     quant_type : {"nf4", "fp4"}
@@ -200,12 +206,18 @@ class Blockwise4Codec:
         padded = torch.nn.functional.pad(flat, (0, blocks * _BLOCK_4BIT - flat.numel()))
         codes, state = bnb.quantize_4bit(padded, blocksize=_BLOCK_4BIT, compress_statistics=True, quant_type=self._type)
         _in_range(state.offset, state.state2.absmax)
+        scale_codes, nested, offset = state.absmax, state.state2.absmax, float(state.offset)
+        scales = padded.view(-1, _BLOCK_4BIT).abs().amax(1)
+        each = nested.repeat_interleave(_BLOCK_8BIT)[:blocks]
+        lost = (_scales(scale_codes, each, torch.tensor(offset)) - scales).abs() > _MOST_LOST * scales
+        if lost[scales > 0].any():
+            scale_codes, nested, offset = _in_logarithms(scales)
         return b"".join(
             (
                 codes.numpy().tobytes(),
-                state.absmax.numpy().tobytes(),
-                state.state2.absmax.numpy().astype("<f4").tobytes(),
-                np.float32(state.offset.item()).astype("<f4").tobytes(),
+                scale_codes.numpy().tobytes(),
+                nested.numpy().astype("<f4").tobytes(),
+                np.float32(offset).astype("<f4").tobytes(),
             )
         )
 
@@ -224,7 +236,7 @@ class Blockwise4Codec:
         # one scale of scales and one offset for every scale code: [sum of blocks]
         nested, offsets = _spread(tails, parts)
         index = torch.frombuffer(bytearray(scale_codes), dtype=torch.uint8).long()
-        absmax = _dynamic_map()[index] * torch.from_numpy(nested) + torch.from_numpy(offsets)
+        absmax = _scales(index, torch.from_numpy(nested), torch.from_numpy(offsets))
         num_blocks = sum(blocks for blocks, _ in parts)
         values = bnb.dequantize_4bit(
             torch.frombuffer(bytearray(codes), dtype=torch.uint8).reshape(-1, 1),
@@ -238,6 +250,26 @@ class Blockwise4Codec:
             ),
         )
         return _checked(_unpad(values.reshape(-1), counts, [blocks * _BLOCK_4BIT for blocks, _ in parts]))
+
+
+def _in_logarithms(scales: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Quantize blocks' scales by their logarithms: codes, scales of scales with the other sign, and offset.
+
+    The largest keeps its value, and any other is off by at most 6 %, down to 2⁻²⁴ of the largest.
+    """
+    largest = scales.max()
+    logs = torch.where(scales > 0, scales.clamp_min(largest * _LEAST), largest).log2()  # zeros are zeros by any scale
+    offset = float(logs.max() + logs.min()) / 2
+    codes, state = bnb.quantize_blockwise(logs - offset, code=_dynamic_map(), blocksize=_BLOCK_8BIT)
+    nested = -state.absmax
+    _in_range(_scales(codes, nested.repeat_interleave(_BLOCK_8BIT)[: len(codes)], torch.tensor(offset)))
+    return codes, nested, offset
+
+
+def _scales(codes: Tensor, nested: Tensor, offsets: Tensor) -> Tensor:
+    """Return blocks' scales from their codes, the scale of each code, and what is added; see `Blockwise4Codec`."""
+    scales = _dynamic_map()[codes.long()] * nested.abs() + offsets
+    return torch.where(torch.signbit(nested), scales.exp2(), scales)
 
 
 def _spread(tails: np.ndarray, parts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,12 @@ FOUR_BIT, EIGHT_BIT = ["nf4", "fp4"], ["int8", "fp8"]
 COUNTS = [1, 63, 64, 65, 255, 256, 257, 1000, 12 * 768, 64 * 256, 64 * 256 + 1, 64 * 300 + 5]
 
 
-def _sample(count: Any, seed: int = 0) -> Any:
+def _sample(count: Any, seed: int = 0, outlier: float = 8) -> Any:
     """Draw activations: mostly near zero, a few large channels, blocks of unequal size."""
     generator = torch.Generator().manual_seed(1000 * seed + count)
     values = torch.randn(count, generator=generator)
-    values[::97] *= 30
-    return values * torch.linspace(0.1, 4, count)
+    values[::97] *= outlier
+    return values * torch.linspace(0.5, 4, count)
 
 
 def _round_trip(name: str, values: Any) -> Any:
@@ -51,6 +51,19 @@ def _half_gap(name: str) -> Any:
 def test_a_sample_decodes_to_what_bitsandbytes_gives(name: str, count: Any) -> None:
     values = _sample(count)
     assert torch.equal(_round_trip(name, values), _bitsandbytes(name, values))
+
+
+@pytest.mark.parametrize("outlier", [300, 30_000])
+@pytest.mark.parametrize("name", FOUR_BIT)
+def test_scales_beside_much_larger_ones_are_nearer_than_bitsandbytes_gives(name: str, outlier: float) -> None:
+    values = _sample(12 * 768, outlier=outlier)
+    small = values.view(-1, 64).abs().amax(1) < 20  # blocks without an outlier
+    assert 10 < small.sum() < len(small) - 10
+    ours, theirs = (
+        (decoded - values).view(-1, 64)[small].square().sum() / values.view(-1, 64)[small].square().sum()
+        for decoded in (_round_trip(name, values), _bitsandbytes(name, values))
+    )
+    assert ours < 0.05 < theirs
 
 
 @pytest.mark.parametrize("name", FOUR_BIT + EIGHT_BIT)

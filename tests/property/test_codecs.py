@@ -56,6 +56,26 @@ def test_any_finite_values_come_back_within_their_blocks_range(name: str, values
     assert bool(((decoded - flat).abs() <= 0.25 * reach + 1e-7).all())
 
 
+@pytest.mark.parametrize("name", NAMES[2:])
+@EXAMPLES
+@given(
+    sizes=st.lists(st.sampled_from([0.01, 0.3, 1.0, 50.0, 2e4]), min_size=2, max_size=300),
+    seed=seeds,
+    zeros=st.booleans(),
+)
+def test_a_small_vector_survives_beside_large_ones(name: str, sizes: Any, seed: int, zeros: bool) -> None:
+    """As the embedding of a text beside a language model's first token in a middle layer, 20,000 times as large.
+
+    No vector comes back with an error much larger than itself, whatever is beside it.
+    """
+    vectors = torch.randn(len(sizes), 256, generator=torch.Generator().manual_seed(seed)) * torch.tensor(sizes)[:, None]
+    if zeros:
+        vectors[0] = 0
+    decoded = CODECS[name].decode([CODECS[name].encode(vectors)], [vectors.numel()]).view_as(vectors)
+    squares = vectors.square().sum(1)
+    assert bool(((decoded - vectors).square().sum(1) <= 1.1 * squares).all())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @EXAMPLES
 @given(values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=150))
