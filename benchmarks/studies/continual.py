@@ -326,9 +326,7 @@ GRIDS: dict[str, list[dict[str, float]]] = {
         *({"orthogonality": 2.0, "threshold": t} for t in (0.01, 0.3, 0.6, 1.0, 1.9)),
         {"orthogonality": 2.0, "threshold": 1.5, "learning_rate": 5e-3},
     ],
-    "o-lora": [
-        *({"orthogonality": w} for w in (8.0, 0.5)),
-    ],
+    "o-lora": [{"orthogonality": w} for w in (8.0, 0.5)],
 }
 
 

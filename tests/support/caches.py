@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.server import ActivationCache, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, note_round, plan_what_is_held
+from mobillm_flower.server.rows import RowRef
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
 from mobillm_flower.wire.window import SampleBytes
@@ -144,3 +146,12 @@ def train(cache: ActivationCache, plan: TrainingPlan, *, num_rounds: int = 0, **
 def state_bytes(network: Any) -> bytes:
     """Every weight's bytes, for comparing bit by bit."""
     return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(network.state_dict().items()))
+
+
+def plainly(file: Path) -> Any:
+    """Read all rows in the order of (digest, id), which every reader must see."""
+    db = sqlite3.connect(file)
+    query = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples ORDER BY digest, id"
+    found = [RowRef(*row) for row in db.execute(query)]
+    db.close()
+    return found

@@ -10,8 +10,7 @@ import pytest
 
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server import ActivationCache, Damage
-from mobillm_flower.server.rows import RowRef
-from tests.support.caches import BACKBONE, fill, make_samples, make_spec
+from tests.support.caches import BACKBONE, fill, make_samples, make_spec, plainly
 
 ALICE, BOB = "a" * 32, "b" * 32
 
@@ -169,15 +168,6 @@ def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version=7")
     with pytest.raises(CacheError, match="has version 7, this release reads 1"):
         ActivationCache(tmp_path / "cache.sqlite")
-
-
-def plainly(file: Path) -> Any:
-    """Read all rows in the order of (digest, id), which every reader must see."""
-    db = sqlite3.connect(file)
-    query = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples ORDER BY digest, id"
-    found = [RowRef(*row) for row in db.execute(query)]
-    db.close()
-    return found
 
 
 def test_rows_after_each_window_are_those_of_a_fresh_process(tmp_path: Path, samples: Any) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from mobillm_flower.errors import CacheError
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.rows import RowRef
-from tests.support.caches import BACKBONE, make_samples, make_spec
+from tests.support.caches import BACKBONE, make_samples, make_spec, plainly
 
 ALICE, BOB = "a" * 32, "b" * 32
 
@@ -19,15 +18,6 @@ ALICE, BOB = "a" * 32, "b" * 32
 @pytest.fixture
 def samples() -> Any:
     return make_samples(20, make_spec())
-
-
-def plainly(file: Path) -> Any:
-    """Read all rows in the order of (digest, id), which every reader must see."""
-    db = sqlite3.connect(file)
-    query = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples ORDER BY digest, id"
-    found = [RowRef(*row) for row in db.execute(query)]
-    db.close()
-    return found
 
 
 def test_forget_removes_a_device_and_leaves_no_bytes_of_it_in_the_file(tmp_path: Path, samples: Any) -> None:
