@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.layers import sample_layers
 from mobillm_flower.core.side_networks import ActivationBatch, ClosedFormSideNetwork, LabelledBatch
 from mobillm_flower.core.side_networks.config import AlignmentSpec
 
@@ -112,6 +113,11 @@ def variants(depth: int) -> dict[str, tuple[Group, ...]]:
         "last, upper": (of_tokens(upper[1:], "last"),),
         "last, four; mean, 0, middle, last": (of_tokens(few, "last"), of_tokens(three, "mean")),
         "last and mean, 0 and upper": (of_tokens(upper, "last", "mean"),),
+        **{
+            f"last and mean, {words}": (of_tokens(sample_layers(depth, count), "last", "mean"),)
+            for count, words in ((3, "three"), (4, "four"), (5, "five"))
+        },
+        "last and mean, 0, middle, last": (of_tokens(three, "last", "mean"),),
         "maximum, 0 and upper": (of_tokens(upper, "maximum"),),
         "mean and maximum, 0 and upper": (of_tokens(upper, "mean", "maximum"),),
         "mean and deviation, 0 and upper": (of_tokens(upper, "mean", "deviation"),),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import FitsInClosedForm
 from mobillm_flower.core.side_networks.closed_form import ClosedFormSideNetwork
-from mobillm_flower.core.side_networks.discriminant import discriminant_of_sums
+from mobillm_flower.core.side_networks.discriminant import discriminant_of_ridge
 from mobillm_flower.core.side_networks.ridge import Sums
 from mobillm_flower.core.sums import Words, add_words, lift
 from mobillm_flower.core.targets import base_prediction, difference
@@ -139,7 +139,7 @@ def solve_sums(
 ) -> Measured:
     """Set each type's head to the solution of its sums; the loss is the ridge regression's by cross-validation.
 
-    The classes of one task are told apart by a linear discriminant where p_b is constant; see `discriminant_of_sums`.
+    The classes of one task are told apart by a linear discriminant where p_b is constant; see `discriminant_of_ridge`.
 
     Parameters
     ----------
@@ -183,9 +183,16 @@ def solve_exact(
     solved = sums.choose()
     weight, bias = solved.weight, solved.bias
     if discriminant and spec.one_hot and (classes := class_sums(words, spec)) is not None:
-        counts, rows = classes
-        of_classes = torch.from_numpy(rows / spec.scale.row_unit(spec.width))
-        weight, bias = discriminant_of_sums(sums.gram, of_classes, torch.from_numpy(counts), solved.penalty)
+        scores = discriminant_of_ridge(
+            solved.explained,
+            weight.T @ weight,
+            torch.from_numpy(classes[0]),
+            penalty=solved.penalty,
+            freedom=solved.freedom(),
+        )
+        level = sums.targets / sums.weight
+        weight, bias = weight @ scores.turn, (bias - level) @ scores.turn + scores.bias
+        weight, bias = scores.factor * weight, scores.factor * bias
     return weight, bias, solved.error / sums.count, sums.count
 
 

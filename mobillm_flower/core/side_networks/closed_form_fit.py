@@ -11,12 +11,47 @@ from torch.nn import functional
 
 from mobillm_flower.core.side_networks.calibration import likeliest_scores
 from mobillm_flower.core.side_networks.closed_form_head import Head
+from mobillm_flower.core.side_networks.discriminant import discriminant_of_ridge
 from mobillm_flower.core.side_networks.protocol import FittedPart, LabelledBatch
-from mobillm_flower.core.side_networks.ridge import Ridge
+from mobillm_flower.core.side_networks.ridge import Ridge, Solution
 from mobillm_flower.core.side_networks.task_sums import TaskSums
 from mobillm_flower.errors import MismatchError
 
+_FEWEST_CLASSES = 3  # of two, a discriminant has the ridge regression's W
+_SAME = 2.0**-10  # of a constant p_b that is read back from differences in half precision
 _CENTRED_BY = 2048  # the first rows, in the order of their digests, that give the centre
+
+
+@dataclass
+class Classes:
+    """What samples weigh by class, and whether a linear discriminant of them can be had.
+
+    It can where p_b is the same for all samples, which has the classes' sums among those of a ridge regression; the
+    labels are the samples' own; there is no noise; and there are three classes or more.
+
+    Parameters
+    ----------
+    counts : Tensor
+        [K] float64.
+    base : Tensor or None
+        p_b of the first sample, [K].
+    told_apart : bool
+        Whether it can, as far as is seen.
+    """
+
+    counts: Tensor
+    base: Tensor | None = None
+    told_apart: bool = True
+
+    def add(self, part: LabelledBatch) -> None:
+        """Count samples."""
+        if part.labels is None or part.base is None or part.protected or part.variance:
+            self.told_apart = False
+            return
+        self.base = part.base[0] if self.base is None else self.base
+        same = bool(((part.base - self.base).abs() <= _SAME).all())
+        self.told_apart = self.told_apart and same and len(self.counts) >= _FEWEST_CLASSES
+        self.counts.index_add_(0, part.labels, _weights(part))
 
 
 @dataclass
@@ -37,6 +72,7 @@ class Fit:
     waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
     ridge: Ridge | None = None
     truths: list[tuple[Tensor | None, ...]] = field(default_factory=list)  # of the rows that the ridge keeps
+    classes: Classes | None = None
     calibrate: bool = False
     protected: bool = False
     scale: float = 1.0
@@ -65,7 +101,17 @@ class Fit:
         weight, bias, left_out = solution.weight, solution.bias, solution.left_out
         labels, base, counts = (_last(values, len(left_out)) for values in zip(*self.truths, strict=True))
         factor, offsets = 1.0, torch.zeros_like(bias)
-        if self.sums is not None and not self.calibrate:  # Ridge is given scaled targets otherwise
+        if self.sums is None and self.classes is not None and self.classes.told_apart:
+            assert labels is not None
+            assert base is not None
+            assert counts is not None
+            weight, bias, left_out = self._discriminant(solution, self.classes)
+            likeliest = likeliest_scores(left_out, labels, base, counts, in_logits=True, with_offsets=True)
+            factor, offsets = likeliest.factor, likeliest.offsets
+            if not self.calibrate:
+                least = self.scale * _least_squares(left_out + offsets / factor, labels, base, counts)
+                factor, offsets = least, least / factor * offsets
+        elif self.sums is not None and not self.calibrate:  # Ridge is given scaled targets otherwise
             factor = self.scale
         elif labels is not None and base is not None and (self.calibrate or not self.protected):
             assert counts is not None
@@ -83,6 +129,23 @@ class Fit:
         if self.sums is not None:
             self.head.tell_tasks(self.sums, factor)
         return FittedPart(name, left_out.float(), labels, base, solution.penalty)
+
+    def _discriminant(self, solution: Solution, classes: Classes) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and left-out scores of the linear discriminant that the ridge regression's scores turn into."""
+        scale = 1.0 if self.calibrate else self.scale
+        scores = discriminant_of_ridge(
+            solution.explained / scale**2,
+            solution.weight @ solution.weight.T / scale**2,
+            classes.counts,
+            penalty=solution.penalty,
+            freedom=solution.freedom,
+        )
+        turn = scores.turn / scale
+        return (
+            turn.T @ solution.weight,
+            (solution.bias - solution.level) @ turn + scores.bias,
+            (solution.left_out - solution.level) @ turn + scores.bias,
+        )
 
     def _begin(self) -> None:
         if not self.head.knows_tasks:
@@ -105,6 +168,9 @@ class Fit:
             return
         assert part.targets is not None
         self.ridge.add(features, part.targets, _weights(part))
+        if self.classes is None:
+            self.classes = Classes(part.targets.new_zeros(part.targets.shape[1], dtype=torch.double))
+        self.classes.add(part)
         self.truths = [*self.truths, (part.labels, part.base, _weights(part))][-self.ridge.num_parts :]
         self.calibrate, self.protected, self.scale = part.calibrate, part.protected, part.scale
 
@@ -129,6 +195,13 @@ def _weights(part: LabelledBatch) -> Tensor:
     if part.weights is None:
         return torch.ones(part.batch.num_samples, dtype=torch.double, device=part.batch.rows.device)
     return part.weights.double()
+
+
+def _least_squares(scores: Tensor, labels: Tensor, base: Tensor, weights: Tensor) -> float:
+    """Return what scores [m, K] are multiplied with to be nearest to onehot(y) − p_b; 1 where all are 0."""
+    wanted = functional.one_hot(labels, scores.shape[1]) - base.double()
+    squares = float(weights @ scores.square().sum(1))
+    return float(weights @ (wanted * scores).sum(1)) / squares if squares > 0 else 1.0
 
 
 def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:

@@ -142,43 +142,68 @@ def _discriminant(sums: ClassSums) -> tuple[Tensor, Tensor]:
     return weight.float(), bias.float()
 
 
-def discriminant_of_sums(gram: Tensor, rows: Tensor, counts: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Return W [D, K] and b [K] of the linear discriminant of samples, from their sums alone.
-
-    With class means μ_k of n_k of n samples, their scatter inside the classes S = Σ (z − μ_y)(z − μ_y)ᵀ and
-    A = n·(S + λI)⁻¹: s_k = c·(μ_kᵀAz − ½·(μ_kᵀAμ_k − h/n_k) + ln(n_k/n)), less the classes' mean. h = tr((S + λI)⁻¹S):
-    h/n_k is what chance adds to μ_kᵀAμ_k. c is chosen by ridge regression of onehot(y) − 1/K, with the same λ; of two
-    classes W is then that of the ridge regression itself. Of more, the regression's largest scores leave out classes
-    whose texts have little in common; see `docs/decisions/0027-classes-from-sums.md`.
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of a linear discriminant, of the scores u of a ridge regression.
 
     Parameters
     ----------
-    gram : Tensor
-        Σzzᵀ, [D, D] float64.
-    rows : Tensor
-        Σz of each class, [D, K] float64.
+    turn : Tensor
+        [K, K] float64: s = u·turn + bias.
+    bias : Tensor
+        [K] float64.
+    factor : float
+        What s is multiplied with to be least squares for onehot(y) less its mean, with the same λ.
+    """
+
+    turn: Tensor
+    bias: Tensor
+    factor: float
+
+
+def discriminant_of_ridge(
+    explained: Tensor, squares: Tensor, counts: Tensor, *, penalty: float, freedom: float
+) -> ClassScores:
+    """Return the linear discriminant of samples, from a ridge regression of their classes.
+
+    With class means μ_k of n_k of n samples, less the samples' mean, their scatter inside the classes
+    S = Σ (z − μ_y)(z − μ_y)ᵀ and A = n·(S + λI)⁻¹: s_k = μ_kᵀAz − ½·(μ_kᵀAμ_k − h/n_k) + ln(n_k/n), less the classes'
+    mean. h = tr((S + λI)⁻¹S): h/n_k is what chance adds to μ_kᵀAμ_k. Since W = (Σzzᵀ + λI)⁻¹·Σz·onehotᵀ, with
+    N = diag(n_k) and H = (Σz·onehotᵀ)ᵀW, Woodbury's identity gives Aμ = n·W(N − H)⁻¹: ridge scores are turned, and
+    those of left-out samples are too. Of two classes W stays as it is. Of more, the regression's largest scores leave
+    out classes whose texts have little in common; see `docs/decisions/0027-classes-from-sums.md`.
+
+    Parameters
+    ----------
+    explained : Tensor
+        H, [K, K] float64.
+    squares : Tensor
+        WᵀW, [K, K] float64.
     counts : Tensor
-        n_k, [K]. A class without samples is never predicted.
+        n_k, [K], or what samples weigh. A class without samples is never predicted.
     penalty : float
         λ.
+    freedom : float
+        tr((Σzzᵀ + λI)⁻¹Σzzᵀ).
     """
     counts = counts.double()
-    total, there = counts.sum(), counts > 0
+    there, classes = counts > 0, len(counts)
+    turn, bias = torch.zeros_like(explained), there.double() - 1 / classes
     if int(there.sum()) < 2:
-        return torch.zeros_like(rows), there.double() - 1 / len(there)
-    of_class = counts[there]
-    means = rows[:, there] / of_class  # [D, classes that are there]
-    eigenvalues, vectors = torch.linalg.eigh(gram - (means * of_class) @ means.T)
-    scatter = eigenvalues.clamp_min(0)
-    weight = total * (vectors / (scatter + penalty) @ (vectors.T @ means))
-    by_chance = (scatter / (scatter + penalty)).sum() / of_class
-    bias = (of_class / total).log() - 0.5 * ((weight * means).sum(0) - by_chance)
-    weight, bias = weight - weight.mean(1, keepdim=True), bias - bias.mean()
-    apart = weight.T @ (means - rows.sum(1, keepdim=True) / total)  # [score, class]
-    wanted = (apart.diagonal() * of_class).sum()
-    squares = total * (weight * means).sum() + (apart.square() * of_class).sum()
-    factor = wanted / squares if squares > 0 else torch.ones_like(squares)  # of equal texts shares alone are known
-    lowest = factor * (bias - torch.linalg.vector_norm(weight, dim=0)).min()  # of any z of norm 1
-    whole, level = torch.zeros_like(rows), torch.full_like(counts, float(lowest))
-    whole[:, there], level[there] = factor * weight, factor * bias
-    return whole, level
+        return ClassScores(turn, bias, 1.0)
+    of_class, total = counts[there], counts.sum()
+    known = explained[there][:, there]
+    known = (known + known.T) / 2
+    inverse = torch.linalg.inv(of_class.diag() - known)
+    between = total * inverse @ known / of_class  # [score, class]: Wᵀ Aμ of each class
+    by_chance = (freedom - penalty * (inverse * squares[there][:, there]).sum()) / of_class
+    of_known = (of_class / total).log() - 0.5 * (between.diagonal() - by_chance)
+    apart = between - between.mean(0)
+    fitted = total * apart.trace() + (apart.square() * of_class).sum()
+    factor = float((apart.diagonal() * of_class).sum() / fitted) if fitted > 0 else 1.0  # of equal texts W is 0
+    rows = there.nonzero()
+    weights = total * inverse
+    turn[rows, rows.T] = weights - weights.mean(1, keepdim=True)
+    bias[there] = of_known - of_known.mean()
+    bias[~there] = -1 / factor  # the largest of the others is at least their mean, 0
+    return ClassScores(turn, bias, factor)

@@ -34,12 +34,21 @@ class Solution:
         λ that was chosen.
     left_out : Tensor
         [m, K] float64: the predictions of the last m rows, each by the solution of all rows but it (and its equals).
+    level : Tensor
+        t̄, [K] float64.
+    explained : Tensor
+        H = Wᵀ·Σw(z − z̄)(t − t̄)ᵀ, [K, K] float64.
+    freedom : float
+        tr((G + λI)⁻¹G), G the Gram matrix of centred rows.
     """
 
     weight: Tensor
     bias: Tensor
     penalty: float
     left_out: Tensor
+    level: Tensor
+    explained: Tensor
+    freedom: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class SolvedSums:
         [D, D]: the lower Cholesky factor of the centred Gram matrix with λ.
     error : float
         Sum of squared errors that generalized cross-validation expects.
+    explained : Tensor
+        As of `Solution`.
     """
 
     weight: Tensor
@@ -63,6 +74,11 @@ class SolvedSums:
     penalty: float
     factor: Tensor
     error: float
+    explained: Tensor
+
+    def freedom(self) -> float:
+        """Return what `Solution.freedom` is."""
+        return _freedom(_inverse(self.factor), self.penalty)
 
 
 class Ridge:
@@ -154,7 +170,7 @@ class Sums:
             residual = square - (weight * moment).sum() - penalty * weight.square().sum()
             freedom = 1 + len(gram) - penalty * (probes * of_probes).sum()
             error = float(residual / (1 - freedom / self.count).clamp_min(_LEAST).square())
-            return SolvedSums(weight, level - centre @ weight, penalty, factor, error)
+            return SolvedSums(weight, level - centre @ weight, penalty, factor, error, weight.T @ moment)
 
         def error(penalty: float) -> float:
             tried = solved(penalty, torch.float)
@@ -167,10 +183,19 @@ class Sums:
         """Solve, and predict the last rows, each left out."""
         solved = self.choose(noise)
         last = last - self.rows / self.weight  # float64
-        leverage = weights * _squared_norms(solved.factor, last) + weights / self.weight
+        inverse = _inverse(solved.factor)
+        leverage = weights * _squared_norms(inverse, last) + weights / self.weight
         residual = targets - last @ solved.weight - self.targets / self.weight
         left_out = targets - residual / (1 - leverage).clamp_min(_LEAST)[:, None]
-        return Solution(solved.weight.T.contiguous(), solved.bias, solved.penalty, left_out)
+        return Solution(
+            solved.weight.T.contiguous(),
+            solved.bias,
+            solved.penalty,
+            left_out,
+            level=self.targets / self.weight,
+            explained=solved.explained,
+            freedom=_freedom(inverse, solved.penalty),
+        )
 
 
 def _probes(size: int) -> Tensor:
@@ -193,11 +218,22 @@ def _factor(gram: Tensor, penalty: float, dtype: torch.dtype) -> Tensor:
     return factor
 
 
-def _squared_norms(factor: Tensor, rows: Tensor) -> Tensor:
+def _inverse(factor: Tensor) -> Tensor:
+    """Return L⁻¹ [D, D] float32 of a lower Cholesky factor L."""
+    inverse: Tensor = torch.linalg.solve_triangular(
+        factor.float(), torch.eye(len(factor)).to(factor.device), upper=False
+    )
+    return inverse
+
+
+def _freedom(inverse: Tensor, penalty: float) -> float:
+    return len(inverse) - penalty * float(torch.linalg.vector_norm(inverse, dtype=torch.double)) ** 2
+
+
+def _squared_norms(inverse: Tensor, rows: Tensor) -> Tensor:
     """Return ‖L⁻¹z‖² of rows z [B, D], [B] float64."""
-    inverse = torch.linalg.solve_triangular(factor.float(), torch.eye(len(factor)).to(factor.device), upper=False)
     total, rows = rows.new_zeros(len(rows)), rows.float()
-    for start in range(0, len(factor), _BLOCK):
+    for start in range(0, len(inverse), _BLOCK):
         end = start + _BLOCK
         total += (rows[:, :end] @ inverse[start:end, :end].T).square().sum(1)
     return total
@@ -224,23 +260,32 @@ def _from_rows(rows: Tensor, targets: Tensor, weights: Tensor, noise: Tensor) ->
     gram = scaled.new_zeros(len(rows), len(rows))
     _add_gram(gram, scaled.T)
 
-    def solved(penalty: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the dual solution, and the residuals of the rows, each left out; both [n, K]."""
+    def solved(penalty: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the dual solution and the residuals of the rows, each left out, both [n, K], and their leverages."""
         inverse = torch.cholesky_inverse(_factor(gram, penalty, dtype))
         dual = (inverse @ wanted.to(inverse.dtype)).double()
-        remaining = (penalty * inverse.diagonal() - weights / total).clamp_min(_LEAST)  # 1 − leverage
-        return dual, penalty * dual / remaining[:, None]
+        of_rows = penalty * inverse.diagonal()
+        remaining = (of_rows - weights / total).clamp_min(_LEAST)  # 1 − leverage
+        return dual, penalty * dual / remaining[:, None], 1 - of_rows
 
     def error(penalty: float) -> float:
         """Weighted mean squared error of the rows, each left out."""
-        dual, residual = solved(penalty, torch.float)
+        dual, residual, _ = solved(penalty, torch.float)
         added = (noise @ (scaled.T @ dual).square()).sum() if noise.any() else 0.0
         return float(residual.square().sum() / total - added)
 
     penalty = _least(error, unit=max(float(gram.trace() / total), _LEAST))
-    dual, residual = solved(penalty, torch.double)
+    dual, residual, leverages = solved(penalty, torch.double)
     weight = scaled.T @ dual
-    return Solution(weight.T.contiguous(), level - centre @ weight, penalty, (targets - residual / roots)[places])
+    return Solution(
+        weight.T.contiguous(),
+        level - centre @ weight,
+        penalty,
+        (targets - residual / roots)[places],
+        level=level,
+        explained=wanted.T @ (wanted - penalty * dual),
+        freedom=float(leverages.sum()),
+    )
 
 
 def _least(error: Callable[[float], float], *, unit: float) -> float:

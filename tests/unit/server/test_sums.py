@@ -179,10 +179,10 @@ def test_sums_that_no_labels_have_are_refused(lie: Callable[[np.ndarray, SumsSpe
 
 
 def test_classes_are_told_apart_by_the_discriminant_unless_targets_are_no_plain_labels() -> None:
-    spec, rows, labels, _ = labelled(3)
+    spec, rows, labels, _ = labelled(4)  # three have samples
     rows[:, 0] += labels  # classes on a line
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    base = base_prediction(None, len(rows), 3)
+    base = base_prediction(None, len(rows), 4)
     targets = difference(torch.from_numpy(labels), base).double().numpy()
 
     def solved(how: SumsSpec, *, discriminant: bool) -> torch.Tensor:
@@ -190,7 +190,7 @@ def test_classes_are_told_apart_by_the_discriminant_unless_targets_are_no_plain_
 
     one, other = (solved(spec, discriminant=chosen) for chosen in (True, False))
     assert not torch.allclose(one, other)
-    unknown_base = spec_of(target_bound=round(2**0.5, 9))
+    unknown_base = spec_of(num_outputs=4, target_bound=round(2**0.5, 9))
     assert torch.equal(*(solved(unknown_base, discriminant=chosen) for chosen in (True, False)))
 
 
