@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mobillm_flower.errors import ArgumentError
 
-_MANY, _BLOCKS_OF_MANY = 12, 10
+_MANY, _BLOCKS_OF_MANY, _SPREAD = 12, 10, 3
 
 
 def automatic_blocks(depth: int) -> int:
@@ -37,10 +37,11 @@ def sample_layers(
     depth : int
         L, the number of layers of the backbone as it is loaded.
     num_blocks : int
-        M; 0: `automatic_blocks`, with `upper` two thirds of the layers.
-    scheme : {"uniform", "top-heavy", "upper"}
+        M; 0: `automatic_blocks`, with `upper` one more than two thirds of the layers, with `spread` three.
+    scheme : {"uniform", "top-heavy", "upper", "spread"}
         `uniform`: block ends at round(i·L/M). `top-heavy`: block ends at L·(1 − (1 − i/M)²), so that blocks shrink
         towards the output; our reading, the paper gives no formula. `upper`: the embeddings and the last M - 1 layers.
+        `spread`: the embeddings, and the ends of M - 1 uniform blocks.
     layers : sequence of int
         Explicit layer numbers, ascending, ending with L; overrides the scheme.
 
@@ -62,6 +63,8 @@ def sample_layers(
     (5, 9, 11, 12)
     >>> sample_layers(6, 0, scheme="upper")
     (0, 3, 4, 5, 6)
+    >>> sample_layers(30, 0, scheme="spread")
+    (0, 15, 30)
     """
     if layers:
         chosen = tuple(layers)
@@ -77,15 +80,21 @@ def sample_layers(
                 "layers", list(chosen), f"names {len(chosen)} layers, but {num_blocks} blocks are asked for"
             )
         return chosen
-    num_blocks = num_blocks or (1 + -(-2 * depth // 3) if scheme == "upper" else automatic_blocks(depth))
-    if not 1 <= num_blocks <= depth + (scheme == "upper"):
+    embeddings = scheme in ("upper", "spread")
+    few = {"upper": 1 + -(-2 * depth // 3), "spread": min(_SPREAD, depth + 1)}
+    num_blocks = num_blocks or few.get(scheme) or automatic_blocks(depth)
+    if not 1 <= num_blocks <= depth + embeddings:
         raise ArgumentError(
             "num_blocks", num_blocks, f"cannot be had: a backbone of {depth} layers has at most {depth} blocks"
         )
     if scheme == "uniform":
-        return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
+        return _uniform(depth, num_blocks)
+    if embeddings and num_blocks == 1:
+        return (depth,)
     if scheme == "upper":
-        return (0, *range(depth + 2 - num_blocks, depth + 1)) if num_blocks > 1 else (depth,)
+        return (0, *range(depth + 2 - num_blocks, depth + 1))
+    if scheme == "spread":
+        return (0, *_uniform(depth, num_blocks - 1))
     if scheme == "top-heavy":
         ends = [round(depth * (1 - (1 - i / num_blocks) ** 2)) for i in range(1, num_blocks + 1)]
         ends[-1] = depth
@@ -94,7 +103,11 @@ def sample_layers(
         for i in range(num_blocks):
             ends[i] = max(ends[i], i + 1)
         return tuple(ends)
-    raise ArgumentError("scheme", scheme, "must be uniform, top-heavy or upper")
+    raise ArgumentError("scheme", scheme, "must be uniform, top-heavy, upper or spread")
+
+
+def _uniform(depth: int, num_blocks: int) -> tuple[int, ...]:
+    return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
 
 
 def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:

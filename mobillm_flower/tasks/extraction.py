@@ -25,6 +25,7 @@ from mobillm_flower.errors import MismatchError, SettingsError
 from mobillm_flower.privacy.accounting import Guarantee, gaussian_sigma, guarantee
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
+_BOTH = "last+mean"
 _PRINCIPAL = "principal"  # in a projection: not whitened
 
 
@@ -33,9 +34,11 @@ def layers_alone(backbone: BackboneInfo, settings: Settings) -> str:
     wanted = settings.activations
     if wanted.sampling != "auto":
         return wanted.sampling
-    pools = wanted.pivot in ("auto", "mean") and backbone.default_pivot == "first+mean"
-    chosen = wanted.num_blocks or wanted.projection or settings.strategy == ANALYTIC
-    return "upper" if pools and not chosen and prefers_closed_form(settings) else "uniform"
+    if wanted.num_blocks or wanted.projection or settings.strategy == ANALYTIC or not prefers_closed_form(settings):
+        return "uniform"
+    if backbone.default_pivot == "first+mean" and wanted.pivot in ("auto", "mean"):
+        return "upper"
+    return "spread" if backbone.default_pivot == "last" and wanted.pivot in ("auto", _BOTH) else "uniform"
 
 
 def compares(backbone: BackboneInfo, settings: Settings) -> bool:
@@ -43,17 +46,19 @@ def compares(backbone: BackboneInfo, settings: Settings) -> bool:
     return compares_texts(
         settings,
         causal=backbone.causal,
-        every_token=PIVOTS[_pivot(backbone, settings)].per_token,
+        every_token=PIVOTS[_pivot(backbone, settings, "")].per_token,
         predicts=backbone.base_prediction != "constant",
     )
 
 
-def _pivot(backbone: BackboneInfo, settings: Settings) -> str:
+def _pivot(backbone: BackboneInfo, settings: Settings, scheme: str) -> str:
     wanted = settings.activations.pivot
     if wanted != "auto":
         return wanted
     if needs_of(settings.side_network.name).upper_layers:
         return "all"
+    if backbone.default_pivot == "last" and scheme == "spread":  # what the prompt asks for, and what the text is about
+        return _BOTH
     # of a mean and the first token the mean is as good for a solution, in half the bytes
     means = backbone.default_pivot == "first+mean" and prefers_closed_form(settings)
     return "mean" if means else backbone.default_pivot
@@ -86,17 +91,19 @@ def extraction_spec(
     """
     wanted = settings.activations
     upper_layers = needs_of(settings.side_network.name).upper_layers
-    name = _pivot(backbone, settings)
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)
+    if wanted.layers:
+        scheme = ""
+    elif wanted.sampling != "auto" or not num_blocks:
+        scheme = layers_alone(backbone, settings)
+    name = _pivot(backbone, settings, scheme)
     check_pivot(settings, name, every_token=PIVOTS[name].per_token, predicts_tokens=bool(backbone.vocabulary))
     with settings_of(layers="activations.layers", num_blocks="activations.num-blocks", scheme="activations.sampling"):
         if upper_layers:
             layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
         else:
-            if wanted.sampling != "auto" or not num_blocks:
-                scheme = layers_alone(backbone, settings)
             layers = sample_layers(backbone.depth, num_blocks, scheme=scheme or "uniform", layers=wanted.layers)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)

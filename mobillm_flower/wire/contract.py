@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from mobillm_flower.core.layers import sample_layers
 from mobillm_flower.core.side_networks import AlignmentSpec
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.privacy.protect import Protection
@@ -234,7 +235,10 @@ class ExtractionSpec(_Agreed):
     @property
     def scheme(self) -> str:
         """What `activations.sampling=auto` means where these layers are sampled."""
-        return "upper" if 0 in self.layers else "uniform"
+        if self.layers[0]:
+            return "uniform"
+        spread = sample_layers(self.layers[-1], len(self.layers), scheme="spread")
+        return "spread" if self.layers == spread else "upper"
 
     @property
     def alignment(self) -> AlignmentSpec:

@@ -14,18 +14,20 @@ class ActivationSettings:
     Parameters
     ----------
     num_blocks : int
-        M, the layers that are sampled; 0: with sampling upper the embeddings and two thirds of them, otherwise as many
-        as the shallowest backbone has, ten if it has more than twelve.
+        M, the layers that are sampled; 0: with sampling upper the embeddings and two thirds of them, with spread three,
+        otherwise as many as the shallowest backbone has, ten if it has more than twelve.
     sampling : str
-        uniform, top-heavy (finer near the output) or upper (the embeddings and the last M - 1 layers); auto: upper for
-        encoders of one type whose side network is solved in closed form, else uniform.
+        uniform, top-heavy (finer near the output), upper (the embeddings and the last M - 1 layers) or spread (the
+        embeddings and M - 1 layers, uniform); auto: where all devices have one type and the side network is solved in
+        closed form, upper for encoders and spread for causal models, else uniform.
     layers : list of int
         Layers to sample, counted from 1 (0: the embeddings), ending with the last; overrides `sampling`. With side
         network upper-layers the one layer that it goes on from, by default a third of the depth.
     pivot : str
-        last, first, mean, first+mean, last+mean, all, or a registered one; auto: last for causal models, mean for
-        encoders whose side network is solved in closed form, otherwise first+mean; for language modelling all, which
-        there means every token in the loss, or with side network upper-layers every token that is read.
+        last, first, mean, first+mean, last+mean, all, or a registered one; auto: for causal models last, with sampling
+        spread last+mean; for encoders mean if the side network is solved in closed form, otherwise first+mean; for
+        language modelling all, which there means every token in the loss, or with side network upper-layers every token
+        that is read.
     bi_encoder : bool or None
         Pairs: run each text by itself, and send how the two texts' vectors differ and agree; otherwise the backbone
         reads both as one. auto: true for an encoder that predicts nothing by itself, unless the settings ask for a
@@ -51,7 +53,7 @@ class ActivationSettings:
     """
 
     num_blocks: int = number(0, at_least=0)
-    sampling: str = one_of("auto", "auto", "uniform", "top-heavy", "upper")
+    sampling: str = one_of("auto", "auto", "uniform", "top-heavy", "upper", "spread")
     layers: list[int] = field(default_factory=list)
     pivot: str = "auto"
     bi_encoder: bool | None = None

@@ -94,7 +94,7 @@ def test_more_blocks_than_layers_are_refused(scheme: str, num_blocks: Any) -> No
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform, top-heavy or upper"):
+    with pytest.raises(ArgumentError, match="'bottom-heavy' must be uniform, top-heavy, upper or spread"):
         sample_layers(12, 4, scheme="bottom-heavy")
 
 
@@ -113,3 +113,10 @@ def test_an_explicit_list_must_ascend_and_end_with_the_last_layer(layers: Any) -
 def test_an_explicit_list_must_agree_with_the_block_count() -> None:
     with pytest.raises(ArgumentError, match="names 2 layers, but 3 blocks"):
         sample_layers(12, 3, layers=[6, 12])
+
+
+def test_spread_layers_are_the_embeddings_and_the_ends_of_uniform_blocks() -> None:
+    for depth in DEPTHS:
+        for num_blocks in range(2, depth + 2):
+            spread = sample_layers(depth, num_blocks, scheme="spread")
+            assert spread == (0, *sample_layers(depth, num_blocks - 1))

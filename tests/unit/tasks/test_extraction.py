@@ -11,6 +11,7 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
+from mobillm_flower.wire.contract import ExtractionSpec
 from tests.support.caches import CONTRACT
 
 
@@ -51,8 +52,42 @@ def test_otherwise_every_layer_is_sampled(words: list[str]) -> None:
     assert layers_of(*words) == (1, 2, 3, 4, 5, 6)
 
 
-def test_a_causal_model_s_last_token_is_no_bag_of_words() -> None:
-    assert layers_of(family="llama") == (1, 2, 3, 4, 5, 6)
+def spec_of_causal_model(*words: str) -> ExtractionSpec:
+    settings = load_settings(overrides=words)
+    return extraction_spec(info(30, family="llama"), settings, num_blocks=settings.activations.num_blocks)
+
+
+def test_a_causal_model_alone_that_is_solved_sends_last_tokens_and_means_of_three_layers() -> None:
+    spec = spec_of_causal_model()
+    assert (spec.layers, spec.pivot, spec.num_vectors) == ((0, 15, 30), "last+mean", 2)
+    assert spec_of_causal_model("activations.sampling=spread", "activations.num-blocks=3") == spec
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["activations.sampling=uniform"],
+        ["activations.num-blocks=10"],
+        ["side-network.name=additive"],
+        ["activations.pivot=last"],
+        ["activations.noise-sigma=1", "activations.clip-norm=1"],
+        ["activations.layers=3,6,9,12,15,18,21,24,27,30"],
+        ["preset=analytic"],
+    ],
+)
+def test_otherwise_a_causal_model_sends_its_last_token_of_ten_layers(words: list[str]) -> None:
+    spec = spec_of_causal_model(*words)
+    assert (spec.layers, spec.pivot) == (tuple(range(3, 31, 3)), "last")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 12, 30])
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+def test_a_device_derives_the_layers_and_pivot_that_the_server_does(family: str, depth: int, blocks: int) -> None:
+    settings = load_settings(overrides=[f"activations.num-blocks={min(blocks, depth)}"])
+    backbone = info(depth, family=family)
+    spec = extraction_spec(backbone, settings, num_blocks=min(blocks, depth))
+    assert extraction_spec(backbone, settings, num_blocks=len(spec.layers), scheme=spec.scheme) == spec
 
 
 def test_a_mixed_fleet_samples_as_many_layers_of_each_type_evenly() -> None:
