@@ -66,3 +66,21 @@ def test_classes_that_are_told_equally_well_get_no_constant() -> None:
     base, weights = torch.full((len(scores), CLASSES), 1 / CLASSES), torch.ones(len(scores)).double()
     fitted = likeliest_scores(scores, labels, base, weights, in_logits=False, with_offsets=True)
     assert fitted.offsets.abs().max() == 0
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_samples_whose_backbone_is_certain_of_another_class_do_not_make_constants_decide(share: float) -> None:
+    scores, labels = scores_of_a_class_told_badly(600)
+    scores[:, 0] *= 5
+    base = torch.full((600, CLASSES), 1 / CLASSES)
+    lying = int(share * 600)
+    base[:lying] = functional.one_hot(labels[:lying], CLASSES).float()
+    told = labels.clone()
+    told[:lying] = torch.where(labels[:lying] == 0, 1, 2)
+    fitted = likeliest_scores(scores, told, base, torch.ones(600).double(), in_logits=False, with_offsets=True)
+    honest = slice(lying, None)
+    hits = [
+        float(((scores + offsets)[honest].argmax(1) == labels[honest]).double().mean())
+        for offsets in (torch.zeros(CLASSES), fitted.offsets)
+    ]
+    assert hits[1] > hits[0] - 0.05
