@@ -42,7 +42,8 @@ def likeliest_scores(
     added to p_b, is fitted by L-BFGS: Σ w·cross-entropy + 0.3·‖δ‖². Those δ_k that are less than two standard errors
     from 0 are then set to 0, and the others are fitted again. Where fewer samples are right with δ than without, none
     is kept: a few samples whose p_b is certain and wrong, as a lying device's may be, make β so small that δ/β decides
-    alone. A common factor of all changes no prediction and is not kept. Where p_b is the same for all samples, α is 1: β is then a temperature.
+    alone. A common factor of all changes no prediction and is not kept. Where p_b is the same for all samples, α is 1:
+    β is then a temperature.
 
     Parameters
     ----------
