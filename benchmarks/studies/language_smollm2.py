@@ -74,11 +74,10 @@ ROWS: dict[str, dict[str, Any]] = {
             "trainer.epochs": epochs,
             "trainer.learning-rate": 2e-3,
         }
-        for cut, epochs in ((20, 2), (10, 3))
+        for cut, epochs in ((20, 2), (10, 2), (10, 3))
     },
 }
-LORA = {f"LoRA, learning rate {rate:g}": rate for rate in (2e-3,)}
-LORA_EPOCHS = 2
+LORA = {"LoRA, learning rate 0.002": (2e-3, 2), "LoRA, learning rate 0.002, 3 epochs": (2e-3, 3)}
 
 
 class SmolBench(Bench):
@@ -147,7 +146,7 @@ class SmolBench(Bench):
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
         }
 
-    def lora_at(self, rate: float, work: Path, late: Callable[[], bool]) -> dict[str, Any] | None:
+    def lora_at(self, rate: float, epochs: int, work: Path, late: Callable[[], bool]) -> dict[str, Any] | None:
         """Train LoRA in one place; returns the cross-entropy on the test texts and costs."""
         torch.manual_seed(0)
         whole = load_backbone(self.name, precision="bf16", device="cpu", language_model=True).language_model
@@ -162,7 +161,7 @@ class SmolBench(Bench):
             model.load_state_dict(state["learned"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
         batches = [windows[i : i + size] for i in range(0, len(windows), size)]  # of similar length
-        order = [np.random.default_rng((0, epoch)).permutation(len(batches)) for epoch in range(LORA_EPOCHS)]
+        order = [np.random.default_rng((0, epoch)).permutation(len(batches)) for epoch in range(epochs)]
         places = np.concatenate(order)
         for step in range(begun, len(places)):
             if late():
@@ -210,7 +209,7 @@ def main() -> None:
             assert bench is not None
             work = asked.work / task / row.replace(" ", "-").replace(",", "")
             if row in LORA:
-                cell = bench.lora_at(LORA[row], work, late)
+                cell = bench.lora_at(*LORA[row], work, late)
             else:
                 cell = bench.base() if row == "base" else bench.side_tuned(row, work, late)
             if cell is None:

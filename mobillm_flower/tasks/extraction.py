@@ -38,7 +38,9 @@ def layers_alone(backbone: BackboneInfo, settings: Settings) -> str:
         return "uniform"
     if backbone.default_pivot == "first+mean" and wanted.pivot in ("auto", "mean"):
         return "upper"
-    return "spread" if backbone.default_pivot == "last" and wanted.pivot in ("auto", _BOTH) else "uniform"
+    # a prompt that label words answer has the answer in its last token, which then serves best
+    reads = backbone.default_pivot == "last" and backbone.base_prediction == "constant"
+    return "spread" if reads and wanted.pivot in ("auto", _BOTH) else "uniform"
 
 
 def compares(backbone: BackboneInfo, settings: Settings) -> bool:

@@ -30,4 +30,4 @@ def test_vectors_are_measured_with_three_draws_on_three_backbones() -> None:
         len(one["metric"]) == 3 for sets in found.values() for of_set in sets.values() for one in of_set.values()
     )
     for sets in found.values():
-        assert [len(of_set) for of_set in sets.values()] == [16] * 6
+        assert [len(of_set) for of_set in sets.values()] == [20] * 6

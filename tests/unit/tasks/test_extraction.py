@@ -80,6 +80,12 @@ def test_otherwise_a_causal_model_sends_its_last_token_of_ten_layers(words: list
     assert (spec.layers, spec.pivot) == (tuple(range(3, 31, 3)), "last")
 
 
+def test_a_causal_model_that_label_words_answer_for_sends_its_last_token_of_ten_layers() -> None:
+    backbone = dataclasses.replace(info(30, family="llama"), base_prediction="label-words")
+    spec = extraction_spec(backbone, load_settings(), num_blocks=0)
+    assert (spec.layers, spec.pivot) == (tuple(range(3, 31, 3)), "last")
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("depth", [1, 2, 3, 6, 12, 30])
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
