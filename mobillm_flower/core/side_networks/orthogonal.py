@@ -91,8 +91,11 @@ class BudgetAdapter(LinearAdapter):
 
     def overlap(self, earlier: LinearAdapter) -> Tensor:
         """Return Σ_ij cos² over the columns of W₂ and those of an earlier task's that are not dead."""
-        active = earlier.up.detach()[:, earlier.scales.detach() != 0]
-        ours, theirs = (functional.normalize(columns, dim=0, eps=_SHORTEST) for columns in (self.up, active))
+        return self.squared_cosines(earlier.up.detach()[:, earlier.scales.detach() != 0])
+
+    def squared_cosines(self, columns: Tensor) -> Tensor:
+        """Return Σ_ij cos² over the columns of W₂ and others, [d, n]."""
+        ours, theirs = (functional.normalize(each, dim=0, eps=_SHORTEST) for each in (self.up, columns))
         return (ours.T @ theirs).square().sum()
 
 
@@ -252,6 +255,10 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
 class BudgetedSideNetwork(OrthogonalSideNetwork):
     """The same with learned budgets: adapters are `BudgetAdapter`, and λ weighs their columns' squared cosines.
 
+    Where we leave the paper: λ·(1/M) Σ_i Σ cos² of the current W₂'s columns with the rows of earlier tasks' outputs is
+    added. An adapter writes into the state that all outputs read, and where it writes along their rows it changes what
+    they say of samples of their tasks.
+
     Parameters
     ----------
     threshold : float
@@ -276,6 +283,19 @@ class BudgetedSideNetwork(OrthogonalSideNetwork):
     def make_adapter(self, rank: int, generator: torch.Generator) -> LinearAdapter:
         """Return a fresh adapter of one block."""
         return BudgetAdapter(self.width, rank, generator, self.start_threshold)
+
+    def penalty(self) -> Tensor:
+        """Return what is added to the loss."""
+        total = super().penalty()
+        *before, _ = self.output.children()
+        if not self.orthogonality or not before:
+            return total
+        read = torch.cat([output.weight.detach() for output in before if isinstance(output, nn.Linear)]).T  # [d, K]
+        for number in range(self.num_blocks):
+            current = self.of_block(number)[-1]
+            assert isinstance(current, BudgetAdapter)
+            total = total + current.squared_cosines(read) * (self.orthogonality / self.num_blocks)
+        return total
 
     @property
     def numbers_a_dimension(self) -> int:

@@ -138,6 +138,23 @@ def test_the_penalty_is_of_squared_cosines_with_active_columns_alone() -> None:
         assert float(made.penalty()) == 0
 
 
+def test_budgeted_adapters_are_kept_off_what_earlier_tasks_outputs_read() -> None:
+    made = network("oa-adapter", (2, 2), orthogonality=0.5)
+    assert isinstance(made, BudgetedSideNetwork)
+    eye = torch.eye(WIDTH)
+    first, second = (output for output in made.output.children() if isinstance(output, torch.nn.Linear))
+    with torch.no_grad():
+        for number in range(BLOCKS):
+            earlier, current = made.of_block(number)
+            earlier.up.copy_(eye[:, :RANK])
+            current.up.copy_(eye[:, RANK : 2 * RANK])
+        first.weight.copy_(3 * eye[:2])
+        second.weight.copy_(eye[RANK : RANK + 2])  # its own output may be read as it likes
+        assert float(made.penalty()) == 0
+        first.weight[0] = 3 * eye[RANK] + 3 * eye[0]
+        assert float(made.penalty()) == pytest.approx(0.5 * 0.5)
+
+
 def test_the_penalty_of_o_lora_is_of_inner_products_of_rows_of_the_down_matrices() -> None:
     made = network("o-lora", (2, 2), orthogonality=0.5)
     eye = torch.eye(WIDTH)
