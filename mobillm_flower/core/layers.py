@@ -96,18 +96,22 @@ def sample_layers(
     if scheme == "spread":
         return (0, *_uniform(depth, num_blocks - 1))
     if scheme == "top-heavy":
-        ends = [round(depth * (1 - (1 - i / num_blocks) ** 2)) for i in range(1, num_blocks + 1)]
-        ends[-1] = depth
-        for i in range(num_blocks - 2, -1, -1):  # keep block ends distinct where rounding merged them
-            ends[i] = min(ends[i], ends[i + 1] - 1)
-        for i in range(num_blocks):
-            ends[i] = max(ends[i], i + 1)
-        return tuple(ends)
+        return _top_heavy(depth, num_blocks)
     raise ArgumentError("scheme", scheme, "must be uniform, top-heavy, upper or spread")
 
 
 def _uniform(depth: int, num_blocks: int) -> tuple[int, ...]:
     return tuple((2 * i * depth + num_blocks) // (2 * num_blocks) for i in range(1, num_blocks + 1))
+
+
+def _top_heavy(depth: int, num_blocks: int) -> tuple[int, ...]:
+    ends = [round(depth * (1 - (1 - i / num_blocks) ** 2)) for i in range(1, num_blocks + 1)]
+    ends[-1] = depth
+    for i in range(num_blocks - 2, -1, -1):  # keep block ends distinct where rounding merged them
+        ends[i] = min(ends[i], ends[i + 1] - 1)
+    for i in range(num_blocks):
+        ends[i] = max(ends[i], i + 1)
+    return tuple(ends)
 
 
 def cut_layer(depth: int, layers: Sequence[int] = ()) -> tuple[int]:

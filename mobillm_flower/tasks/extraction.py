@@ -66,6 +66,14 @@ def _pivot(backbone: BackboneInfo, settings: Settings, scheme: str) -> str:
     return "mean" if means else backbone.default_pivot
 
 
+def _layers(backbone: BackboneInfo, settings: Settings, num_blocks: int, scheme: str) -> tuple[int, ...]:
+    wanted = settings.activations.layers
+    with settings_of(layers="activations.layers", num_blocks="activations.num-blocks", scheme="activations.sampling"):
+        if needs_of(settings.side_network.name).upper_layers:
+            return cut_layer(backbone.depth, wanted)
+        return sample_layers(backbone.depth, num_blocks, scheme=scheme or "uniform", layers=wanted)
+
+
 def extraction_spec(
     backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1, scheme: str = ""
 ) -> ExtractionSpec:
@@ -92,7 +100,6 @@ def extraction_spec(
         A name is not registered, or the layers do not fit the backbone.
     """
     wanted = settings.activations
-    upper_layers = needs_of(settings.side_network.name).upper_layers
     CODECS[wanted.codec]
     standardise = not wanted.projection and (wanted.standardise or wanted.clip_norm > 0 or wanted.noise_sigma > 0)
     text = text_hash(wanted.public_text)
@@ -102,11 +109,7 @@ def extraction_spec(
         scheme = layers_alone(backbone, settings)
     name = _pivot(backbone, settings, scheme)
     check_pivot(settings, name, every_token=PIVOTS[name].per_token, predicts_tokens=bool(backbone.vocabulary))
-    with settings_of(layers="activations.layers", num_blocks="activations.num-blocks", scheme="activations.sampling"):
-        if upper_layers:
-            layers: tuple[int, ...] = cut_layer(backbone.depth, wanted.layers)
-        else:
-            layers = sample_layers(backbone.depth, num_blocks, scheme=scheme or "uniform", layers=wanted.layers)
+    layers = _layers(backbone, settings, num_blocks, scheme)
     private = settings.privacy
     clip_norm, sigma = float(wanted.clip_norm), float(wanted.noise_sigma)
     if private.activation_epsilon:
