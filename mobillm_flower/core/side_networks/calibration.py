@@ -40,10 +40,10 @@ def likeliest_scores(
     Least squares gives a class that vectors tell badly, as "none of these", small scores, so that it is hardly ever
     the largest. With δ_k for each class, softmax(α·log p_b + β·u + δ), or softmax(β·(p_b + u) + δ) where scores are
     added to p_b, is fitted by L-BFGS: Σ w·cross-entropy + 0.3·‖δ‖². Those δ_k that are less than two standard errors
-    from 0 are then set to 0, and the others are fitted again. Where fewer samples are right with δ than without, none
-    is kept: a few samples whose p_b is certain and wrong, as a lying device's may be, make β so small that δ/β decides
-    alone. A common factor of all changes no prediction and is not kept. Where p_b is the same for all samples, α is 1:
-    β is then a temperature.
+    from 0 are then set to 0, and the others are fitted again. Where fewer samples are right with δ than without, by more
+    than two standard errors, none is kept: a few samples whose p_b is certain and wrong, as a lying device's may be,
+    make β so small that δ/β decides alone. A common factor of all changes no prediction and is not kept. Where p_b is
+    the same for all samples, α is 1: β is then a temperature.
 
     Parameters
     ----------
@@ -72,8 +72,9 @@ def likeliest_scores(
         kept = (offsets.abs() * information.sqrt() > _STANDARD_ERRORS).double()
         factors, offsets = _likeliest(logits, labels, weights, kept)
         summed = torch.stack([factor * logit for factor, logit in zip(factors, logits, strict=True)]).sum(0)
-        right = [weights @ (each.argmax(1) == labels).double() for each in (summed, summed + offsets)]
-        if right[1] < right[0]:
+        right = [(each.argmax(1) == labels).double() for each in (summed, summed + offsets)]
+        gained = weights * (right[1] - right[0])
+        if gained.sum() < -_STANDARD_ERRORS * gained.square().sum().sqrt():
             factors, offsets = _likeliest(logits, labels, weights, torch.zeros_like(kept))
     divisor = float(factors[1] if informative else 1.0) if in_logits else float(factors[0])
     return LikeliestScores(float(factors[0]) / divisor, offsets / divisor)
