@@ -40,10 +40,10 @@ def likeliest_scores(
     Least squares gives a class that vectors tell badly, as "none of these", small scores, so that it is hardly ever
     the largest. With δ_k for each class, softmax(α·log p_b + β·u + δ), or softmax(β·(p_b + u) + δ) where scores are
     added to p_b, is fitted by L-BFGS: Σ w·cross-entropy + 0.3·‖δ‖². Those δ_k that are less than two standard errors
-    from 0 are then set to 0, and the others are fitted again. Where fewer samples are right with δ than without, by more
-    than two standard errors, none is kept: a few samples whose p_b is certain and wrong, as a lying device's may be,
-    make β so small that δ/β decides alone. A common factor of all changes no prediction and is not kept. Where p_b is
-    the same for all samples, α is 1: β is then a temperature.
+    from 0 are then set to 0, and the others are fitted again. Where fewer samples are right with δ than without, by
+    more than two standard errors, none is kept: a few samples whose p_b is certain and wrong, as a lying device's may
+    be, make β so small that δ/β decides alone. A common factor of all changes no prediction and is not kept. Where p_b
+    is the same for all samples, α is 1: β is then a temperature.
 
     Parameters
     ----------
