@@ -19,6 +19,9 @@ from torch.nn import functional
 EPSILON = 1e-6
 """Probabilities are kept above this before a logarithm."""
 
+SAME = 2.0**-10
+"""What values of a constant p_b may differ by after they were read back from differences in half precision."""
+
 CERTAINTY = 2.0**-8
 """Share of the uniform distribution mixed into the backbone's own p_b.
 

@@ -186,7 +186,7 @@ def solve_exact(
         scores = discriminant_of_ridge(
             solved.explained,
             weight.T @ weight,
-            torch.from_numpy(classes[0]),
+            *2 * [torch.from_numpy(classes[0])],
             penalty=solved.penalty,
             freedom=solved.freedom(),
         )

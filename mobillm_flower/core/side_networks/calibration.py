@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mobillm_flower.core.targets import EPSILON
+from mobillm_flower.core.targets import EPSILON, SAME
 
 _SHRINKAGE = 0.3  # of ‖δ‖² beside a sum of cross-entropies
 _STANDARD_ERRORS = 2.0
@@ -61,23 +61,25 @@ def likeliest_scores(
         Whether there is δ; otherwise it is 0.
     """
     log_base = base.double().clamp_min(EPSILON).log()
-    informative = in_logits and bool((log_base - log_base[:1]).abs().max() > EPSILON)
+    informative = in_logits and bool((base - base[:1]).abs().max() > SAME)
     logits = [scores if in_logits else scores + base.double(), *([log_base] if informative else [])]
     kept = scores.new_full((scores.shape[1],), float(with_offsets))
     factors, offsets = _likeliest(logits, labels, weights, kept)
     if with_offsets:
-        summed = torch.stack([factor * logit for factor, logit in zip(factors, logits, strict=True)]).sum(0)
-        shares = (summed + offsets).softmax(1)
+        shares = _sum(logits, factors, offsets).softmax(1)
         information = weights @ (shares * (1 - shares)) + 2 * _SHRINKAGE
         kept = (offsets.abs() * information.sqrt() > _STANDARD_ERRORS).double()
-        factors, offsets = _likeliest(logits, labels, weights, kept)
-        summed = torch.stack([factor * logit for factor, logit in zip(factors, logits, strict=True)]).sum(0)
-        right = [(each.argmax(1) == labels).double() for each in (summed, summed + offsets)]
+        without, fitted = (_likeliest(logits, labels, weights, which) for which in (torch.zeros_like(kept), kept))
+        right = [(_sum(logits, *each).argmax(1) == labels).double() for each in (without, fitted)]
         gained = weights * (right[1] - right[0])
-        if gained.sum() < -_STANDARD_ERRORS * gained.square().sum().sqrt():
-            factors, offsets = _likeliest(logits, labels, weights, torch.zeros_like(kept))
+        worse = gained.sum() < -_STANDARD_ERRORS * gained.square().sum().sqrt()
+        factors, offsets = without if worse else fitted
     divisor = float(factors[1] if informative else 1.0) if in_logits else float(factors[0])
     return LikeliestScores(float(factors[0]) / divisor, offsets / divisor)
+
+
+def _sum(logits: Sequence[Tensor], factors: Tensor, offsets: Tensor) -> Tensor:
+    return torch.stack([factor * logit for factor, logit in zip(factors, logits, strict=True)]).sum(0) + offsets
 
 
 def _likeliest(logits: Sequence[Tensor], labels: Tensor, weights: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from mobillm_flower.core.side_networks.calibration import likeliest_scores
 from mobillm_flower.core.side_networks.closed_form_head import Head
-from mobillm_flower.core.side_networks.discriminant import discriminant_of_ridge
+from mobillm_flower.core.side_networks.discriminant import ClassScores, discriminant_of_ridge
 from mobillm_flower.core.side_networks.protocol import FittedPart, LabelledBatch
 from mobillm_flower.core.side_networks.ridge import Ridge, Solution
 from mobillm_flower.core.side_networks.task_sums import TaskSums
+from mobillm_flower.core.targets import SAME
 from mobillm_flower.errors import MismatchError
 
 _FEWEST_CLASSES = 3  # of two, a discriminant has the ridge regression's W
-_SAME = 2.0**-10  # of a constant p_b that is read back from differences in half precision
 _CENTRED_BY = 2048  # the first rows, in the order of their digests, that give the centre
 
 
@@ -31,8 +31,8 @@ class Classes:
 
     Parameters
     ----------
-    counts : Tensor
-        [K] float64.
+    counts, squared_counts : Tensor
+        Σw and Σw² of each class, [K] float64.
     base : Tensor or None
         p_b of the first sample, [K].
     told_apart : bool
@@ -40,6 +40,7 @@ class Classes:
     """
 
     counts: Tensor
+    squared_counts: Tensor
     base: Tensor | None = None
     told_apart: bool = True
 
@@ -49,9 +50,10 @@ class Classes:
             self.told_apart = False
             return
         self.base = part.base[0] if self.base is None else self.base
-        same = bool(((part.base - self.base).abs() <= _SAME).all())
+        same = bool(((part.base - self.base).abs() <= SAME).all())
         self.told_apart = self.told_apart and same and len(self.counts) >= _FEWEST_CLASSES
         self.counts.index_add_(0, part.labels, _weights(part))
+        self.squared_counts.index_add_(0, part.labels, _weights(part).square())
 
 
 @dataclass
@@ -105,11 +107,12 @@ class Fit:
             assert labels is not None
             assert base is not None
             assert counts is not None
-            weight, bias, left_out = self._discriminant(solution, self.classes)
+            scores = self._discriminant(solution, self.classes)
+            weight, bias, left_out = self._turned(solution, scores)
             likeliest = likeliest_scores(left_out, labels, base, counts, in_logits=True, with_offsets=True)
             factor, offsets = likeliest.factor, likeliest.offsets
             if not self.calibrate:
-                least = self.scale * _least_squares(left_out + offsets / factor, labels, base, counts)
+                least = self.scale * scores.factor
                 factor, offsets = least, least / factor * offsets
         elif self.sums is not None and not self.calibrate:  # Ridge is given scaled targets otherwise
             factor = self.scale
@@ -130,17 +133,20 @@ class Fit:
             self.head.tell_tasks(self.sums, factor)
         return FittedPart(name, left_out.float(), labels, base, solution.penalty)
 
-    def _discriminant(self, solution: Solution, classes: Classes) -> tuple[Tensor, Tensor, Tensor]:
-        """Return W, b and left-out scores of the linear discriminant that the ridge regression's scores turn into."""
+    def _discriminant(self, solution: Solution, classes: Classes) -> ClassScores:
         scale = 1.0 if self.calibrate else self.scale
-        scores = discriminant_of_ridge(
+        return discriminant_of_ridge(
             solution.explained / scale**2,
             solution.weight @ solution.weight.T / scale**2,
             classes.counts,
+            classes.squared_counts,
             penalty=solution.penalty,
             freedom=solution.freedom,
         )
-        turn = scores.turn / scale
+
+    def _turned(self, solution: Solution, scores: ClassScores) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W, b and scores of left-out samples, which count in what their ridge scores are turned by."""
+        turn = scores.turn / (1.0 if self.calibrate else self.scale)
         return (
             turn.T @ solution.weight,
             (solution.bias - solution.level) @ turn + scores.bias,
@@ -169,7 +175,8 @@ class Fit:
         assert part.targets is not None
         self.ridge.add(features, part.targets, _weights(part))
         if self.classes is None:
-            self.classes = Classes(part.targets.new_zeros(part.targets.shape[1], dtype=torch.double))
+            none = part.targets.new_zeros(part.targets.shape[1], dtype=torch.double)
+            self.classes = Classes(none, none.clone())
         self.classes.add(part)
         self.truths = [*self.truths, (part.labels, part.base, _weights(part))][-self.ridge.num_parts :]
         self.calibrate, self.protected, self.scale = part.calibrate, part.protected, part.scale
@@ -195,13 +202,6 @@ def _weights(part: LabelledBatch) -> Tensor:
     if part.weights is None:
         return torch.ones(part.batch.num_samples, dtype=torch.double, device=part.batch.rows.device)
     return part.weights.double()
-
-
-def _least_squares(scores: Tensor, labels: Tensor, base: Tensor, weights: Tensor) -> float:
-    """Return what scores [m, K] are multiplied with to be nearest to onehot(y) − p_b; 1 where all are 0."""
-    wanted = functional.one_hot(labels, scores.shape[1]) - base.double()
-    squares = float(weights @ scores.square().sum(1))
-    return float(weights @ (wanted * scores).sum(1)) / squares if squares > 0 else 1.0
 
 
 def _last(values: Sequence[Tensor | None], count: int) -> Tensor | None:

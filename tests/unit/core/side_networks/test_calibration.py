@@ -84,3 +84,17 @@ def test_samples_whose_backbone_is_certain_of_another_class_do_not_make_constant
         for offsets in (torch.zeros(CLASSES), fitted.offsets)
     ]
     assert hits[1] > hits[0] - 0.05
+
+
+def test_a_constant_p_b_that_was_sent_in_half_precision_tells_nothing_of_the_label() -> None:
+    scores, labels = scores_of_a_class_told_badly(600)
+    hot = functional.one_hot(labels, CLASSES).float()
+    base = torch.full((600, CLASSES), 0.3)
+    read_back = hot - (hot - base).half().float()  # it differs in the column of the label
+    assert not torch.equal(read_back, base)
+    fitted, expected = (
+        likeliest_scores(scores, labels, each, torch.ones(600).double(), in_logits=True, with_offsets=True)
+        for each in (read_back, base)
+    )
+    assert fitted.factor == pytest.approx(expected.factor)
+    torch.testing.assert_close(fitted.offsets, expected.offsets)

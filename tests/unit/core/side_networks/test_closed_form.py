@@ -30,6 +30,7 @@ def network(
     input_norm: bool = True,
     types: dict[str, AlignmentSpec] | None = None,
     vector_scale: bool = False,
+    outputs: int = CLASSES,
 ) -> ClosedFormSideNetwork:
     config = SideNetworkConfig(
         name="closed-form",
@@ -37,7 +38,7 @@ def network(
         num_blocks=BLOCKS,
         width=WIDTH,
         bottleneck=4,
-        num_outputs=CLASSES,
+        num_outputs=outputs,
         input_norm=input_norm,
         random_features=random_features,
         vector_scale=vector_scale,
@@ -56,10 +57,10 @@ def draw(count: int, seed: int, *, width: int = WIDTH) -> tuple[Tensor, Tensor]:
 
 
 def parts(
-    rows: Tensor, labels: Tensor, *, size: int, name: str = TYPE, calibrate: bool = False
+    rows: Tensor, labels: Tensor, *, size: int, name: str = TYPE, calibrate: bool = False, classes: int = CLASSES
 ) -> Iterator[LabelledBatch]:
-    base = torch.full((len(rows), CLASSES), 1 / CLASSES)
-    targets = functional.one_hot(labels, CLASSES) - base
+    base = torch.full((len(rows), classes), 1 / classes)
+    targets = functional.one_hot(labels, classes) - base
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         batch = ActivationBatch(name, rows[part])
@@ -196,6 +197,43 @@ def test_three_classes_are_told_apart_by_a_linear_discriminant_of_all_columns() 
     factor = float((expected * found).sum() / expected.square().sum())
     assert factor > 0
     torch.testing.assert_close(found, factor * expected, rtol=1e-3, atol=1e-4)
+
+
+def many_classes(each: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of twenty classes, so many of each, whose means are hardly apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(20).repeat(each)
+    means = 0.7 * torch.randn(20, BLOCKS, WIDTH, generator=torch.Generator().manual_seed(99))
+    return means[labels] + torch.randn(len(labels), BLOCKS, WIDTH, generator=generator), labels
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_a_few_samples_of_each_class_are_better_than_chance(each: int) -> None:
+    """Left-out scores of so few are on the wrong side of the mean: they must not turn the others round."""
+    hits = []
+    for seed in range(5):
+        rows, labels = many_classes(each, seed)
+        made = network(0, input_norm=False, outputs=20)
+        made.fit(parts(rows, labels, size=100, classes=20))
+        hits.append(accuracy(made, *many_classes(20, 100 + seed)))
+    assert sum(hits) / len(hits) > 2 / 20
+
+
+def test_predictions_do_not_depend_on_what_all_samples_weigh_together() -> None:
+    rows, labels = draw(300, 1)
+    labels[labels == 1] = 0  # classes of unequal size
+    labels[:20] = 1
+    sides = []
+    for weight in (1.0, 0.01):
+        made = network(0)
+        made.fit(
+            replace(part, weights=torch.full((len(part.targets),), weight))
+            for part in parts(rows, labels, size=100)
+            if part.targets is not None
+        )
+        with torch.no_grad():
+            sides.append(made([ActivationBatch(TYPE, draw(500, 2)[0])]).argmax(1))
+    assert float((sides[0] == sides[1]).double().mean()) > 0.98
 
 
 def _varied(part: LabelledBatch) -> LabelledBatch:

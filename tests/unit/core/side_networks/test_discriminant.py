@@ -121,7 +121,11 @@ def class_sums(rows: torch.Tensor, labels: torch.Tensor, classes: int) -> Sums:
 def discriminant(sums: Sums, solved: SolvedSums, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     counts = torch.bincount(labels, minlength=len(solved.bias))
     scores = discriminant_of_ridge(
-        solved.explained, solved.weight.T @ solved.weight, counts, penalty=solved.penalty, freedom=solved.freedom()
+        solved.explained,
+        solved.weight.T @ solved.weight,
+        *2 * [counts],
+        penalty=solved.penalty,
+        freedom=solved.freedom(),
     )
     bias = (solved.bias - sums.targets / sums.weight) @ scores.turn + scores.bias
     return scores.factor * solved.weight @ scores.turn, scores.factor * bias
