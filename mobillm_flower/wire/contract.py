@@ -235,10 +235,13 @@ class ExtractionSpec(_Agreed):
     @property
     def scheme(self) -> str:
         """What `activations.sampling=auto` means where these layers are sampled."""
-        if self.layers[0]:
+        if not self.layers or self.layers[0] or list(self.layers) != sorted(set(self.layers)):
             return "uniform"
-        spread = sample_layers(self.layers[-1], len(self.layers), scheme="spread")
-        return "spread" if self.layers == spread else "upper"
+        depth, blocks = self.layers[-1], len(self.layers)
+        fitting = [name for name in ("upper", "spread") if self.layers == sample_layers(depth, blocks, scheme=name)]
+        if len(fitting) == 1:
+            return fitting[0]
+        return "spread" if fitting and self.pivot == "last+mean" else "upper"  # of few layers both may fit
 
     @property
     def alignment(self) -> AlignmentSpec:

@@ -18,8 +18,8 @@ class ActivationSettings:
         otherwise as many as the shallowest backbone has, ten if it has more than twelve.
     sampling : str
         uniform, top-heavy (finer near the output), upper (the embeddings and the last M - 1 layers) or spread (the
-        embeddings and M - 1 layers, uniform); auto: where all devices have one type and the side network is solved in
-        closed form, upper for encoders and spread for causal models without label words, else uniform.
+        embeddings and the ends of M - 1 equal blocks); auto: where all devices have one type and the side network is
+        solved in closed form, upper for encoders and spread for causal models without label words, else uniform.
     layers : list of int
         Layers to sample, counted from 1 (0: the embeddings), ending with the last; overrides `sampling`. With side
         network upper-layers the one layer that it goes on from, by default a third of the depth.

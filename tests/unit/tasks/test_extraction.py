@@ -8,7 +8,7 @@ import pytest
 
 from mobillm_flower import load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
-from mobillm_flower.errors import SettingsError
+from mobillm_flower.errors import MismatchError, SettingsError
 from mobillm_flower.strategies.run_plan import make_plan
 from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from mobillm_flower.wire.contract import ExtractionSpec
@@ -140,3 +140,12 @@ def test_sums_of_classes_say_that_a_backbone_predicts_nothing(
     settings = load_settings({"preset": preset, "activations.projection": 8})
     made = extraction_spec(backbone, settings, num_blocks=2, num_outputs=outputs)
     assert made.constant_base is constant
+
+
+@pytest.mark.parametrize("layers", [(), (0, 0), (0, 3, 3), (0, -1), (3, 0)])
+def test_a_spec_with_layers_that_nothing_samples_is_refused_by_that_field(layers: tuple[int, ...]) -> None:
+    mine = extraction_spec(info(), load_settings(), num_blocks=0)
+    theirs = dataclasses.replace(mine, layers=layers)
+    again = extraction_spec(info(), load_settings(), num_blocks=len(mine.layers), scheme=theirs.scheme)
+    with pytest.raises(MismatchError, match="layers"):
+        again.require_same(theirs, mine="here", theirs="there")
