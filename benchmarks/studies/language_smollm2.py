@@ -5,8 +5,9 @@
 
 Every row is trained in one place from what a device uploads in NF4 (federated training from a complete cache is the
 same, bit by bit); LoRA (r = 8, query and value) on the same tokens. All is computed in bf16, with one seed. What has
-ended is kept in the JSON file at once, and passed by the next time. `--rows` and `--tasks` choose cells. With
-`--seconds` training stops after so long, and the next call goes on from the work folder.
+ended is kept in the JSON file at once, and passed by the next time. `--rows` and `--tasks` choose cells, `--train`
+another number of training samples. With `--seconds` training stops after so long, and the next call goes on from the
+work folder. Where the data have responses, the test texts are responded to as well (ROUGE-L).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from torch.nn import functional
 
 from benchmarks.studies.language import Bench, say
 from mobillm_flower import SideTunedModel, load_settings
-from mobillm_flower.backbones import load_backbone
+from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
+from mobillm_flower.evaluation.responses import rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import Frozen
@@ -66,6 +68,7 @@ COMMON: dict[str, Any] = {
 }
 ROWS: dict[str, dict[str, Any]] = {
     "last layer": {"activations.num-blocks": 1, "trainer.epochs": 6, "trainer.learning-rate": 1e-3},
+    "last layer, 4 epochs": {"activations.num-blocks": 1, "trainer.epochs": 4, "trainer.learning-rate": 1e-3},
     **{
         f"upper layers from {cut}, {epochs} epochs": {
             "side-network.name": "upper-layers",
@@ -83,7 +86,7 @@ LORA = {"LoRA, learning rate 0.002": (2e-3, 2), "LoRA, learning rate 0.002, 3 ep
 class SmolBench(Bench):
     """One task: its samples of one chunk each, and the backbone."""
 
-    def __init__(self, task: str, data: Path) -> None:
+    def __init__(self, task: str, data: Path, num_train: int) -> None:
         self.task, self.name = task, "smollm2"
         self.values = {**COMMON, **TASKS[task], "data.source": str((data / TASKS[task]["data.source"]).resolve())}
         self.backbone = load_backbone(self.name, precision="bf16", device="cpu", token_budget=1024, language_model=True)
@@ -92,7 +95,7 @@ class SmolBench(Bench):
         draw = np.random.default_rng(0)
         train, test = (
             self._short(samples, count, draw)
-            for samples, count in ((read.train, NUM_TRAIN[task]), (read.test, NUM_TEST[task]))
+            for samples, count in ((read.train, num_train), (read.test, NUM_TEST[task]))
         )
         self.data = LocalData(read.contract, train, test)
 
@@ -110,14 +113,26 @@ class SmolBench(Bench):
     def of_row(self, row: str) -> Settings:
         return load_settings({**self.values, **ROWS[row]})
 
-    def base(self) -> dict[str, Any]:
+    def alone(self, backbone: Backbone) -> SideTunedModel:
+        """Return a backbone without a side network, as its users have it."""
         plan = self.plan(self.of_row("last layer"))
         (spec,) = plan.specs.values()
         rule = prediction_rule(plan, send_base=False)
-        scores = SideTunedModel(self.backbone, None, spec=spec, contract=self.data.contract, rule=rule).token_scores(
-            self.data.test
-        )
-        return {"cross-entropy": -float(scores.log_probabilities.mean()), "test tokens": len(scores.log_probabilities)}
+        return SideTunedModel(backbone, None, spec=spec, contract=self.data.contract, rule=rule)
+
+    def base(self) -> dict[str, Any]:
+        model = self.alone(self.backbone)
+        scores = model.token_scores(self.data.test).log_probabilities
+        return {"cross-entropy": -float(scores.mean()), "test tokens": len(scores), **self.responses(model)}
+
+    def responses(self, model: SideTunedModel) -> dict[str, float]:
+        """Return ROUGE-L of greedy responses to the test texts, of at most a quarter of `task.max-length` tokens."""
+        texts, true = self.data.test.texts, self.data.test.pairs
+        if true is None:
+            return {}
+        most, parts = self.data.contract.max_length // 4, [texts[i : i + 8] for i in range(0, len(texts), 8)]
+        made = [text for part in parts for text in model.generate(list(part), max_new_tokens=most)]
+        return {"ROUGE-L": rouge(list(true), made)["rougeL"]}
 
     def side_tuned(self, row: str, work: Path, late: Callable[[], bool]) -> dict[str, Any] | None:
         """Fill a cache as a device does, and train from it; returns the cross-entropy on the test texts and costs."""
@@ -144,12 +159,14 @@ class SmolBench(Bench):
             "bytes up a sample": sum(len(a) + len(b) for a, b in cache.read(row.id for row in rows)) / len(rows),
             "states a sample": sum(row.tokens for row in rows) / len(rows),
             "parameters": sum(parameter.numel() for parameter in trainer.network.parameters()),
+            **self.responses(model),
         }
 
     def lora_at(self, rate: float, epochs: int, work: Path, late: Callable[[], bool]) -> dict[str, Any] | None:
         """Train LoRA in one place; returns the cross-entropy on the test texts and costs."""
         torch.manual_seed(0)
-        whole = load_backbone(self.name, precision="bf16", device="cpu", language_model=True).language_model
+        backbone = load_backbone(self.name, precision="bf16", device="cpu", token_budget=1024, language_model=True)
+        whole = backbone.language_model
         model = get_peft_model(whole, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
@@ -183,7 +200,8 @@ class SmolBench(Bench):
                 logits, labels = self.logits(whole, tests[start : start + 8])
                 total += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
                 count += len(labels)
-        return {"cross-entropy": total / count, "parameters": sum(p.numel() for p in learned)}
+        responses = self.responses(self.alone(backbone))  # peft changes the model in place
+        return {"cross-entropy": total / count, "parameters": sum(p.numel() for p in learned), **responses}
 
 
 def main() -> None:
@@ -193,6 +211,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["base", *ROWS, *LORA])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/language-smollm2"))
+    parser.add_argument("--train", type=int, help="training samples, where they are not the table's")
     parser.add_argument("--seconds", type=float, default=math.inf)
     asked = parser.parse_args()
     end: float = time.monotonic() + asked.seconds
@@ -203,20 +222,22 @@ def main() -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = json.loads(asked.json.read_text("utf-8")) if asked.json.exists() else {}
     for task in asked.tasks:
-        missing = [row for row in asked.rows if row not in results.get(task, {})]
-        bench = SmolBench(task, asked.data) if missing else None
+        num_train = asked.train or NUM_TRAIN[task]
+        name = task if num_train == NUM_TRAIN[task] else f"{task}, {num_train} samples"
+        missing = [row for row in asked.rows if row not in results.get(name, {})]
+        bench = SmolBench(task, asked.data, num_train) if missing else None
         for row in missing:
             assert bench is not None
-            work = asked.work / task / row.replace(" ", "-").replace(",", "")
+            work = asked.work / name.replace(" ", "-").replace(",", "") / row.replace(" ", "-").replace(",", "")
             if row in LORA:
                 cell = bench.lora_at(*LORA[row], work, late)
             else:
                 cell = bench.base() if row == "base" else bench.side_tuned(row, work, late)
             if cell is None:
                 return
-            say(task, row, cell)
+            say(name, row, cell)
             results = json.loads(asked.json.read_text("utf-8")) if asked.json.exists() else {}
-            results.setdefault(task, {"train": NUM_TRAIN[task], "test": NUM_TEST[task], "seed": 0})[row] = cell
+            results.setdefault(name, {"train": num_train, "test": NUM_TEST[task], "seed": 0})[row] = cell
             asked.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
