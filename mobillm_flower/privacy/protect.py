@@ -104,6 +104,16 @@ class Protection:
         kept, flipped = self.label_rates
         return kept - flipped, flipped
 
+    def longest(self, num_values: Tensor) -> Tensor | None:
+        """Return above which L2 norm so many values of a sample were not protected by this, or None where any may be.
+
+        A codec's error adds up to a quarter; of noise, six standard deviations beyond its mean length are allowed.
+        """
+        clipped, sigma = (self._cap.height, 1.0) if self.joint_epsilon else (self.clip_norm, self.sigma)
+        if not clipped:
+            return None
+        return clipped * 1.25 + sigma * (num_values.sqrt() * 1.25 + 6)
+
     @property
     def variance(self) -> float:
         """Variance of the noise on each value."""

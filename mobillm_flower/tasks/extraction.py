@@ -145,7 +145,7 @@ def extraction_spec(
             or private.label_epsilon
             or private.central_epsilon
             or bi_encoder
-            or (settings.strategy == ANALYTIC and num_outputs > 1 and backbone.base_prediction == "constant")
+            or (num_outputs > 1 and backbone.base_prediction == "constant" and not backbone.vocabulary)
         ),
         bi_encoder=bi_encoder,
         vocabulary=backbone.vocabulary,

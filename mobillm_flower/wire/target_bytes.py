@@ -12,7 +12,7 @@ from torch import Tensor
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.language import CHUNK, read_asked
 from mobillm_flower.core.placement import moved
-from mobillm_flower.core.targets import difference, valid_difference
+from mobillm_flower.core.targets import SAME, difference, recover, valid_difference
 from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
@@ -181,12 +181,13 @@ def check_token_targets(
     return ""
 
 
-def check_targets(targets: TargetBatch, contract: TaskContract, *, mixed: bool = False) -> str:
+def check_targets(targets: TargetBatch, contract: TaskContract, *, mixed: bool = False, constant: bool = False) -> str:
     """Return what is wrong with decoded targets ("" where nothing is), by the bounds of the declared objective.
 
     Δy of a classification is onehot(y) − p_b for some p_b; of a regression at most the label range's width where the
     base prediction is inside it. p_b is a distribution. A label is a class, or inside the range. Of a rotated Δy
-    (`mixed`) only the length is known: at most √2.
+    (`mixed`) only the length is known: at most √2. Where p_b is 1/K for all samples (`constant`), Δy and p_b are what
+    follows from that, and of a rotated Δy the length.
     """
     low, high = contract.label_range or (0.0, 1.0)
     for name, part in (("difference", targets.differences), ("label", targets.labels), ("base", targets.base)):
@@ -199,12 +200,17 @@ def check_targets(targets: TargetBatch, contract: TaskContract, *, mixed: bool =
         if targets.labels is not None and bool(((targets.labels < low) | (targets.labels > high)).any()):
             return f"a label is outside {low:g} to {high:g}"
         return ""
+    share = 1 / contract.num_outputs
     if mixed and targets.differences is not None:
         longest = float(torch.linalg.vector_norm(targets.differences, dim=1).max())
-        slack = _HALF_ERROR * contract.num_outputs**0.5
-        return "" if longest <= 2**0.5 + slack else "a rotated difference is longer than √2"
+        most, slack = (1 - share if constant else 2.0) ** 0.5, _HALF_ERROR * contract.num_outputs**0.5
+        return "" if longest <= most + slack else f"a rotated difference is longer than {most:.3g}"
     if targets.differences is not None and not valid_difference(targets.differences, _HALF_ERROR):
         return "a difference is not onehot(y) − p_b for any distribution p_b"
+    if constant:
+        base = targets.base if targets.differences is None else recover(targets.differences)[1]
+        if base is not None and bool(((base - share).abs() > SAME).any()):
+            return f"p_b is not 1/{contract.num_outputs}, and this backbone predicts nothing else"
     if targets.labels is not None and bool((targets.labels >= contract.num_outputs).any()):
         return f"a label is not below {contract.num_outputs}"
     if targets.base is not None:

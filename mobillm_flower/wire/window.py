@@ -274,13 +274,13 @@ def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract
         raise PacketRejected("activations", str(error)) from error
     if float(vectors.abs().max()) > MAX_VALUE:
         raise PacketRejected("activations", f"a value is beyond ±{MAX_VALUE:g}")
-    if spec.clip_norm > 0:
+    num_values = torch.tensor(counts, dtype=torch.float32) * spec.row_shape[2]
+    longest = spec.protection(contract).longest(num_values)
+    if longest is not None:
         norms = torch.stack([torch.linalg.vector_norm(part) for part in torch.split(vectors, counts)])
-        # quantization adds at most its own error; noise adds about σ·√n, six standard deviations allowed
-        n = torch.tensor(counts, dtype=torch.float32) * spec.row_shape[2]
-        bound = spec.clip_norm * 1.25 + spec.sigma * (n.sqrt() * 1.25 + 6)
-        if bool((norms > bound).any()):
-            raise PacketRejected("norm", f"a sample's norm is above what clip norm {spec.clip_norm:g} allows")
+        if bool((norms > longest).any()):
+            agreed = f"joint epsilon {spec.joint_epsilon:g}" if spec.joint_epsilon else f"clip norm {spec.clip_norm:g}"
+            raise PacketRejected("norm", f"a sample's norm is above what {agreed} allows")
     try:
         targets = decode_targets([s.target for s in samples], spec, contract, [s.tokens for s in samples])
     except ValueError as error:
@@ -288,7 +288,7 @@ def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract
     if contract.per_token:
         wrong = check_token_targets(targets, spec, contract, [s.tokens for s in samples])
     else:
-        wrong = check_targets(targets, contract, mixed=bool(spec.mixing))
+        wrong = check_targets(targets, contract, mixed=bool(spec.mixing), constant=spec.constant_base)
     if wrong:
         raise PacketRejected("targets", wrong)
 

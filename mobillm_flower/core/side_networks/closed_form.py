@@ -113,7 +113,8 @@ class ClosedFormSideNetwork(nn.Module):
                 name = part.batch.backbone
                 if name not in fits:
                     sums = self.sums_of(name, part.batch.rows.device) if self.tasks else None
-                    fits[name] = Fit(self._head(part.batch), sums, carried=bool(self._kept.get(name)))
+                    count = self.num_blocks * self.types[name].num_vectors
+                    fits[name] = Fit(self._head(part.batch), sums, bool(self._kept.get(name)), count)
                 fits[name].add(self._vectors(part.batch), part)
             measured = [fit.solve(name) for name, fit in sorted(fits.items())]
             self._sums = {name: fit.sums for name, fit in fits.items() if fit.sums is not None}

@@ -19,7 +19,9 @@ from mobillm_flower.core.targets import SAME
 from mobillm_flower.errors import MismatchError
 
 _FEWEST_CLASSES = 3  # of two, a discriminant has the ridge regression's W
-_CENTRED_BY = 2048  # the first rows, in the order of their digests, that give the centre
+_CENTRED_BY = 2048  # the first rows that give the centre
+_LONGEST = 4.0
+"""Times the median length that a vector counts as at most: what a backbone makes of texts does not come near."""
 
 
 @dataclass
@@ -66,13 +68,18 @@ class Fit:
         Of tasks one after another: what their samples are added to.
     carried : bool
         Whether earlier tasks' samples are in the sums, so that those that are there are passed by.
+    num_vectors : int
+        Vectors of a sample, V, each of which counts as at most `_LONGEST` times as long as the median one at its place
+        among the samples that give the centre: a sample as long as the wire allows would decide alone.
     """
 
     head: Head
     sums: TaskSums | None = None
     carried: bool = False
+    num_vectors: int = 1
     waiting: list[tuple[Tensor, LabelledBatch]] = field(default_factory=list)
     ridge: Ridge | None = None
+    longest: Tensor | None = None  # [V]
     truths: list[tuple[Tensor | None, ...]] = field(default_factory=list)  # of the rows that the ridge keeps
     classes: Classes | None = None
     calibrate: bool = False
@@ -154,10 +161,11 @@ class Fit:
         )
 
     def _begin(self) -> None:
+        waiting = torch.cat([vectors for vectors, _ in self.waiting])
+        self.longest = _LONGEST * self._lengths(waiting).median(0).values
         if not self.head.knows_tasks:
             weights = torch.cat([_weights(part) for _, part in self.waiting])
-            vectors = torch.cat([vectors for vectors, _ in self.waiting]).double()
-            self.head.centre_on(vectors, weights)
+            self.head.centre_on(self._shortened(waiting).double(), weights)
         noise = self.head.noise(self.waiting[0][1].variance)
         outputs = self.head.tasks[-1] if self.head.tasks else len(self.head.bias)
         self.ridge = Ridge(self.head.weight.shape[1], outputs, noise=noise)
@@ -167,7 +175,7 @@ class Fit:
 
     def _take(self, vectors: Tensor, part: LabelledBatch) -> None:
         assert self.ridge is not None
-        features = self.head.features(vectors)
+        features = self.head.features(self._shortened(vectors))
         if self.sums is not None:
             features, part = self._of_last_task(self.sums, features, part)
         if not len(features):
@@ -180,6 +188,20 @@ class Fit:
         self.classes.add(part)
         self.truths = [*self.truths, (part.labels, part.base, _weights(part))][-self.ridge.num_parts :]
         self.calibrate, self.protected, self.scale = part.calibrate, part.protected, part.scale
+
+    def _lengths(self, vectors: Tensor) -> Tensor:
+        """Return L2 norms [B, V] of joined vectors [B, D]."""
+        lengths: Tensor = torch.linalg.vector_norm(vectors.view(len(vectors), self.num_vectors, -1), dim=2)
+        return lengths
+
+    def _shortened(self, vectors: Tensor) -> Tensor:
+        """Return joined vectors [B, D], those that are too long cut to the longest; others stay bit by bit."""
+        assert self.longest is not None
+        lengths = self._lengths(vectors)
+        if not bool((too_long := lengths > self.longest).any()):
+            return vectors
+        factors = torch.where(too_long, self.longest / lengths, 1.0)
+        return (vectors.view(len(vectors), self.num_vectors, -1) * factors[:, :, None]).flatten(1)
 
     def _of_last_task(self, sums: TaskSums, features: Tensor, part: LabelledBatch) -> tuple[Tensor, LabelledBatch]:
         """Add samples to the sums, and return those of the last task, with onehot(y) − p_b inside it as targets."""

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.side_networks import ClosedFormSideNetwork, FittedPart, LabelledBatch
+from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.trainer import Trainer
+from mobillm_flower.wire.window import SampleBytes
 from tests.support.caches import fill, make_plan, make_samples, make_spec, scores
 
 
@@ -41,6 +47,34 @@ def test_arrival_and_partition_do_not_matter(tmp_path: Path, loss: str) -> None:
     assert any(tensor.abs().max() > 0 for tensor in states[0].values())
     for state in states[1:]:
         assert all(torch.equal(tensor, states[0][name]) for name, tensor in state.items())
+
+
+def test_no_device_chooses_which_samples_come_first(tmp_path: Path) -> None:
+    """The order is neither that of digests nor one that stays when another device's sample is added."""
+    plan = closed_form(make_plan([SPEC]))
+
+    def places(samples: list[SampleBytes], name: str) -> list[int]:
+        """The order in which a fit reads the first 59 samples."""
+        made, read = trainer(fill(tmp_path / name, samples, SPEC), plan), list[bytes]()
+
+        def record(samples: Iterable[LabelledBatch]) -> list[FittedPart]:
+            read.extend(row.numpy().tobytes() for part in samples for row in part.batch.rows)
+            return []
+
+        assert isinstance(made.network, ClosedFormSideNetwork)
+        made.network.fit = record  # type: ignore[method-assign]
+        assert made.run_epochs()
+        known = [decode(sample).tobytes() for sample in SAMPLES[:59]]
+        return [known.index(one) for one in read if one in known]
+
+    def decode(sample: SampleBytes) -> np.ndarray:
+        (blocks, vectors, width) = SPEC.row_shape
+        values = decode_samples([sample.activations], [blocks * vectors], width, CODECS[SPEC.codec], SPEC.keep)
+        return values.reshape(blocks, vectors * width).numpy()
+
+    few, more = places(SAMPLES[:59], "few.sqlite"), places(SAMPLES, "more.sqlite")
+    assert sorted(few) == sorted(more) == list(range(59))
+    assert few != more
 
 
 def test_what_is_there_is_fitted_while_data_arrives_and_the_end_is_the_same(tmp_path: Path) -> None:

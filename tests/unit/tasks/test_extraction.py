@@ -130,10 +130,11 @@ def test_an_epsilon_that_the_mechanism_does_not_take_is_named_as_the_setting() -
         ("analytic", 3, "constant", True),
         ("analytic", 3, "classifier", False),
         ("analytic", 1, "constant", False),
-        ("pae", 3, "constant", False),
+        ("pae", 3, "constant", True),
+        ("pae", 3, "label-words", False),
     ],
 )
-def test_sums_of_classes_say_that_a_backbone_predicts_nothing(
+def test_what_is_agreed_says_where_a_backbone_predicts_nothing(
     preset: str, outputs: int, base: str, constant: bool
 ) -> None:
     backbone = dataclasses.replace(info(family="bert"), base_prediction=base)

@@ -121,6 +121,24 @@ def test_labels_and_base_of_a_classification() -> None:
     assert check_targets(TargetBatch(None, good, base * float("nan")), CLASSES) == "a base is not finite"
 
 
+def test_where_a_backbone_predicts_nothing_no_sample_says_that_it_does() -> None:
+    labels, third = torch.tensor([0, 2]), torch.full((2, 3), 1 / 3)
+    other = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [0.4, 0.3, 0.3]])
+    for spec in (DIFFERENCE, LABEL_AND_BASE):
+        sent, lie = (
+            decode_targets(encode_targets(labels, base, spec, CLASSES), spec, CLASSES) for base in (third, other)
+        )
+        assert check_targets(sent, CLASSES, constant=True) == ""
+        assert check_targets(lie, CLASSES) == ""
+        assert check_targets(lie, CLASSES, constant=True).startswith("p_b is not 1/3")
+    turned = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q
+    honest = TargetBatch((torch.eye(3)[labels] - third) @ turned, None, None)
+    assert check_targets(honest, CLASSES, mixed=True, constant=True) == ""
+    longer = TargetBatch(torch.tensor([[1.0, -1.0, 0.0]]) @ turned, None, None)
+    assert check_targets(longer, CLASSES, mixed=True) == ""
+    assert check_targets(longer, CLASSES, mixed=True, constant=True) == "a rotated difference is longer than 0.816"
+
+
 def test_bounds_of_a_regression() -> None:
     """Labels lie in the range; a difference is at most the reach, from the constant base prediction 0 too."""
     assert check_targets(TargetBatch(None, torch.tensor([[1.0], [5.0]]), None), NUMBERS) == ""

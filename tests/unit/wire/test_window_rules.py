@@ -322,6 +322,12 @@ breaks("norm", "above what clip norm 1 allows")(
 breaks("norm", "above what clip norm 1 allows")(
     lambda: with_activations(torch.full((1, 2, 1, 8), 5.0), spec=make_spec(clip_norm=1.0, sigma=1.0))
 )
+breaks("norm", "above what joint epsilon 8 allows")(
+    lambda: with_activations(torch.full((1, 1, 1, 8), 5.0), spec=make_spec(projection="8 of text", joint_epsilon=8.0))
+)
+breaks("targets", "p_b is not 1/3, and this backbone predicts nothing else")(
+    lambda: make_packet(spec=make_spec(constant_base=True))
+)
 
 
 @pytest.mark.parametrize(("rule", "match", "make"), CASES, ids=[f"{rule}-{i}" for i, (rule, _, _) in enumerate(CASES)])

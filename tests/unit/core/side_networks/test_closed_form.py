@@ -87,6 +87,19 @@ def test_random_features_learn_what_no_linear_readout_can() -> None:
     assert scores[1024] > scores[0] + 0.1
 
 
+@pytest.mark.parametrize("place", [0, 2500])
+@pytest.mark.parametrize("times", [1e2, 1e5])
+def test_a_sample_of_any_length_counts_as_one(place: int, times: float) -> None:
+    """Before the centre is known and after; its label is true."""
+    (rows, labels), test = draw(3000, 1), draw(1000, 2)
+    honest = network(256, input_norm=False, vector_scale=True)
+    honest.fit(parts(rows, labels, size=100))
+    one = network(256, input_norm=False, vector_scale=True)
+    one.fit(parts(torch.where(torch.arange(3000)[:, None, None] == place, times * rows, rows), labels, size=100))
+    assert accuracy(honest, *test) > 0.75
+    assert abs(accuracy(one, *test) - accuracy(honest, *test)) < 0.02
+
+
 def test_an_untrained_one_leaves_the_base_model_as_it_is() -> None:
     made = network()
     assert made.fit([]) == []
