@@ -26,6 +26,20 @@ learning what its own devices' labels have in common. Chosen on held-out trainin
 """
 
 
+def _zero_linear(width: int, num_outputs: int) -> nn.Linear:
+    linear = nn.Linear(width, num_outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _of_low_rank(width: int, rank: int, num_outputs: int, generator: torch.Generator) -> nn.Sequential:
+    down = nn.Linear(width, rank, bias=False)
+    with torch.no_grad():
+        down.weight.copy_(torch.randn(rank, width, generator=generator) / width**0.5)
+    return nn.Sequential(down, _zero_linear(rank, num_outputs))
+
+
 def _alone(_block: int, narrow: Tensor) -> Tensor:
     """Leave each row's narrow vector [N, r] to itself."""
     return narrow
@@ -57,6 +71,10 @@ class AdditiveSideNetwork(nn.Module):
         The type that the run began with has no alignment parameters: W is the identity. Only where d = d_b and P = 1.
     joined : sequence of str
         Types that came later; each has an alignment of its own in any case.
+    predicts_tokens : bool
+        Whether the output is a correction as wide as the backbone. W_o then has rank r: a full one, zero at the start
+        as well, learns the few tokens that devices have by heart
+        (`docs/decisions/0031-an-output-of-low-rank.md`).
     seed : int
         Initial weights depend on it and on the type's fingerprint, not on the global generator.
 
@@ -78,6 +96,7 @@ class AdditiveSideNetwork(nn.Module):
         input_norm: bool = True,
         identity_alignment: bool = False,
         joined: Sequence[str] = (),
+        predicts_tokens: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -102,13 +121,12 @@ class AdditiveSideNetwork(nn.Module):
         )
         self.output_norm = nn.LayerNorm(width)
         self.output = self.make_output(num_outputs)
+        if predicts_tokens and bottleneck < min(width, num_outputs):
+            self.output = _of_low_rank(width, bottleneck, num_outputs, own_generator(seed, "output"))
 
     def make_output(self, num_outputs: int) -> nn.Module:
         """Return W_o: a module from [N, d] to [N, K] that starts at zero."""
-        output = nn.Linear(self.width, num_outputs, bias=True)
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-        return output
+        return _zero_linear(self.width, num_outputs)
 
     def make_alignment(self, spec: AlignmentSpec, generator: torch.Generator) -> nn.Module:
         """Return W_b of one type: a module from rows [N, M, P·d_b] to [N, M, d]."""

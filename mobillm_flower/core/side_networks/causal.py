@@ -37,8 +37,8 @@ class CausalSideNetwork(AdditiveSideNetwork):
     needs = Needs(every_token=True)
     num_taps = 4
 
-    def __init__(self, *, num_blocks: int, bottleneck: int, **others: Any) -> None:
-        super().__init__(num_blocks=num_blocks, bottleneck=bottleneck, **others)
+    def __init__(self, *, num_blocks: int, bottleneck: int, predicts_tokens: bool = False, **others: Any) -> None:
+        super().__init__(num_blocks=num_blocks, bottleneck=bottleneck, predicts_tokens=predicts_tokens, **others)
         self.taps = nn.Parameter(torch.zeros(num_blocks, self.num_taps, bottleneck))
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:

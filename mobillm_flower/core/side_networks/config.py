@@ -81,7 +81,7 @@ class SideNetworkConfig:
     vector_scale : bool
         Whether the closed form divides each vector by what it varies, in place of a layer norm.
     predicts_tokens : bool
-        Whether a side network that runs the backbone's upper layers has their last states as its output.
+        Whether the output is as wide as the backbone's last states: those of its upper layers, or a correction.
     tasks : tuple of int
         K_t of tasks that come one after another, K in all; empty: there is one.
     orthogonality, threshold : float
