@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from logging import WARNING, getLogger
 
 from flwr.app import Message, RecordDict
@@ -20,7 +21,7 @@ from mobillm_flower.wire.proof import require_proof
 
 logger = getLogger("flwr")
 
-_MOST = 10  # times the mean of the others: what a device may say it has more
+_MOST = 10  # times the others' median: what a device may say that it has
 
 
 class Fleet:
@@ -79,13 +80,13 @@ class Fleet:
         return sorted(set({**trouble, **self._refused}.values()))
 
     def sizes(self) -> list[int]:
-        """Return how many samples each device may have: what it says, but at most ten times the others' mean.
+        """Return how many samples each device may have: what it says, but at most ten times the others' median.
 
-        Nobody can check what a device says of its size. One that lies lengthens a schedule by as much as ten others.
+        Nobody can check what a device says of its size. As long as less than half of the others lie, one that does
+        lengthens a schedule by as much as ten others.
         """
         said = [device.description.num_train for device in self]
-        total, others = sum(said), max(1, len(said) - 1)
-        return [size if len(said) == 1 else min(size, max(1, _MOST * (total - size) // others)) for size in said]
+        return [min(size, _MOST * typical) for size, typical in zip(said, _medians_of_others(said), strict=True)]
 
     def knows(self, node: int, present: Collection[int]) -> bool:
         """Whether a node is a device of the run, or was refused and the reason still stands."""
@@ -283,6 +284,17 @@ class Fleet:
                 left_out=description.left_out,
             ),
         )
+
+
+def _medians_of_others(sizes: Sequence[int]) -> list[int]:
+    """Return for each device the median size of the others that have samples; where none has, its own size."""
+    ordered = sorted(filter(None, sizes))
+    others = len(ordered) - 1
+    if others < 1:
+        return list(sizes)
+    low, high = (others - 1) // 2, others // 2  # the middle ones of the others
+    places = (bisect_left(ordered, size) for size in sizes)
+    return [(ordered[low + (low >= place)] + ordered[high + (high >= place)]) // 2 for place in places]
 
 
 def _last_line(reason: str | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+import statistics
+
 import pytest
 
 from mobillm_flower import load_settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.strategies.agreement import MAX_TYPES, Agreement
 from mobillm_flower.strategies.device_state import DeviceState
-from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.strategies.fleet import Fleet, _medians_of_others
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.messages import DeviceDescription
 
@@ -31,13 +34,24 @@ def fleet_of(sizes: list[int], fingerprints: list[str] | None = None) -> Fleet:
     [
         ([20, 20, 20], [20, 20, 20]),
         ([10**8, 20, 20], [200, 20, 20]),
-        ([500, 20, 30, 90], [466, 20, 30, 90]),
+        ([10**8, 10**8, 20, 20, 20], [200, 200, 20, 20, 20]),  # two that lie together
+        ([500, 20, 30, 90], [300, 20, 30, 90]),
+        ([1000, 900, 20], [1000, 900, 20]),  # with so few, none is out of the ordinary
         ([7], [7]),
-        ([7, 0, 0], [1, 0, 0]),
+        ([7, 0, 0], [7, 0, 0]),  # nobody to compare it with
     ],
 )
-def test_a_size_counts_to_ten_times_the_mean_of_the_others(said: list[int], believed: list[int]) -> None:
+def test_a_size_counts_to_ten_times_the_median_of_the_others(said: list[int], believed: list[int]) -> None:
     assert fleet_of(said).sizes() == believed
+
+
+def test_the_median_of_the_others_is_that_of_a_list_without_the_device() -> None:
+    drawn = random.Random(0)
+    sizes = [drawn.choice([0, 3, 8, 8, 21, 400]) for _ in range(40)]
+    for some in (sizes[:2], sizes[:3], sizes[:9], sizes):
+        for place, median in enumerate(_medians_of_others(some)):
+            others = [size for size in some[:place] + some[place + 1 :] if size]
+            assert not some[place] or median == int(statistics.median(others or [some[place]]))
 
 
 def test_a_run_takes_the_types_of_most_devices_up_to_a_bound() -> None:
