@@ -21,6 +21,7 @@ from mobillm_flower.wire.proof import require_proof
 
 logger = getLogger("flwr")
 
+_FEWEST = 5  # devices that are compared before sums of one are refused: a median of fewer is no witness
 _MOST = 10  # times the others' median: what a device may say that it has
 
 
@@ -87,6 +88,23 @@ class Fleet:
         """
         said = [device.description.num_train for device in self]
         return [min(size, _MOST * typical) for size, typical in zip(said, _medians_of_others(said), strict=True)]
+
+    def most_in_sums(self) -> dict[int, int]:
+        """Return how many samples a device's sums may be of, by node: as `sizes`, from five devices with samples on."""
+        said = [device.description.num_train for device in self]
+        sizes = self.sizes() if sum(map(bool, said)) >= _FEWEST else said
+        return dict(zip(self.devices, sizes, strict=True))
+
+    def drop_too_large(self) -> None:
+        """Ask nothing of devices that have more samples than their sums may be of."""
+        most = self.most_in_sums()
+        for device in self:
+            if device.active and (size := device.description.num_train) > most[device.node_id]:
+                self.drop(
+                    device,
+                    f"it has {size} samples, more than {_MOST} times the other devices' median: its sums would be most "
+                    f"of the total; set data.max-samples={most[device.node_id]} on it",
+                )
 
     def knows(self, node: int, present: Collection[int]) -> bool:
         """Whether a node is a device of the run, or was refused and the reason still stands."""
