@@ -75,6 +75,11 @@ class Agreement:
                 raise MismatchError(f"the run has {MAX_TYPES} backbone types already, the most that it takes")
             self._types[backbone.fingerprint] = backbone
 
+    def agreed(self, backbone: BackboneInfo) -> BackboneInfo:
+        """Return a device's backbone with the p_b that most devices of its type have; it decides what all are asked."""
+        known = self._types.get(backbone.fingerprint, backbone)
+        return replace(backbone, base_prediction=known.base_prediction)
+
     def settle(self, devices: Sequence[DeviceState]) -> dict[int, str]:
         """Fix task and types by majority; returns why nodes do not fit, by node.
 
@@ -90,7 +95,9 @@ class Agreement:
         for name in _ranked(kept, lambda device: device.description.backbone.fingerprint, size=_size):
             of_type = [device for device in kept if device.description.backbone.fingerprint == name]
             shape = _most(of_type, lambda device: _shape(device.description.backbone))
-            info = next(d.description.backbone for d in of_type if _shape(d.description.backbone) == shape)
+            alike = [device for device in of_type if _shape(device.description.backbone) == shape]
+            base = _most(alike, lambda device: device.description.backbone.base_prediction)
+            info = next(d.description.backbone for d in alike if d.description.backbone.base_prediction == base)
             try:
                 if len(shapes) == MAX_TYPES:
                     raise MismatchError(f"a run takes at most {MAX_TYPES} backbone types, those of most devices")

@@ -289,7 +289,7 @@ class Fleet:
     def _take_in(self, device: DeviceState) -> None:
         """Note and log a device that fits the fleet."""
         description, backbone = device.description, device.description.backbone
-        self.backbones.setdefault(backbone.fingerprint, backbone)
+        self.backbones.setdefault(backbone.fingerprint, self.agreement.agreed(backbone))
         self._note(
             device,
             device_events.DeviceMet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 
@@ -52,6 +53,16 @@ def test_the_median_of_the_others_is_that_of_a_list_without_the_device() -> None
         for place, median in enumerate(_medians_of_others(some)):
             others = [size for size in some[:place] + some[place + 1 :] if size]
             assert not some[place] or median == int(statistics.median(others or [some[place]]))
+
+
+def test_where_p_b_comes_from_is_what_most_devices_of_a_type_say_and_not_the_first() -> None:
+    fleet = fleet_of([20] * 5)
+    liar = fleet.devices[0].description
+    lie = dataclasses.replace(liar.backbone, base_prediction="classifier")
+    fleet.devices[0].description = dataclasses.replace(liar, backbone=lie)
+    fleet.settle()
+    assert len(fleet) == 5  # devices of a type may differ in it
+    assert [info.base_prediction for info in fleet.backbones.values()] == ["constant"]
 
 
 def test_a_run_takes_the_types_of_most_devices_up_to_a_bound() -> None:
