@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from mobillm_flower.wire.messages import DeviceDescription
 CONTRACT = TaskContract("classification", ("a", "b"), "", (), 128, (), "accuracy")
 
 
-def fleet_of(sizes: list[int], fingerprints: list[str] | None = None) -> Fleet:
-    agreement = Agreement(load_settings(), lambda _contract, _types: None)
+def fleet_of(sizes: list[int], fingerprints: list[str] | None = None, settings: dict[str, Any] | None = None) -> Fleet:
+    agreement = Agreement(load_settings(settings or {}), lambda _contract, _types: None)
     fleet = Fleet(agreement, max_strikes=3, max_failures=3, on_event=lambda _event: None)
     for node, size in enumerate(sizes):
         name = fingerprints[node] if fingerprints else "f" * 64
@@ -63,6 +64,29 @@ def test_where_p_b_comes_from_is_what_most_devices_of_a_type_say_and_not_the_fir
     fleet.settle()
     assert len(fleet) == 5  # devices of a type may differ in it
     assert [info.base_prediction for info in fleet.backbones.values()] == ["constant"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "backbone", "taken"),
+    [
+        ((9, 1), "minilm", 1),
+        ((5, 1), "minilm", 1),
+        ((4, 1), "minilm", 2),
+        ((8, 2, 1), "minilm", 2),
+        ((1, 1), "minilm", 2),
+        ((9, 1), "by-partition", 2),
+    ],
+)
+def test_where_one_model_is_named_a_type_of_few_devices_is_refused(
+    counts: tuple[int, ...], backbone: str, taken: int
+) -> None:
+    """A type shapes the layers that all are asked for, and which side network there is."""
+    names = [f"{number:064x}" for number, count in enumerate(counts) for _ in range(count)]
+    fleet = fleet_of([20] * len(names), names, {"backbone.name": backbone, "backbone.choices": "a@1,b@2"})
+    fleet.settle()
+    assert len(fleet.backbones) == taken
+    assert len(fleet) == sum(counts[:taken])
+    assert all("names one model for all" in reason for reason in fleet.reasons)
 
 
 def test_a_run_takes_the_types_of_most_devices_up_to_a_bound() -> None:
