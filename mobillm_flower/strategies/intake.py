@@ -109,7 +109,7 @@ class Intake:
             max_bytes=self._max_bytes + _HEADER_BYTES,
         )
         _require_as_described(window, device)
-        held = run.cache.held(window.pseudonym)
+        held = run.cache.held(window.pseudonym, of_all_tasks=True)  # no row is taken twice, of whatever task
         new = sum(sample.release not in held for sample in window.samples)
         if window.remaining and new < self._least_new(run, device, window):
             raise PacketRejected(
