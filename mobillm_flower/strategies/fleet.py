@@ -86,12 +86,20 @@ class Fleet:
         Nobody can check what a device says of its size. As long as less than half of the others lie, one that does
         lengthens a schedule by as much as ten others.
         """
-        said = [device.description.num_train for device in self]
+        said = self._said_sizes()
         return [min(size, _MOST * typical) for size, typical in zip(said, _medians_of_others(said), strict=True)]
+
+    def typical_size(self, device: DeviceState) -> int:
+        """Return how many samples the other devices have by their own account, in the median; alone, the device."""
+        typical = dict(zip(self.devices, _medians_of_others(self._said_sizes()), strict=True))
+        return typical[device.node_id]
+
+    def _said_sizes(self) -> list[int]:
+        return [device.description.num_train for device in self]
 
     def most_in_sums(self) -> dict[int, int]:
         """Return how many samples a device's sums may be of, by node: as `sizes`, from five devices with samples on."""
-        said = [device.description.num_train for device in self]
+        said = self._said_sizes()
         sizes = self.sizes() if sum(map(bool, said)) >= _FEWEST else said
         return dict(zip(self.devices, sizes, strict=True))
 

@@ -43,14 +43,15 @@ def start(
     tamper: Callable[[Message, Message], Message] | None = None,
     *,
     nodes: Sequence[dict[str, Any]] = ({},) * (HONEST + 1),
+    liars: int = 1,
 ) -> Any:
-    """Run with four honest devices and, as node 100, one that tampers with its answers."""
+    """Run with four honest devices and, as node 100, one that tampers with its answers; or with more such liars."""
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
     configs = [{"partition-id": i, "num-partitions": HONEST + 1, **own} for i, own in enumerate(nodes)]
 
     def by_the_liar(message: Message, reply: Message) -> Message:
-        return tamper(message, reply) if tamper and message.metadata.dst_node_id == LIAR else reply
+        return tamper(message, reply) if tamper and message.metadata.dst_node_id < LIAR + liars else reply
 
     strategy.start(LocalGrid(SideTuningClient().app, configs, config, tamper=by_the_liar), ArrayRecord())
     return strategy
@@ -293,8 +294,9 @@ def test_a_metric_counts_within_its_range_and_by_the_samples_that_are_held(tmp_p
     assert tested < boasted["num_examples"] < 2 * tested
 
 
-def test_who_sends_without_end_is_stopped_when_the_others_are_done(
-    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("liars", [1, 2])
+def test_who_sends_without_end_is_stopped_though_another_does_so_too(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, liars: int
 ) -> None:
     monkeypatch.setattr("mobillm_flower.strategies.intake._MOST_OF_ONE", 2)
     many, sent = 10**6, 0
@@ -302,9 +304,12 @@ def test_who_sends_without_end_is_stopped_when_the_others_are_done(
 
     def flood(message: Message, reply: Message) -> Message:
         nonlocal sent
+        node = message.metadata.dst_node_id - LIAR
         if message.metadata.message_type == keys.DESCRIBE:
             said: Any = reply.content[keys.DEVICE]
             said[keys.NUM_TRAIN] = many
+            key = Identity(_secret(tmp_path / "run" / "devices" / f"partition-{node}"))
+            reply.content = prove(reply.content, key, message)
         if message.metadata.message_type != keys.EXTRACT:
             return reply
         asked: Any = message.content[keys.REQUEST]
@@ -329,7 +334,8 @@ def test_who_sends_without_end_is_stopped_when_the_others_are_done(
         return Message(packed, reply_to=message)
 
     config = tiny_config(tmp_path / "run", backbone, trainer__epochs=1, data__max_samples=6, rounds__window=3)
-    start(config, signed(flood, tmp_path / "run"))
-    (dropped,) = events(tmp_path / "run", "dropped")
-    assert "2 times as many samples as the others" in dropped["reason"]
-    assert events(tmp_path / "run", "ingested")[-1]["samples"] == 6 * HONEST + 12
+    start(config, flood, liars=liars)
+    dropped = events(tmp_path / "run", "dropped")
+    assert len(dropped) == liars
+    assert all("2 times as many samples as the other devices" in event["reason"] for event in dropped)
+    assert events(tmp_path / "run", "ingested")[-1]["samples"] == 6 * (HONEST + 1 - liars) + 12 * liars
