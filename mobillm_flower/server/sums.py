@@ -29,11 +29,12 @@ from mobillm_flower.wire.window import SampleBytes
 
 _NOISE_KEY, _NOISED = "noise-key", "noised-totals"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
+_DEVIATIONS = 6  # of the norm of devices' noise, by which it may be above its mean
 OF_THE_NOISE = 0.5
 """λ over the noise's spectral norm σ·√(2D); chosen on AG News and SMS spam, see benchmarks/studies/sums.py."""
 
 
-def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False) -> int:
+def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noised: bool = False) -> int:
     """Check what one device's or one group's statistic can be; returns its number of samples, 0 where it is not sent.
 
     A masked liar can send any sum of this kind: what is checked bounds how far it moves the solution, no more.
@@ -46,6 +47,8 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         What was asked for.
     most : int
         Samples that they have at most.
+    devices : int
+        How many devices' sums these are.
     noised : bool
         Whether devices added noise; what noise can break is then left out.
 
@@ -67,6 +70,7 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         raise PacketRejected("counts", "more vectors are clipped, or targets are longer, than samples can be")
     if private and (rows.any() or targets.any() or counts[2]):
         raise PacketRejected("sums", "sums of vectors and targets are not sent beside noise")
+    _check_norm(sums, triangle, moment, devices=devices, noised=noised)
     if noised:
         return samples
     gram = sums.shape.gram(triangle)
@@ -94,6 +98,26 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
     if bool((np.square(moment).sum(1) > diagonal * square * (1 + _TOLERANCE) + 1e-3).any()):
         raise PacketRejected("moment", "products of vectors and targets are larger than their squares allow")
     return samples
+
+
+def _check_norm(
+    sums: SumsSpec, triangle: NDArray[np.float64], moment: NDArray[np.float64], *, devices: int, noised: bool
+) -> None:
+    """Refuse sums longer than those of so many devices can be that each shorten theirs to √2·`device_rows`."""
+    if not sums.device_rows:
+        return
+    longest = math.sqrt(2) * sums.device_rows * devices * (1 + _TOLERANCE)
+    if noised:  # σ on each word, in these units
+        longest += sums.sigma * (math.sqrt(triangle.size + moment.size) + _DEVIATIONS)
+    scale = sums.scale
+    gram = np.linalg.norm(sums.shape.gram(triangle)) / scale.radius**2
+    norm = math.hypot(gram, np.linalg.norm(moment) / (scale.radius * scale.levels))
+    if norm > longest:
+        raise PacketRejected(
+            "norm",
+            f"the sums of {devices} device(s) have a norm of {norm:.4g}, with privacy.device-rows={sums.device_rows} "
+            f"at most {longest:.4g}",
+        )
 
 
 def class_sums(words: Words, sums: SumsSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:

@@ -160,7 +160,7 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
     of_each = run.fleet.most_in_sums()
     most = sum(of_each[device.node_id] for device in members)
     try:
-        samples = check_sums(group.server.total, sums, most=most) or most
+        samples = check_sums(group.server.total, sums, most=most, devices=len(members)) or most
         require_room(run.cache, run.plan.sums, samples)
     except (PacketRejected, CacheError) as error:
         run.folder.append(device_events.GroupRefused(group.name, len(members), "the sum", str(error)))
