@@ -84,6 +84,9 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noi
         classes = class_sums(words, sums)
         if classes is None:
             raise PacketRejected("targets", "no labels have such sums of targets, or of vectors times targets")
+        own, other = _target_values(sums)
+        if counts[2] != samples * (own**2 + (sums.num_outputs - 1) * other**2):
+            raise PacketRejected("targets", "the sum of the targets' squares is not that of so many labels")
         gram = np.block([[np.diag(classes[0]), classes[1].T], [classes[1], gram]])
     elif not private:
         gram = np.block([[np.array([[float(samples)]]), rows[None]], [rows[:, None], gram]])
@@ -125,15 +128,21 @@ def class_sums(words: Words, sums: SumsSpec) -> tuple[NDArray[np.int64], NDArray
 
     Rounded, a target has one value at its class and one at all others, so that both follow without a remainder.
     """
-    classes = sums.num_outputs
-    target = difference(torch.zeros(1, dtype=torch.long), base_prediction(None, 1, classes)).double().numpy()
-    own, other = sums.scale.targets(target / sums.target_bound)[0, :2].astype(np.int64)
+    own, other = _target_values(sums)
     counts, rows, targets, _, moment = sums.shape.split(lift(words))
     samples, left = np.divmod(targets - other * counts[0], own - other)
     of_classes, remainder = np.divmod(moment - other * rows[:, None], own - other)
     if left.any() or remainder.any() or int(samples.min()) < 0 or int(samples.sum()) != int(counts[0]):
         return None
     return samples, of_classes
+
+
+def _target_values(sums: SumsSpec) -> tuple[int, int]:
+    """Return what onehot(y) − 1/K becomes as whole numbers: at its class, and at all others."""
+    base = base_prediction(None, 1, sums.num_outputs)
+    target = difference(torch.zeros(1, dtype=torch.long), base).double().numpy()
+    own, other = sums.scale.targets(target / sums.target_bound)[0, :2].astype(np.int64)
+    return int(own), int(other)
 
 
 def hold(

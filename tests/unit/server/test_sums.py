@@ -166,9 +166,23 @@ def a_class_far_from_its_vectors(values: np.ndarray, spec: SumsSpec) -> None:
     moment[0, 1] -= step
 
 
+def shorter_targets(values: np.ndarray, _spec: SumsSpec) -> None:
+    values[2] -= 1
+
+
+def longer_targets(values: np.ndarray, _spec: SumsSpec) -> None:
+    values[2] += 1
+
+
 @pytest.mark.parametrize(
     ("lie", "rule"),
-    [(half_a_label, "targets"), (vectors_of_no_class, "targets"), (a_class_far_from_its_vectors, "gram")],
+    [
+        (shorter_targets, "squares"),
+        (longer_targets, "squares"),
+        (half_a_label, "targets"),
+        (vectors_of_no_class, "targets"),
+        (a_class_far_from_its_vectors, "gram"),
+    ],
 )
 def test_sums_that_no_labels_have_are_refused(lie: Callable[[np.ndarray, SumsSpec], None], rule: str) -> None:
     spec, rows, _, targets = labelled(3)
