@@ -119,7 +119,7 @@ class ActivationCache:
             for both in [(s.activations, s.target)]
         ]
         with self._disk.access() as db:
-            held = self.held(device)
+            held = self.held(device, of_all_tasks=True)
             count, size, of_task = self._size()
             size += sum(len(s.activations) + len(s.target) for s in samples if s.release not in held)
             if self.quota_bytes and size > self.quota_bytes:
@@ -151,11 +151,11 @@ class ActivationCache:
         """Remember that training begins from all rows that are held now."""
         self.set_meta(_UNTRAINED, "0")
 
-    def held(self, device: str) -> frozenset[bytes]:
-        """Return the release ids of a device that are committed."""
-        query = "SELECT release FROM samples WHERE device = ? AND stage = ?"
+    def held(self, device: str, *, of_all_tasks: bool = False) -> frozenset[bytes]:
+        """Return the release ids of a device that are committed: those of the task, or of earlier ones, too."""
+        query = "SELECT release FROM samples WHERE device = ? AND (stage = ? OR ?)"
         with self._disk.access() as db:
-            return frozenset(row[0] for row in db.execute(query, (device, self.task)))
+            return frozenset(row[0] for row in db.execute(query, (device, self.task, of_all_tasks)))
 
     def devices(self) -> dict[str, int]:
         """Return the number of samples of each device."""

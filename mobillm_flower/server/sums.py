@@ -29,11 +29,12 @@ from mobillm_flower.wire.window import SampleBytes
 
 _NOISE_KEY, _NOISED = "noise-key", "noised-totals"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
+_DEVIATIONS = 6  # of the norm of devices' noise, by which it may be above its mean
 OF_THE_NOISE = 0.5
 """λ over the noise's spectral norm σ·√(2D); chosen on AG News and SMS spam, see benchmarks/studies/sums.py."""
 
 
-def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False) -> int:
+def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noised: bool = False) -> int:
     """Check what one device's or one group's statistic can be; returns its number of samples, 0 where it is not sent.
 
     A masked liar can send any sum of this kind: what is checked bounds how far it moves the solution, no more.
@@ -46,6 +47,8 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         What was asked for.
     most : int
         Samples that they have at most.
+    devices : int
+        How many devices' sums these are.
     noised : bool
         Whether devices added noise; what noise can break is then left out.
 
@@ -67,6 +70,7 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         raise PacketRejected("counts", "more vectors are clipped, or targets are longer, than samples can be")
     if private and (rows.any() or targets.any() or counts[2]):
         raise PacketRejected("sums", "sums of vectors and targets are not sent beside noise")
+    _check_norm(sums, triangle, moment, devices=devices, noised=noised)
     if noised:
         return samples
     gram = sums.shape.gram(triangle)
@@ -80,6 +84,9 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
         classes = class_sums(words, sums)
         if classes is None:
             raise PacketRejected("targets", "no labels have such sums of targets, or of vectors times targets")
+        own, other = _target_values(sums)
+        if counts[2] != samples * (own**2 + (sums.num_outputs - 1) * other**2):
+            raise PacketRejected("targets", "the sum of the targets' squares is not that of so many labels")
         gram = np.block([[np.diag(classes[0]), classes[1].T], [classes[1], gram]])
     elif not private:
         gram = np.block([[np.array([[float(samples)]]), rows[None]], [rows[:, None], gram]])
@@ -96,20 +103,46 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, noised: bool = False)
     return samples
 
 
+def _check_norm(
+    sums: SumsSpec, triangle: NDArray[np.float64], moment: NDArray[np.float64], *, devices: int, noised: bool
+) -> None:
+    """Refuse sums longer than those of so many devices can be that each shorten theirs to √2·`device_rows`."""
+    if not sums.device_rows:
+        return
+    longest = math.sqrt(2) * sums.device_rows * devices * (1 + _TOLERANCE)
+    if noised:  # σ on each word, in these units
+        longest += sums.sigma * (math.sqrt(triangle.size + moment.size) + _DEVIATIONS)
+    scale = sums.scale
+    gram = np.linalg.norm(sums.shape.gram(triangle)) / scale.radius**2
+    norm = math.hypot(gram, np.linalg.norm(moment) / (scale.radius * scale.levels))
+    if norm > longest:
+        raise PacketRejected(
+            "norm",
+            f"the sums of {devices} device(s) have a norm of {norm:.4g}, with privacy.device-rows={sums.device_rows} "
+            f"at most {longest:.4g}",
+        )
+
+
 def class_sums(words: Words, sums: SumsSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Return n_k [K] and Σz of each class [D, K] of targets onehot(y) − 1/K; None where no labels have such sums.
 
     Rounded, a target has one value at its class and one at all others, so that both follow without a remainder.
     """
-    classes = sums.num_outputs
-    target = difference(torch.zeros(1, dtype=torch.long), base_prediction(None, 1, classes)).double().numpy()
-    own, other = sums.scale.targets(target / sums.target_bound)[0, :2].astype(np.int64)
+    own, other = _target_values(sums)
     counts, rows, targets, _, moment = sums.shape.split(lift(words))
     samples, left = np.divmod(targets - other * counts[0], own - other)
     of_classes, remainder = np.divmod(moment - other * rows[:, None], own - other)
     if left.any() or remainder.any() or int(samples.min()) < 0 or int(samples.sum()) != int(counts[0]):
         return None
     return samples, of_classes
+
+
+def _target_values(sums: SumsSpec) -> tuple[int, int]:
+    """Return what onehot(y) − 1/K becomes as whole numbers: at its class, and at all others."""
+    base = base_prediction(None, 1, sums.num_outputs)
+    target = difference(torch.zeros(1, dtype=torch.long), base).double().numpy()
+    own, other = sums.scale.targets(target / sums.target_bound)[0, :2].astype(np.int64)
+    return int(own), int(other)
 
 
 def hold(

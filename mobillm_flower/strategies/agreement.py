@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from mobillm_flower.config import Settings
+from mobillm_flower.config import CHOOSERS, Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import MismatchError, MobiLLMError
 from mobillm_flower.strategies.device_state import DeviceState
@@ -21,6 +21,7 @@ Fits = Callable[[TaskContract, Mapping[str, BackboneInfo]], None]
 T = TypeVar("T")
 MAX_TYPES = 32
 """Most backbone types of a run."""
+_MOST_TIMES = 4  # times as many devices has the largest type at most, where the settings name one model for all
 
 
 class Agreement:
@@ -75,27 +76,39 @@ class Agreement:
                 raise MismatchError(f"the run has {MAX_TYPES} backbone types already, the most that it takes")
             self._types[backbone.fingerprint] = backbone
 
+    def agreed(self, backbone: BackboneInfo) -> BackboneInfo:
+        """Return a device's backbone with the p_b that most devices of its type have; it decides what all are asked."""
+        known = self._types.get(backbone.fingerprint, backbone)
+        return replace(backbone, base_prediction=known.base_prediction)
+
     def settle(self, devices: Sequence[DeviceState]) -> dict[int, str]:
         """Fix task and types by majority; returns why nodes do not fit, by node.
 
         Of two that as many devices have, the one with the lowest node wins. Types come in by the number of their
-        devices, small ones first: one that the server could not train beside those before it is left out.
+        devices, small ones first: one that the server could not train beside those before it is left out. So is one of
+        few devices where the settings name one model for all, since each type shapes what all are asked.
         """
         if self.contract is not None or not devices:
             return {}
         self.contract = _most(devices, lambda device: device.description.contract)
         refused = self._refusals(devices)
         kept = [device for device in devices if device.node_id not in refused]
+        largest = 0
         shapes, misfits, reasons = {}, {}, {}  # type: dict[str, BackboneInfo], dict[str, BackboneInfo], dict[int, str]
         for name in _ranked(kept, lambda device: device.description.backbone.fingerprint, size=_size):
             of_type = [device for device in kept if device.description.backbone.fingerprint == name]
             shape = _most(of_type, lambda device: _shape(device.description.backbone))
-            info = next(d.description.backbone for d in of_type if _shape(d.description.backbone) == shape)
+            alike = [device for device in of_type if _shape(device.description.backbone) == shape]
+            base = _most(alike, lambda device: device.description.backbone.base_prediction)
+            info = next(d.description.backbone for d in alike if d.description.backbone.base_prediction == base)
             try:
+                if _MOST_TIMES * len(of_type) < largest and self._settings.backbone.name not in CHOOSERS:
+                    raise MismatchError(self._says_one_model(info))
                 if len(shapes) == MAX_TYPES:
                     raise MismatchError(f"a run takes at most {MAX_TYPES} backbone types, those of most devices")
                 self._fits(self.contract, {**shapes, name: info})
                 shapes[name] = info
+                largest = largest or len(of_type)
             except MobiLLMError as error:
                 misfits[name] = info
                 reasons |= {device.node_id: str(error) for device in of_type}
@@ -104,6 +117,13 @@ class Agreement:
         else:
             self._types = shapes
         return {**refused, **self._refusals(kept), **reasons}
+
+    def _says_one_model(self, info: BackboneInfo) -> str:
+        return (
+            f"backbone.name={self._settings.backbone.name} names one model for all, and most devices have another type "
+            f"than {info.fingerprint[:12]} with {info.depth} layers; give the device theirs, or let the run have "
+            "backbone.name=auto and the models that devices may have as backbone.choices"
+        )
 
     def _refusals(self, devices: Iterable[DeviceState]) -> dict[int, str]:
         reasons: dict[int, str] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from logging import INFO, getLogger
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
@@ -34,6 +35,19 @@ class SumsIntake(Intake):
 
     asks = keys.SUM
 
+    def requests(
+        self,
+        run: RunState,
+        devices: Iterable[DeviceState],
+        server_round: int,
+        config: ConfigRecord,
+        *,
+        at_most: int | None = None,
+    ) -> Iterator[Message]:
+        """Yield a request for those devices whose sums are not held, but for those that have far too many samples."""
+        run.fleet.drop_too_large()
+        return super().requests(run, devices, server_round, config, at_most=at_most)
+
     def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
         """Return what a device is asked for: its sums."""
         return pack_sums_request(sums_request(run, device))
@@ -44,9 +58,9 @@ class SumsIntake(Intake):
         sums = open_sums(content, request=request)
         if sums.pseudonym != device.description.pseudonym:
             raise PacketRejected("pseudonym", "the packet names another device than the node it came from")
-        described = device.description.num_train
-        samples = check_sums(sums.words, request.sums, most=described)
-        return take_sums(run, device, sums, samples=samples or described, round_=round_)
+        most = run.fleet.most_in_sums()[device.node_id]
+        samples = check_sums(sums.words, request.sums, most=most)
+        return take_sums(run, device, sums, samples=samples or most, round_=round_)
 
 
 @STRATEGIES.register("analytic")
@@ -109,13 +123,14 @@ def sums_request(run: RunState, device: DeviceState) -> SumsRequest:
 
 
 def take_sums(run: RunState, device: DeviceState, sums: SumsReply, *, samples: int, round_: int) -> int:
-    """Commit checked sums of a device, and log them; returns the number of its samples."""
+    """Commit checked sums of a device, and log them; returns the number of its samples, 0 where there is no room."""
     if run.cache.held(device.description.pseudonym):
         raise PacketRejected("releases", "sums of this device are held already")
     try:
         require_room(run.cache, run.plan.sums, samples)
-    except CacheError as error:
-        raise PacketRejected("capacity", str(error)) from error
+    except CacheError as error:  # which is not the device's fault
+        run.fleet.drop(device, str(error))
+        return 0
     hold(
         run.cache,
         sums.words,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from logging import WARNING, getLogger
 
 from flwr.app import Message, RecordDict
@@ -20,7 +21,8 @@ from mobillm_flower.wire.proof import require_proof
 
 logger = getLogger("flwr")
 
-_MOST = 10  # times the mean of the others: what a device may say it has more
+_FEWEST = 5  # devices that are compared before sums of one are refused: a median of fewer is no witness
+_MOST = 10  # times the others' median: what a device may say that it has
 
 
 class Fleet:
@@ -79,13 +81,38 @@ class Fleet:
         return sorted(set({**trouble, **self._refused}.values()))
 
     def sizes(self) -> list[int]:
-        """Return how many samples each device may have: what it says, but at most ten times the others' mean.
+        """Return how many samples each device may have: what it says, but at most ten times the others' median.
 
-        Nobody can check what a device says of its size. One that lies lengthens a schedule by as much as ten others.
+        Nobody can check what a device says of its size. As long as less than half of the others lie, one that does
+        lengthens a schedule by as much as ten others.
         """
-        said = [device.description.num_train for device in self]
-        total, others = sum(said), max(1, len(said) - 1)
-        return [size if len(said) == 1 else min(size, max(1, _MOST * (total - size) // others)) for size in said]
+        said = self._said_sizes()
+        return [min(size, _MOST * typical) for size, typical in zip(said, _medians_of_others(said), strict=True)]
+
+    def typical_size(self, device: DeviceState) -> int:
+        """Return how many samples the other devices have by their own account, in the median; alone, the device."""
+        typical = dict(zip(self.devices, _medians_of_others(self._said_sizes()), strict=True))
+        return typical[device.node_id]
+
+    def _said_sizes(self) -> list[int]:
+        return [device.description.num_train for device in self]
+
+    def most_in_sums(self) -> dict[int, int]:
+        """Return how many samples a device's sums may be of, by node: as `sizes`, from five devices with samples on."""
+        said = self._said_sizes()
+        sizes = self.sizes() if sum(map(bool, said)) >= _FEWEST else said
+        return dict(zip(self.devices, sizes, strict=True))
+
+    def drop_too_large(self) -> None:
+        """Ask nothing of devices that have more samples than their sums may be of."""
+        most = self.most_in_sums()
+        for device in self:
+            if device.active and (size := device.description.num_train) > most[device.node_id]:
+                self.drop(
+                    device,
+                    f"it has {size} samples, more than {_MOST} times the other devices' median: its sums would be most "
+                    f"of the total; set data.max-samples={most[device.node_id]} on it",
+                )
 
     def knows(self, node: int, present: Collection[int]) -> bool:
         """Whether a node is a device of the run, or was refused and the reason still stands."""
@@ -270,7 +297,7 @@ class Fleet:
     def _take_in(self, device: DeviceState) -> None:
         """Note and log a device that fits the fleet."""
         description, backbone = device.description, device.description.backbone
-        self.backbones.setdefault(backbone.fingerprint, backbone)
+        self.backbones.setdefault(backbone.fingerprint, self.agreement.agreed(backbone))
         self._note(
             device,
             device_events.DeviceMet(
@@ -283,6 +310,17 @@ class Fleet:
                 left_out=description.left_out,
             ),
         )
+
+
+def _medians_of_others(sizes: Sequence[int]) -> list[int]:
+    """Return for each device the median size of the others that have samples; where none has, its own size."""
+    ordered = sorted(filter(None, sizes))
+    others = len(ordered) - 1
+    if others < 1:
+        return list(sizes)
+    low, high = (others - 1) // 2, others // 2  # the middle ones of the others
+    places = (bisect_left(ordered, size) for size in sizes)
+    return [(ordered[low + (low >= place)] + ordered[high + (high >= place)]) // 2 for place in places]
 
 
 def _last_line(reason: str | None) -> str:

@@ -18,7 +18,7 @@ from mobillm_flower.wire.window import Window, most_rows, open_window
 
 logger = getLogger("flwr")
 
-_MOST_OF_ONE = 100  # times the mean of the others that one device may send while all wait for it
+_MOST_OF_ONE = 100  # times what the others say that they have, in the median, that one device may send
 _HEADER_BYTES = 1 << 20  # what a packet may have beside the samples' own bytes
 
 
@@ -109,7 +109,7 @@ class Intake:
             max_bytes=self._max_bytes + _HEADER_BYTES,
         )
         _require_as_described(window, device)
-        held = run.cache.held(window.pseudonym)
+        held = run.cache.held(window.pseudonym, of_all_tasks=True)  # no row is taken twice, of whatever task
         new = sum(sample.release not in held for sample in window.samples)
         if window.remaining and new < self._least_new(run, device, window):
             raise PacketRejected(
@@ -130,13 +130,15 @@ class Intake:
         return device.window if sum(sizes) + rows * of_a_row * 2 <= self._max_bytes else 1
 
     def _end_a_flood(self, run: RunState, device: DeviceState) -> None:
-        """Ask a device for no more when it has sent far more than the others, who are all done."""
-        others = len(run.fleet) - 1
-        if not others or any(other.active for other in run.fleet if other is not device):
+        """Ask a device for no more when it has sent far more than the others have, whoever of them is done.
+
+        What they say they have is compared, not what is held of them: that is little at first of those that are slow.
+        """
+        if device.done or device.description.num_train < _MOST_OF_ONE * self._window:
             return
-        mine = len(run.cache.held(device.description.pseudonym))
-        if mine >= _MOST_OF_ONE * max(self._window, (run.cache.num_of_task - mine) / others):
-            run.fleet.drop(device, f"it sent {_MOST_OF_ONE} times as many samples as the others, who have sent theirs")
+        typical = run.fleet.typical_size(device)
+        if len(run.cache.held(device.description.pseudonym)) >= _MOST_OF_ONE * max(self._window, typical):
+            run.fleet.drop(device, f"it sent {_MOST_OF_ONE} times as many samples as the other devices have")
 
 
 def _require_as_described(window: Window, device: DeviceState) -> None:

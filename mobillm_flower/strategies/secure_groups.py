@@ -72,6 +72,7 @@ def collect(run: RunState, private: PrivacySettings, config: ConfigRecord, *, ro
     reason, left_out = "no device has anything to send", set[str]()
     for _ in range(_ATTEMPTS):
         run.connections.meet()
+        run.fleet.drop_too_large()
         groups, too_few = _make_groups(run, private.secure_sums_devices, left_out)
         reason = too_few or reason
         if not groups:
@@ -156,9 +157,10 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
     members = [group.devices[pseudonym] for pseudonym in group.server.members]
     backbone = members[0].description.backbone.fingerprint
     sums = run.plan.sums[backbone]
-    described = sum(device.description.num_train for device in members)
+    of_each = run.fleet.most_in_sums()
+    most = sum(of_each[device.node_id] for device in members)
     try:
-        samples = check_sums(group.server.total, sums, most=described) or described
+        samples = check_sums(group.server.total, sums, most=most, devices=len(members)) or most
         require_room(run.cache, run.plan.sums, samples)
     except (PacketRejected, CacheError) as error:
         run.folder.append(device_events.GroupRefused(group.name, len(members), "the sum", str(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "matthews": (-1.0, 1.0),
     "spearman": (-1.0, 1.0),
     "pearson": (-1.0, 1.0),
-    "cross-entropy": (0.0, 1e3),
+    "cross-entropy": (0.0, math.log(1e9)),
     "perplexity": (1.0, 1e9),
     "next-word-top-1": (0.0, 1.0),
     "next-word-top-3": (0.0, 1.0),

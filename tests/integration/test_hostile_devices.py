@@ -7,11 +7,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Context, Message
 
 from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import MobiLLMError
@@ -26,6 +27,7 @@ from mobillm_flower.wire.window import SampleBytes, Window, open_window, pack_wi
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
 from tests.support.superlink import events
+from tests.support.task_runs import DEVICES, SOLVED, TASKS, config_of, rows
 from tests.support.tiny_models import save_tiny
 
 LIAR, HONEST = 100, 4  # the liar's node has the lowest number: it is the first to answer
@@ -41,14 +43,15 @@ def start(
     tamper: Callable[[Message, Message], Message] | None = None,
     *,
     nodes: Sequence[dict[str, Any]] = ({},) * (HONEST + 1),
+    liars: int = 1,
 ) -> Any:
-    """Run with four honest devices and, as node 100, one that tampers with its answers."""
+    """Run with four honest devices and, as node 100, one that tampers with its answers; or with more such liars."""
     strategy = make_strategy(load_settings(config))
     strategy.poll_s = 0.0
     configs = [{"partition-id": i, "num-partitions": HONEST + 1, **own} for i, own in enumerate(nodes)]
 
     def by_the_liar(message: Message, reply: Message) -> Message:
-        return tamper(message, reply) if tamper and message.metadata.dst_node_id == LIAR else reply
+        return tamper(message, reply) if tamper and message.metadata.dst_node_id < LIAR + liars else reply
 
     strategy.start(LocalGrid(SideTuningClient().app, configs, config, tamper=by_the_liar), ArrayRecord())
     return strategy
@@ -188,6 +191,63 @@ def test_what_a_device_says_of_its_size_neither_lays_out_the_schedule_nor_keeps_
     assert strategy.trainer.options.planned_steps < 20
 
 
+def test_samples_of_an_earlier_task_are_not_new_again_and_again(tmp_path: Path, backbone: Path) -> None:
+    """The cache keeps a device's rows of all tasks, and ignores those that it has."""
+    first: list[SampleBytes] = []
+    sent = 0
+
+    def repeat(message: Message, reply: Message) -> Message:
+        """Remember the first task's samples, and send them again in the second one without end."""
+        nonlocal sent
+        if message.metadata.message_type != keys.EXTRACT:
+            return reply
+        asked: Any = message.content[keys.REQUEST]
+        spec, contract = ExtractionSpec.from_json(asked[keys.SPEC]), TaskContract.from_json(asked[keys.CONTRACT])
+        window = open_window(reply.content, spec=spec, contract=contract, max_samples=99, max_bytes=10**9)
+        if len(contract.labels) == len(TASKS["mood"]):
+            first.extend(window.samples)
+            return reply
+        sent += 1
+        assert sent < 20, "the run goes on and on"
+        packed = pack_window(
+            [replace(new, release=old.release) for new, old in zip(window.samples, first, strict=False)],
+            spec=spec,
+            contract=contract,
+            pseudonym=window.pseudonym,
+            total=window.total,
+            data_fingerprint=window.data_fingerprint,
+            remaining=12,
+            refused=0,
+            forward_seconds=0.1,
+            peak_memory_bytes=1.0,
+        )
+        return Message(packed, reply_to=message)
+
+    def by_the_liar(message: Message, reply: Message) -> Message:
+        return repeat(message, reply) if message.metadata.dst_node_id == LIAR else reply
+
+    for task, after in (("mood", ""), ("topic", str(tmp_path / "mood"))):
+        config = config_of(
+            tmp_path / task, backbone, task, continual__after=after, continual__method="replay", **SOLVED
+        )
+        nodes = [
+            {"partition-id": i, "device-folder": str(tmp_path / f"device-{i}"), "backbone.name": str(backbone)}
+            for i in range(DEVICES)
+        ]
+        strategy = make_strategy(load_settings(config))
+        strategy.poll_s = 0.0
+        app = SideTuningClient(partial(_rows_of_task, task)).app
+        strategy.start(LocalGrid(app, nodes, config, tamper=by_the_liar), ArrayRecord())
+    assert len(first) == 24
+    assert [event["rule"] for event in events(tmp_path / "topic", "rejected")] == ["progress"] * 3
+    assert events(tmp_path / "topic", "ingested")[-1]["samples"] == 24 * (DEVICES - 1)
+
+
+def _rows_of_task(task: str, context: Context) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    start = 100 * int(str(context.node_config["partition-id"]))
+    return rows(task, start, start + 24), rows(task, start + 50, start + 60)
+
+
 def test_no_name_that_a_device_gave_is_saved_or_loaded(tmp_path: Path, backbone: Path) -> None:
     config = tiny_config(tmp_path / "run", backbone, trainer__epochs=1, data__max_samples=6)
     named = describes(keys.BACKBONE, name="attacker/same-weights", revision="v1")
@@ -234,8 +294,9 @@ def test_a_metric_counts_within_its_range_and_by_the_samples_that_are_held(tmp_p
     assert tested < boasted["num_examples"] < 2 * tested
 
 
-def test_who_sends_without_end_is_stopped_when_the_others_are_done(
-    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("liars", [1, 2])
+def test_who_sends_without_end_is_stopped_though_another_does_so_too(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, liars: int
 ) -> None:
     monkeypatch.setattr("mobillm_flower.strategies.intake._MOST_OF_ONE", 2)
     many, sent = 10**6, 0
@@ -243,9 +304,12 @@ def test_who_sends_without_end_is_stopped_when_the_others_are_done(
 
     def flood(message: Message, reply: Message) -> Message:
         nonlocal sent
+        node = message.metadata.dst_node_id - LIAR
         if message.metadata.message_type == keys.DESCRIBE:
             said: Any = reply.content[keys.DEVICE]
             said[keys.NUM_TRAIN] = many
+            key = Identity(_secret(tmp_path / "run" / "devices" / f"partition-{node}"))
+            reply.content = prove(reply.content, key, message)
         if message.metadata.message_type != keys.EXTRACT:
             return reply
         asked: Any = message.content[keys.REQUEST]
@@ -270,7 +334,8 @@ def test_who_sends_without_end_is_stopped_when_the_others_are_done(
         return Message(packed, reply_to=message)
 
     config = tiny_config(tmp_path / "run", backbone, trainer__epochs=1, data__max_samples=6, rounds__window=3)
-    start(config, signed(flood, tmp_path / "run"))
-    (dropped,) = events(tmp_path / "run", "dropped")
-    assert "2 times as many samples as the others" in dropped["reason"]
-    assert events(tmp_path / "run", "ingested")[-1]["samples"] == 6 * HONEST + 12
+    start(config, flood, liars=liars)
+    dropped = events(tmp_path / "run", "dropped")
+    assert len(dropped) == liars
+    assert all("2 times as many samples as the other devices" in event["reason"] for event in dropped)
+    assert events(tmp_path / "run", "ingested")[-1]["samples"] == 6 * (HONEST + 1 - liars) + 12 * liars

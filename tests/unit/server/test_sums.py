@@ -166,9 +166,23 @@ def a_class_far_from_its_vectors(values: np.ndarray, spec: SumsSpec) -> None:
     moment[0, 1] -= step
 
 
+def shorter_targets(values: np.ndarray, _spec: SumsSpec) -> None:
+    values[2] -= 1
+
+
+def longer_targets(values: np.ndarray, _spec: SumsSpec) -> None:
+    values[2] += 1
+
+
 @pytest.mark.parametrize(
     ("lie", "rule"),
-    [(half_a_label, "targets"), (vectors_of_no_class, "targets"), (a_class_far_from_its_vectors, "gram")],
+    [
+        (shorter_targets, "squares"),
+        (longer_targets, "squares"),
+        (half_a_label, "targets"),
+        (vectors_of_no_class, "targets"),
+        (a_class_far_from_its_vectors, "gram"),
+    ],
 )
 def test_sums_that_no_labels_have_are_refused(lie: Callable[[np.ndarray, SumsSpec], None], rule: str) -> None:
     spec, rows, _, targets = labelled(3)
@@ -224,6 +238,17 @@ def test_a_device_counts_for_no_more_than_its_rows() -> None:
     values = shortened(sample_statistic(*samples(), spec), spec)
     assert float(np.linalg.norm(weighted(values, spec))) <= math.sqrt(2) * 5
     assert values.any()
+
+
+@pytest.mark.parametrize(("devices", "noised"), [(1, False), (3, False), (1, True)])
+def test_who_does_not_shorten_its_sums_is_refused(devices: int, noised: bool) -> None:
+    spec = private("device", 5)
+    own = shortened(sample_statistic(*samples(), spec), spec)
+    noise = discrete_gaussian(noise_variances(spec), key=bytes(32)) if noised else np.zeros_like(own)
+    check_sums(wrap(devices * own + noise, spec.scale.bits), spec, most=300, devices=devices, noised=noised)
+    lie = sample_statistic(*samples(40 * COUNT), spec) + noise
+    with pytest.raises(PacketRejected, match=r"norm: .* privacy.device-rows=5 at most"):
+        check_sums(wrap(lie, spec.scale.bits), spec, most=40 * COUNT, devices=devices, noised=noised)
 
 
 def test_no_word_overflows_under_noise() -> None:

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Context, Message
 
 from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make_strategy
 from mobillm_flower.backbones.public import public_text
-from mobillm_flower.errors import RunFailed, SettingsError
+from mobillm_flower.errors import CacheError, RunFailed, SettingsError
 from mobillm_flower.runs.events import Prepared
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
@@ -22,6 +22,7 @@ from mobillm_flower.server.sums import solve_exact, total
 from mobillm_flower.wire import keys
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
+from tests.support.superlink import events
 from tests.support.tiny_models import save_tiny
 
 
@@ -175,6 +176,49 @@ def test_a_lie_in_the_sums_is_refused_by_name_and_the_others_are_solved(tmp_path
     with opened(tmp_path / "run") as cache:
         assert len(cache) == len(strategy.fleet) - 1
     assert '"payload-hash"' in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def one_has_many(context: Context) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Twelve messages each, and 130 on the first device."""
+    number = int(context.node_config["partition-id"])
+    rows = [{"text": text, "intent": "yes" if i % 3 else "no"} for i, text in enumerate(public_text()[100:300])]
+    return rows[:130] if not number else rows[12 * number : 12 * number + 12], rows[190:200]
+
+
+@pytest.mark.parametrize("secure_sums", ["never", "always"])
+def test_no_device_is_most_of_the_total(tmp_path: Path, backbone: Path, secure_sums: str) -> None:
+    """Only from five devices on: of [130, 12] nobody knows who lies."""
+
+    def solved(name: str, numbers: range) -> Any:
+        config = config_of(tmp_path / name, backbone, privacy__secure_sums=secure_sums, privacy__secure_sums_devices=3)
+        nodes = [{"partition-id": i, "num-partitions": 7} for i in numbers]
+        strategy = make_strategy(load_settings(config))
+        strategy.poll_s = 0.0
+        strategy.start(LocalGrid(SideTuningClient(load_data=one_has_many).app, nodes, config), ArrayRecord())
+        return strategy
+
+    strategy = solved("with", range(7))
+    assert weights(strategy) == weights(solved("without", range(1, 7)))
+    assert events(tmp_path / "with", "ingested")[-1]["samples"] == 6 * 12
+    (dropped,) = events(tmp_path / "with", "dropped")
+    assert "130 samples, more than 10 times" in dropped["reason"]
+    assert "data.max-samples=120" in dropped["reason"]
+    assert not events(tmp_path / "with", "rejected")
+    solved("few", range(4))
+    assert events(tmp_path / "few", "ingested")[-1]["samples"] == 130 + 3 * 12
+
+
+def test_who_comes_when_there_is_no_room_is_passed_over_without_a_strike(
+    tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(cache: ActivationCache, _sums: Any, _samples: int) -> None:
+        if cache.devices():
+            raise CacheError("no room")
+
+    monkeypatch.setattr("mobillm_flower.strategies.analytic.require_room", full)
+    run(config_of(tmp_path / "run", backbone))
+    assert [event["reason"] for event in events(tmp_path / "run", "dropped")] == ["no room"] * 2
+    assert not events(tmp_path / "run", "rejected")
 
 
 @pytest.mark.parametrize(
