@@ -27,6 +27,7 @@ from mobillm_flower.clients.own import (
     note_loader,
     open_folder,
     told,
+    trusts_server,
 )
 from mobillm_flower.clients.summing import MadeSums, make_sums
 from mobillm_flower.config.compatibility import ANALYTIC
@@ -201,7 +202,9 @@ class SideTuningClient:
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
             owned = open_folder(settings, context)
-            self._devices[key] = Device(settings, data, owned, partition=_number(context))
+            self._devices[key] = Device(
+                settings, data, owned, partition=_number(context), trusts_server=trusts_server(context)
+            )
             if len(self._devices) > _OPEN_DEVICES:
                 _, oldest = self._devices.popitem(last=False)
                 oldest.folder.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
 from mobillm_flower.core.sums import Words, statistic, wrap
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.ledger import Release, SampleKeys
 from mobillm_flower.tasks import Samples, read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
@@ -67,7 +68,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     shaping = device.shaping(spec) + sums.to_json()
     left_out = set(held_out_samples(device, sums.held_out))
     kept = [i for i in range(len(device.sample_ids)) if i not in left_out]
-    promised = sums_guarantee(sums)
+    promised = _counted(device, sums)
     release = device.folder.release_id(b"".join(sorted(device.sample_ids[i] for i in kept)), shaping)
     kind = np.uint32 if sums.scale.bits == 32 else np.uint64
     waiting = ledger.outbox([release])
@@ -89,11 +90,16 @@ def held_out_samples(device: Device, share: float) -> list[int]:
     return [i for i, sample in enumerate(device.sample_ids) if int.from_bytes(sample[:4], "big") < bound]
 
 
+def _counted(device: Device, sums: SumsSpec) -> Guarantee:
+    """Return what the ledger counts of a release: sums leave the device without noise, which the server adds."""
+    return sums_guarantee(sums if device.trusts_server else replace(sums, epsilon=0.0))
+
+
 def _sum(
     device: Device, spec: ExtractionSpec, sums: SumsSpec, kept: Sequence[int], release: bytes
 ) -> tuple[float, NDArray[np.int64], list[int]]:
     """Return seconds of the forward pass, the statistic [W], and the samples in it."""
-    promised = sums_guarantee(sums)
+    promised = _counted(device, sums)
     may = device.folder.ledger.allowed(
         ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept),
         epsilon=promised.epsilon,
