@@ -57,7 +57,8 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     MismatchError
         The request adds up otherwise than the device's own settings do.
     ReleaseRefused
-        The sums are of fewer samples than `privacy.min-samples`, or were released before.
+        The sums are of fewer samples than `privacy.min-samples`, or were released before; or the device promises
+        something, and sums of a part of the samples were.
     """
     contract = device.data.contract
     require_task(contract)
@@ -77,7 +78,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
         texts = tuple(dict.fromkeys(text for i in used for text in device.sample_keys[i].texts))
         item = Release(release, len(used), wrap(values, sums.scale.bits).tobytes(), b"")
         charged = SampleKeys(release, texts)
-        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta)
+        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta, whole=device.promises)
         waiting = ledger.outbox([release])
     else:
         seconds = 0.0

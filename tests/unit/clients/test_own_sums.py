@@ -22,12 +22,12 @@ from tests.support.tiny_models import save_tiny
 RUN: dict[str, Any] = {
     "preset": "analytic",
     "data.label-column": "intent",
-    "data.max-samples": 12,
+    "data.max-samples": 40,
     "task.max-length": 16,
     "activations.projection": 4,
     "privacy.secure-sums": "never",
 }
-CENTRAL = {"privacy.central-epsilon": 0.001, "privacy.min-samples": 1}
+CENTRAL = {"privacy.central-epsilon": 0.001}
 
 
 class Asked:
@@ -106,3 +106,19 @@ def test_a_device_of_its_own_counts_sums_as_what_they_are_and_a_part_of_a_run_as
     part = Asked({}, {**CENTRAL, "backbone.name": node["backbone.name"], "run.folder": str(tmp_path / "run")})
     assert part.said is None
     assert part.counted == [0.001]
+
+
+def test_a_device_that_promises_something_adds_up_the_same_samples_or_only_others(node: dict[str, Any]) -> None:
+    """Two sums that differ by a sample are that sample, whatever else was asked otherwise."""
+    promising = {**node, "privacy.max-releases": 9, "data.label-column": "intent"}
+    assert Asked(promising, {"trainer.validation-share": 0.1}).said is None
+    assert Asked(promising, {"trainer.validation-share": 0.1, "activations.projection": 5}).said is None
+    for changed in ({"trainer.validation-share": 0.3}, {"trainer.validation-share": 0.0}, {"data.max-samples": 39}):
+        said = Asked(promising, {"trainer.validation-share": 0.1, "activations.projection": 6, **changed}).said
+        assert said is not None
+        assert "sums of a part of these samples" in said
+
+
+def test_a_device_that_promises_nothing_is_summed_again_after_its_samples_changed(node: dict[str, Any]) -> None:
+    for share in (0.1, 0.3):
+        assert Asked(node, {"trainer.validation-share": share}).said is None
