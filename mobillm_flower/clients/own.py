@@ -195,9 +195,8 @@ def told(error: MobiLLMError, context: Context) -> str:
     if not isinstance(error, MismatchError | PolicyRefused | ReleaseRefused | SettingsError):
         return f"{kind}: this device cannot take part; its own log says why"
     text = f"{kind}: {error}"
-    for value in context.node_config.values():
-        if isinstance(value, str) and "/" in value:
-            text = text.replace(str(Path(value).expanduser()), "…").replace(value, "…")
+    for path in sorted(_paths(context), key=len, reverse=True):  # a folder after what is in it
+        text = text.replace(path, "…")
     return text
 
 
@@ -205,6 +204,18 @@ def _own(context: Context) -> dict[str, Any]:
     """Return the settings that the node config names, and those of the policy, which win."""
     named = {key: value for key, value in context.node_config.items() if "." in key}
     return {**named, **device_policy(context).settings}
+
+
+def _paths(context: Context) -> set[str]:
+    """Return the paths and hub names that node config and policy name, as they are written and as they are opened."""
+    try:
+        policy = device_policy(context)
+    except PolicyRefused:  # the error that is told may be this one, which names none
+        policy = Policy()
+    named = [*context.node_config.values(), *policy.settings.values(), policy.files, policy.backbones]
+    words = [word for value in named for word in (value if isinstance(value, list | tuple) else [value])]
+    paths = {word for word in words if isinstance(word, str) and "/" in word}
+    return paths | {str(Path(path).expanduser()) for path in paths}
 
 
 def _word(value: Any) -> str:
