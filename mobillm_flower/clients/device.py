@@ -59,10 +59,21 @@ class Device:
         Its secret and ledger, and which backbone it chose.
     partition : int
         Its number in a simulation, for `backbone.name=by-partition`.
+    trusts_server : bool
+        Whether the ledger counts the ε of noise that the server says it adds to sums.
     """
 
-    def __init__(self, settings: Settings, data: LocalData, folder: DeviceFolder, *, partition: int = 0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        data: LocalData,
+        folder: DeviceFolder,
+        *,
+        partition: int = 0,
+        trusts_server: bool = True,
+    ) -> None:
         self.settings, self.folder, self.partition = settings, folder, partition
+        self.trusts_server = trusts_server
         self._read = data
 
     @cached_property

@@ -37,7 +37,7 @@ _FREE = frozenset({"source", "max_samples", "num_devices", "alpha", "seed", "bad
 def device_settings(context: Context) -> Settings:
     """Return a device's settings: the run's, overridden by what the node's own config and policy name (dotted keys).
 
-    Where these name an ε, a budget or a δ, everything else that shapes the promise is the device's own too.
+    Where these name an ε, a budget or a δ, δ is the device's own too; with an ε also the budget and other mechanisms.
 
     Raises
     ------
@@ -83,6 +83,12 @@ def check_run(settings: Settings, context: Context) -> None:
         return
     policy, named = device_policy(context), {setting_key(key) for key in _own(context)}
     policy.check(settings)
+    if settings.privacy.central_epsilon and policy.limits(settings).budget and not trusts_server(context):
+        raise PolicyRefused(
+            "privacy.central-epsilon is noise that the server says it adds to exact sums, and this device has a budget "
+            "and does not trust the server with it; list central in its policy's mechanisms, or give "
+            "privacy.central-epsilon in its node config"
+        )
     backbone, defaults = settings.backbone, Settings()
     models = [choice.rpartition("@")[0] or choice for choice in backbone.choices]
     models = models if backbone.name in CHOOSERS else [backbone.name]
@@ -122,6 +128,12 @@ def promises(context: Context) -> bool:
     """Whether the device itself, not the run alone, promises something of what leaves it."""
     named = {setting_key(key) for key in _own(context)}
     return device_policy(context).promises or any(f"privacy.{name.replace('_', '-')}" in named for name in _PROMISES)
+
+
+def trusts_server(context: Context) -> bool:
+    """Whether noise that a server says it adds to sums counts: the device itself names it, or is part of the run."""
+    named = {setting_key(key) for key in _own(context)}
+    return not is_own(context) or "privacy.central-epsilon" in named or "central" in device_policy(context).mechanisms
 
 
 def is_own(context: Context) -> bool:
@@ -183,9 +195,8 @@ def told(error: MobiLLMError, context: Context) -> str:
     if not isinstance(error, MismatchError | PolicyRefused | ReleaseRefused | SettingsError):
         return f"{kind}: this device cannot take part; its own log says why"
     text = f"{kind}: {error}"
-    for value in context.node_config.values():
-        if isinstance(value, str) and "/" in value:
-            text = text.replace(str(Path(value).expanduser()), "…").replace(value, "…")
+    for path in sorted(_paths(context), key=len, reverse=True):  # a folder after what is in it
+        text = text.replace(path, "…")
     return text
 
 
@@ -193,6 +204,18 @@ def _own(context: Context) -> dict[str, Any]:
     """Return the settings that the node config names, and those of the policy, which win."""
     named = {key: value for key, value in context.node_config.items() if "." in key}
     return {**named, **device_policy(context).settings}
+
+
+def _paths(context: Context) -> set[str]:
+    """Return the paths and hub names that node config and policy name, as they are written and as they are opened."""
+    try:
+        policy = device_policy(context)
+    except PolicyRefused:  # the error that is told may be this one, which names none
+        policy = Policy()
+    named = [*context.node_config.values(), *policy.settings.values(), policy.files, policy.backbones]
+    words = [word for value in named for word in (value if isinstance(value, list | tuple) else [value])]
+    paths = {word for word in words if isinstance(word, str) and "/" in word}
+    return paths | {str(Path(path).expanduser()) for path in paths}
 
 
 def _word(value: Any) -> str:

@@ -27,6 +27,7 @@ from mobillm_flower.clients.own import (
     note_loader,
     open_folder,
     told,
+    trusts_server,
 )
 from mobillm_flower.clients.summing import MadeSums, make_sums
 from mobillm_flower.config.compatibility import ANALYTIC
@@ -131,7 +132,7 @@ class SideTuningClient:
         content, secure = asked.content, keys.SECURE_SUMS in asked.content
 
         def make() -> Words:
-            request = open_held_out(content)
+            request = open_held_out(content, device.agree)
             model = _model(device, request.evaluation)
             return tally_held_out(device, model, share=request.share, alone=not secure)
 
@@ -164,7 +165,7 @@ class SideTuningClient:
 
     def _evaluate(self, device: Device, asked: Message) -> RecordDict:
         forget_secure_sums(device, asked.metadata.run_id)
-        request = open_evaluation(asked.content)
+        request = open_evaluation(asked.content, device.agree)
         model = _model(device, request)
         device.folder.ledger.acknowledge(request.held)
         metrics = {keys.NUM_EXAMPLES: float(len(device.test))}
@@ -201,7 +202,9 @@ class SideTuningClient:
         if key not in self._devices:
             data = device_data(settings, context, self._load_data)
             owned = open_folder(settings, context)
-            self._devices[key] = Device(settings, data, owned, partition=_number(context))
+            self._devices[key] = Device(
+                settings, data, owned, partition=_number(context), trusts_server=trusts_server(context)
+            )
             if len(self._devices) > _OPEN_DEVICES:
                 _, oldest = self._devices.popitem(last=False)
                 oldest.folder.close()
@@ -210,8 +213,7 @@ class SideTuningClient:
 
 
 def _model(device: Device, request: EvaluationRequest) -> SideTunedModel:
-    """Return the device's backbone with a side network that the server sent, after what both must agree on."""
-    device.agree(request.contract, request.spec)
+    """Return the device's backbone with a side network that the server sent."""
     network = None  # a type that sent no sample has its base model
     if request.state:
         network = request.side_config.build()

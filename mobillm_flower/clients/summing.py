@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
 from mobillm_flower.core.sums import Words, statistic, wrap
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.ledger import Release, SampleKeys
 from mobillm_flower.tasks import Samples, read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
@@ -56,7 +57,8 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     MismatchError
         The request adds up otherwise than the device's own settings do.
     ReleaseRefused
-        The sums are of fewer samples than `privacy.min-samples`, or were released before.
+        The sums are of fewer samples than `privacy.min-samples`, or were released before; or the device promises
+        something, and sums of a part of the samples were.
     """
     contract = device.data.contract
     require_task(contract)
@@ -67,7 +69,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     shaping = device.shaping(spec) + sums.to_json()
     left_out = set(held_out_samples(device, sums.held_out))
     kept = [i for i in range(len(device.sample_ids)) if i not in left_out]
-    promised = sums_guarantee(sums)
+    promised = _counted(device, sums)
     release = device.folder.release_id(b"".join(sorted(device.sample_ids[i] for i in kept)), shaping)
     kind = np.uint32 if sums.scale.bits == 32 else np.uint64
     waiting = ledger.outbox([release])
@@ -76,7 +78,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
         texts = tuple(dict.fromkeys(text for i in used for text in device.sample_keys[i].texts))
         item = Release(release, len(used), wrap(values, sums.scale.bits).tobytes(), b"")
         charged = SampleKeys(release, texts)
-        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta)
+        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta, whole=device.promises)
         waiting = ledger.outbox([release])
     else:
         seconds = 0.0
@@ -89,11 +91,16 @@ def held_out_samples(device: Device, share: float) -> list[int]:
     return [i for i, sample in enumerate(device.sample_ids) if int.from_bytes(sample[:4], "big") < bound]
 
 
+def _counted(device: Device, sums: SumsSpec) -> Guarantee:
+    """Return what the ledger counts of a release: sums leave the device without noise, which the server adds."""
+    return sums_guarantee(sums if device.trusts_server else replace(sums, epsilon=0.0))
+
+
 def _sum(
     device: Device, spec: ExtractionSpec, sums: SumsSpec, kept: Sequence[int], release: bytes
 ) -> tuple[float, NDArray[np.int64], list[int]]:
     """Return seconds of the forward pass, the statistic [W], and the samples in it."""
-    promised = sums_guarantee(sums)
+    promised = _counted(device, sums)
     may = device.folder.ledger.allowed(
         ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept),
         epsilon=promised.epsilon,

@@ -175,19 +175,29 @@ class Ledger:
                     yield True
 
     def record(
-        self, releases: Sequence[tuple[SampleKeys, Release]], *, epsilon: float | None = None, delta: float = 0.0
+        self,
+        releases: Sequence[tuple[SampleKeys, Release]],
+        *,
+        epsilon: float | None = None,
+        delta: float = 0.0,
+        whole: bool = False,
     ) -> None:
-        """Write samples' releases into ledger and outbox, all or none, before anything is sent.
+        """Write releases of samples, or of sums, into ledger and outbox, all or none, before anything is sent.
 
-        An id that waits in the outbox already keeps its bytes: what is sent is read back from there.
+        An id that waits in the outbox already keeps its bytes: what is sent is read back from there. A sum is charged
+        to all its texts, under its own id (`sample` is `release`). With `whole`, earlier sums must be of the same texts
+        or of none of them: two sums that differ by a sample are that sample.
 
         Raises
         ------
         ReleaseRefused
-            One was released before and the server showed that it held it; or the budget of one of its texts is spent.
+            One was released before and the server showed that it held it; the budget of one of its texts is spent; or
+            earlier sums are of a part of its texts.
         """
         with transaction(self._db):
             for keys, release in releases:
+                if whole:
+                    self._check_whole(keys)
                 self._charge(keys, release, epsilon, delta)
             count(self._db, "changes")
         self._write_counter()
@@ -301,6 +311,17 @@ class Ledger:
             raise ReleaseRefused(
                 f"releases of a text of this sample took a delta of {spent_delta:g}; {delta:g} more is beyond "
                 f"{limits.max_delta:g}"
+            )
+
+    def _check_whole(self, keys: SampleKeys) -> None:
+        texts = set(keys.texts)
+        query = "SELECT release FROM texts JOIN releases USING (release) WHERE text = ? AND sample = release"
+        sums = {release for text in texts for (release,) in self._db.execute(query, (text,))}
+        of_sum = "SELECT text FROM texts WHERE release = ?"
+        if any({text for (text,) in self._db.execute(of_sum, (release,))} != texts for release in sums):
+            raise ReleaseRefused(
+                "sums of a part of these samples, or of them and others, were released before, and the difference "
+                "would tell of the few between them; add up the same samples again, or others alone"
             )
 
     def _spent_on_metrics(self, text: bytes) -> tuple[bool, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from mobillm_flower.core.sums import Words, lift
 from mobillm_flower.core.tally import require_tally, tally_words
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.contract import TaskContract
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import EvaluationRequest, open_evaluation, pack_evaluation, read_request
 from mobillm_flower.wire.window import read_array, read_record, record_bytes
 
@@ -51,12 +52,12 @@ def pack_held_out(request: HeldOutRequest) -> RecordDict:
     return content
 
 
-def open_held_out(content: RecordDict) -> HeldOutRequest:
-    """Read it on the device; raises MismatchError where it is malformed."""
+def open_held_out(content: RecordDict, agree: Callable[[TaskContract, ExtractionSpec], None]) -> HeldOutRequest:
+    """Read it on the device; `agree` and what is raised as of `open_evaluation`."""
     share = read_request(content).get(keys.HELD_OUT)
     if not isinstance(share, float) or not 0 < share < 1:
         raise MismatchError(f"the server's request names no {keys.HELD_OUT!r} between 0 and 1")
-    return HeldOutRequest(open_evaluation(content), share)
+    return HeldOutRequest(open_evaluation(content, agree), share)
 
 
 def purpose_of_tally(content: RecordDict) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from mobillm_flower.runs.plain import is_plain, plain
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.left_out import open_left_out, pack_left_out
-from mobillm_flower.wire.weights import open_weights, pack_weights
+from mobillm_flower.wire.weights import open_weights, pack_weights, require_network
 from mobillm_flower.wire.window import RELEASE_BYTES, record_bytes
 
 _MAX_DEPTH, _MAX_WIDTH, _MAX_VOCABULARY, _MAX_SAMPLES = 1024, 1 << 15, 1 << 21, 10**8  # beyond any model or device
@@ -247,28 +248,53 @@ def pack_evaluation(request: EvaluationRequest) -> RecordDict:
     return RecordDict({keys.REQUEST: ConfigRecord(record), keys.SIDE_NETWORK: arrays})
 
 
-def open_evaluation(content: RecordDict) -> EvaluationRequest:
-    """Read an evaluation request on the device; raises MismatchError where it is malformed."""
+def open_evaluation(content: RecordDict, agree: Callable[[TaskContract, ExtractionSpec], None]) -> EvaluationRequest:
+    """Read an evaluation request on the device.
+
+    Parameters
+    ----------
+    agree : callable
+        Raises where the device does not agree to task and extraction; called before any network is made.
+
+    Raises
+    ------
+    MismatchError
+        The request is malformed, or its side network is of another task or extraction, or another size than came.
+    """
     record = read_request(content)
     arrays = content.get(keys.SIDE_NETWORK)
     if not isinstance(arrays, ArrayRecord):
         raise MismatchError(f"the server's request carries no {keys.SIDE_NETWORK!r}")
-    try:
+    with _well_formed():
+        contract = TaskContract.from_json(str(record[keys.CONTRACT]))
+        spec = ExtractionSpec.from_json(str(record[keys.SPEC]))
         config = SideNetworkConfig.from_dict(json.loads(str(record[keys.SIDE_CONFIG])))
+        columns = _read_columns(record, config.num_outputs)
+    agree(contract, spec)
+    with _well_formed():
+        if len(arrays):
+            require_network(config, contract, spec, one_task=not columns)
         codec = str(record[keys.CODEC])
         return EvaluationRequest(
-            contract=TaskContract.from_json(str(record[keys.CONTRACT])),
-            spec=ExtractionSpec.from_json(str(record[keys.SPEC])),
+            contract=contract,
+            spec=spec,
             side_config=config,
             prediction=json.loads(str(record[keys.OUTCOME])),
             state=open_weights(arrays, config, codec) if len(arrays) else {},
             held=read_held(record),
             codec=codec,
-            columns=_read_columns(record, config.num_outputs),
+            columns=columns,
         )
+
+
+@contextlib.contextmanager
+def _well_formed() -> Iterator[None]:
+    """Turn whatever damaged JSON or arrays raise into MismatchError."""
+    try:
+        yield
     except MismatchError:
         raise
-    except Exception as error:  # whatever damaged JSON or arrays raise
+    except Exception as error:
         kind = type(error).__name__
         raise MismatchError(f"the server's request lacks a field or has one of another form ({kind})") from error
 

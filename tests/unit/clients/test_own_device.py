@@ -238,3 +238,15 @@ def test_a_server_is_told_nothing_of_the_devices_rows_and_paths(tmp_path: Path) 
     )
     assert told(SettingsError("/home/me/key cannot be read"), own) == "SettingsError: … cannot be read"
     assert "row 7" in told(DataError("row 7: its label is none"), context_of({}, {}))
+
+
+def test_a_server_is_told_no_path_of_the_policy(tmp_path: Path) -> None:
+    key, rows, model = "/home/me/private/fleet.key", "/home/me/rows", "/home/me/model"
+    (tmp_path / "policy.yaml").write_text(
+        f"settings: {{privacy.mixing-key: {key}, data.source: /home/me}}\nfiles: ['{rows}']\nbackbones: ['{model}']\n"
+    )
+    own = context_of({"device-folder": str(tmp_path)}, {})
+    said = told(SettingsError(f"{key}, {rows}, {model} and {tmp_path}/policy.yaml cannot be read"), own)
+    assert said == "SettingsError: …, …, … and …/policy.yaml cannot be read"
+    (tmp_path / "policy.yaml").write_text("a: [")
+    assert told(PolicyRefused("it cannot be read"), own) == "PolicyRefused: it cannot be read"

@@ -348,6 +348,29 @@ def test_a_ledger_of_a_later_version_is_refused(tmp_path: Path) -> None:
         DeviceFolder(tmp_path / "device")
 
 
+def test_sums_are_of_the_same_texts_or_of_others_alone(folder: DeviceFolder) -> None:
+    """Two sums that differ by one text give it away; samples that were sent one by one are no sums."""
+
+    def add_up(name: str, *texts: str, whole: bool = True) -> None:
+        release = folder.release_id(name.encode(), "sum")
+        keys = SampleKeys(release, tuple(folder.text_ids(list(texts))))
+        folder.ledger.record([(keys, Release(release, len(texts), b"words", b""))], whole=whole)
+
+    folder.ledger.record([make_release(folder, "one")])
+    add_up("first", "one", "two", "three")
+    add_up("the same otherwise", "one", "two", "three")
+    add_up("others", "four", "five")
+    for name, texts in {
+        "fewer": ["one", "two"],
+        "more": ["one", "two", "three", "six"],
+        "both": ["three", "four"],
+    }.items():
+        with pytest.raises(ReleaseRefused, match="sums of a part of these samples, or of them and others"):
+            add_up(name, *texts)
+    assert len(rows(folder)) == 4
+    add_up("fewer", "one", "two", whole=False)
+
+
 @pytest.fixture
 def old(tmp_path: Path) -> tuple[Path, SampleKeys, Release]:
     """A folder as version 0.1.0 left it: releases by text and label together, and no texts."""

@@ -171,6 +171,19 @@ def test_a_run_that_is_gone_on_with_asks_nobody_whose_groups_sum_is_held(tmp_pat
     assert keys.SECURE_SUM not in asked
 
 
+def test_no_second_run_leaves_out_other_samples_of_devices_that_promise_something(
+    tmp_path: Path, backbone: Path
+) -> None:
+    """The difference of the two groups' sums would be the few samples between the shares."""
+    own = {"privacy.max-releases": 9, "backbone.name": str(backbone), "data.label-column": "intent"}
+    nodes = [{"partition-id": i, "num-partitions": 4, "device-folder": str(tmp_path / str(i)), **own} for i in range(4)]
+    run(config_of(tmp_path / "a", backbone, trainer__validation_share=0.3), nodes=nodes)
+    again = config_of(tmp_path / "b", backbone, trainer__validation_share=0.4, activations__projection=7)
+    with pytest.raises(RunFailed):
+        run(again, nodes=nodes, run_id=2)
+    assert "sums of a part of these samples" in (tmp_path / "b" / "events.jsonl").read_text("utf-8")
+
+
 def test_a_group_whose_sum_cannot_be_right_is_named_and_left_out(tmp_path: Path, backbone: Path) -> None:
     def lie(message: Message, reply: Message) -> Message:
         if message.metadata.dst_node_id == 100 and phase_of(message) == "masked sums":

@@ -15,6 +15,7 @@ from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import (
     DeviceDescription,
     EvaluationRequest,
@@ -49,6 +50,10 @@ def evaluation() -> EvaluationRequest:
         state=config.build().state_dict(),
         held=frozenset({bytes(16), b"x" * 16}),
     )
+
+
+def agreed(_contract: TaskContract, _spec: ExtractionSpec) -> None:
+    """The device agrees."""
 
 
 def changed(content: RecordDict, record: str, key: str, value: object) -> RecordDict:
@@ -160,7 +165,7 @@ def test_request_missing() -> None:
     with pytest.raises(MismatchError, match="the server's message carries no 'request'"):
         open_request(RecordDict())
     with pytest.raises(MismatchError, match="the server's message carries no 'request'"):
-        open_evaluation(RecordDict({keys.REQUEST: MetricRecord()}))
+        open_evaluation(RecordDict({keys.REQUEST: MetricRecord()}), agreed)
 
 
 @pytest.mark.parametrize("version", [0, 2, "1"])
@@ -215,7 +220,7 @@ def test_agreed_values_survive_json(agreed: Any) -> None:
 # evaluation ------------------------------------------------------------------------------------------------------
 def test_evaluation_round_trip() -> None:
     request = evaluation()
-    opened = open_evaluation(pack_evaluation(request))
+    opened = open_evaluation(pack_evaluation(request), agreed)
     assert (opened.contract, opened.spec, opened.prediction) == (request.contract, request.spec, request.prediction)
     assert opened.side_config == request.side_config
     assert opened.held == request.held
@@ -231,7 +236,7 @@ def test_weights_travel_under_a_codec(codec: str, error: float) -> None:
     state = {name: torch.randn_like(value) for name, value in config.build().state_dict().items()}
     request = dataclasses.replace(evaluation(), side_config=config, state=state, codec=codec)
     content = pack_evaluation(request)
-    opened = open_evaluation(content).state
+    opened = open_evaluation(content, agreed).state
     for name, value in state.items():
         if value.dim() < 2:
             assert torch.equal(opened[name], value)
@@ -246,11 +251,11 @@ def test_weights_of_another_network() -> None:
     content = pack_evaluation(evaluation())
     del content[keys.SIDE_NETWORK]["gates"]
     with pytest.raises(MismatchError, match="other weights than its configuration names"):
-        open_evaluation(content)
+        open_evaluation(content, agreed)
 
 
 def test_evaluation_of_an_empty_state() -> None:
-    opened = open_evaluation(pack_evaluation(dataclasses.replace(evaluation(), state={})))
+    opened = open_evaluation(pack_evaluation(dataclasses.replace(evaluation(), state={})), agreed)
     assert dict(opened.state) == {}
 
 
@@ -258,7 +263,7 @@ def test_evaluation_without_arrays() -> None:
     content = pack_evaluation(evaluation())
     content[keys.SIDE_NETWORK] = ConfigRecord()
     with pytest.raises(MismatchError, match="carries no 'side-network'"):
-        open_evaluation(content)
+        open_evaluation(content, agreed)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,7 @@ def test_evaluation_without_arrays() -> None:
 )
 def test_evaluation_with_a_bad_field(key: str, value: object) -> None:
     with pytest.raises(MismatchError, match="lacks a field or has one of another form"):
-        open_evaluation(changed(pack_evaluation(evaluation()), keys.REQUEST, key, value))
+        open_evaluation(changed(pack_evaluation(evaluation()), keys.REQUEST, key, value), agreed)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
@@ -284,7 +289,7 @@ def test_evaluation_with_a_damaged_array(data: bytes) -> None:
     content: Any = pack_evaluation(evaluation())
     content[keys.SIDE_NETWORK]["gates"] = Array("float32", (1,), "numpy.ndarray", data)
     with pytest.raises(MismatchError, match="lacks a field or has one of another form"):
-        open_evaluation(content)
+        open_evaluation(content, agreed)
 
 
 # metrics and refusals --------------------------------------------------------------------------------------------
