@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mobillm_flower.clients.device import Device
@@ -19,7 +21,7 @@ def tally_held_out(device: Device, model: SideTunedModel, *, share: float, alone
 
     A device adds nothing, which looks like one without such samples, where it promises something of its training
     samples or of metrics, has reported as many metrics as it agrees to, or would show fewer samples than
-    `privacy.min-samples`.
+    `privacy.min-samples`; in a group's sum than its share of them in the smallest group, and always at least two.
 
     Parameters
     ----------
@@ -40,7 +42,8 @@ def tally_held_out(device: Device, model: SideTunedModel, *, share: float, alone
         )
     nothing = wrap(np.zeros(num_words(contract), np.int64), BITS)
     places = held_out_samples(device, share)
-    if not places or not device.exact_metrics or (alone and len(places) < private.min_samples):
+    least = private.min_samples if alone else max(2, math.ceil(private.min_samples / private.secure_sums_devices))
+    if not places or not device.exact_metrics or len(places) < least:
         return nothing
     try:
         device.folder.ledger.evaluate({text for i in places for text in device.sample_keys[i].texts})

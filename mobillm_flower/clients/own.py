@@ -90,6 +90,14 @@ def check_run(settings: Settings, context: Context) -> None:
             "privacy.central-epsilon in its node config"
         )
     backbone, defaults = settings.backbone, Settings()
+    minima = ("min_samples", "secure_sums_devices") if "privacy.secure-sums" in named else ("min_samples",)
+    for name in minima:
+        key, least = f"privacy.{name.replace('_', '-')}", getattr(defaults.privacy, name)
+        if getattr(settings.privacy, name) < least and key not in named:
+            raise PolicyRefused(
+                f"{key} of the run is below {least}, and a run can ask this device for more alone; give {key} in its "
+                "node config, or in its policy's settings"
+            )
     models = [choice.rpartition("@")[0] or choice for choice in backbone.choices]
     models = models if backbone.name in CHOOSERS else [backbone.name]
     key = "backbone.choices" if backbone.name in CHOOSERS else "backbone.name"

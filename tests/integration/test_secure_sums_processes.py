@@ -89,7 +89,6 @@ def test_a_supernode_killed_in_a_phase_is_left_out_or_in_and_the_sum_is_right(
         "data.max-samples=20",
         f"task.max-length={16 + number}",
         "activations.projection=8",
-        "privacy.min-samples=2",
         "privacy.secure-sums=always",
         "privacy.secure-sums-devices=3",
     ]

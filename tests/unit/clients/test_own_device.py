@@ -133,6 +133,24 @@ def test_where_the_device_promises_something_how_its_rows_are_read_is_its_own(
     agree(own, asked)
 
 
+@pytest.mark.parametrize(
+    ("own", "run", "key"),
+    [
+        ({}, {"privacy.min-samples": 9}, "privacy.min-samples"),
+        ({"privacy.secure-sums": "always"}, {"privacy.secure-sums-devices": 3}, "privacy.secure-sums-devices"),
+    ],
+)
+def test_a_run_raises_the_minima_of_a_device_of_its_own_and_does_not_lower_them(
+    tmp_path: Path, own: dict[str, Any], run: dict[str, Any], key: str
+) -> None:
+    own = {"device-folder": str(tmp_path), **own}
+    with pytest.raises(PolicyRefused, match=f"{key} of the run is below"):
+        agree(own, run)
+    agree({**own, **run}, {})
+    agree(own, {key: 20})
+    agree({}, run)  # a simulation's devices are the run's
+
+
 def test_labels_that_its_rows_alone_have_are_not_told(tmp_path: Path) -> None:
     own = {"device-folder": str(tmp_path), "data.source": str(tmp_path), "privacy.max-releases": 1}
     with pytest.raises(PolicyRefused, match=r"would be read from this device's rows and told as they are; give task"):

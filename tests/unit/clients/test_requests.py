@@ -21,9 +21,8 @@ from tests.support.tiny_models import save_tiny
 
 CONFIG: dict[str, Any] = {
     "data.label-column": "intent",
-    "data.max-samples": 8,
+    "data.max-samples": 20,
     "task.max-length": 16,
-    "privacy.min-samples": 1,
 }
 
 

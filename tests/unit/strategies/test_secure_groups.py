@@ -175,7 +175,12 @@ def test_no_second_run_leaves_out_other_samples_of_devices_that_promise_somethin
     tmp_path: Path, backbone: Path
 ) -> None:
     """The difference of the two groups' sums would be the few samples between the shares."""
-    own = {"privacy.max-releases": 9, "backbone.name": str(backbone), "data.label-column": "intent"}
+    own = {
+        "privacy.max-releases": 9,
+        "privacy.min-samples": 2,
+        "backbone.name": str(backbone),
+        "data.label-column": "intent",
+    }
     nodes = [{"partition-id": i, "num-partitions": 4, "device-folder": str(tmp_path / str(i)), **own} for i in range(4)]
     run(config_of(tmp_path / "a", backbone, trainer__validation_share=0.3), nodes=nodes)
     again = config_of(tmp_path / "b", backbone, trainer__validation_share=0.4, activations__projection=7)
@@ -201,7 +206,7 @@ def test_a_group_whose_sum_cannot_be_right_is_named_and_left_out(tmp_path: Path,
 def test_a_device_whose_own_settings_say_always_sends_no_sum_of_its_own(tmp_path: Path, backbone: Path) -> None:
     config = config_of(tmp_path / "run", backbone, privacy__secure_sums="never")
     nodes = [{"partition-id": i, "num-partitions": 3} for i in range(3)]
-    nodes[0]["privacy.secure-sums"] = "always"  # type: ignore[assignment]
+    nodes[0] |= {"privacy.secure-sums": "always", "privacy.secure-sums-devices": 3, "privacy.min-samples": 2}  # type: ignore[dict-item]
     nodes[0]["device-folder"] = str(tmp_path / "own")  # type: ignore[assignment]
     nodes[0]["backbone.name"] = str(backbone)  # type: ignore[assignment]
     strategy = make_strategy(load_settings(config))
