@@ -68,7 +68,11 @@ COMMON: dict[str, Any] = {
 }
 ROWS: dict[str, dict[str, Any]] = {
     "last layer": {"activations.num-blocks": 1, "trainer.epochs": 6, "trainer.learning-rate": 1e-3},
-    "last layer, 4 epochs": {"activations.num-blocks": 1, "trainer.epochs": 4, "trainer.learning-rate": 1e-3},
+    "last layer, learning rate 0.003": {
+        "activations.num-blocks": 1,
+        "trainer.epochs": 4,
+        "trainer.learning-rate": 3e-3,
+    },
     **{
         f"upper layers from {cut}, {epochs} epochs": {
             "side-network.name": "upper-layers",
