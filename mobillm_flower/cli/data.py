@@ -52,9 +52,15 @@ def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:
     for value, count in found["unmatched"].items():
         rows.append((f"no class: {value}", f"{count:,}", "a value of the label column"))
     sizes = sorted(train for train, _ in found["devices"])
+    looked_at, devices = len(sizes) + len(found["refused"]), found["num_devices"]
     without = sum(not test for _, test in found["devices"])
     rows.append(
-        ("devices", str(len(sizes)), f"{sizes[0]:,} to {sizes[-1]:,} train samples; {without} without test samples")
+        (
+            "devices",
+            f"{devices:,}",
+            (f"of the first {looked_at}: " if looked_at < devices else "")
+            + f"{sizes[0]:,} to {sizes[-1]:,} train samples; {without} without test samples",
+        )
     )
     if found["refused"]:
         rows.append(("devices refused", str(len(found["refused"])), next(iter(found["refused"].values()))))

@@ -36,7 +36,7 @@ def plan(
     """Predict bytes, memory, operations and time of side-tuning and of FedLoRA, and recommend one of them."""
     from mobillm_flower.config import load_settings
     from mobillm_flower.evaluation.compare.cost_to_target import Link
-    from mobillm_flower.evaluation.plan import Workload, forecast, measured_gflops, sample_lengths
+    from mobillm_flower.evaluation.plan import Workload, even_bytes, forecast, measured_gflops, sample_lengths
     from mobillm_flower.launch import gathered, read_app
     from mobillm_flower.tasks import load_central_data, make_contract
     from mobillm_flower.tasks.task import predicts_tokens
@@ -80,8 +80,7 @@ def plan(
     title = f"A device of {work.num_devices:,}, {work.num_samples / work.num_devices:,.0f} samples each"
     print_rows(title, ["cost", "side-tuning", f"FedLoRA, {rounds} rounds"], rows, headed=True)
     typer.echo(
-        f"\nBytes both ways are equal at {costs.even_rounds:,.1f} rounds of FedLoRA, or at {costs.even_samples:,.0f} "
-        f"samples a device with {rounds} rounds."
+        f"\n{even_bytes(costs, 'FedLoRA')}, or at {costs.even_samples:,.0f} samples a device with {rounds} rounds."
     )
     if runs:
         typer.echo(f"The backbone on the device: {runs}.")

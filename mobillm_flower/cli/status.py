@@ -126,7 +126,7 @@ def _device_rows(standing: RunStatus) -> list[tuple[str, ...]]:
             f"{device.held:,}",
             f"{device.num_train:,}",
             str(device.windows),
-            str(device.strikes),
+            str(device.strikes.total()),
             str(device.failures),
             device.backbone,
             device.state,

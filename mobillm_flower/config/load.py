@@ -78,13 +78,14 @@ def setting_key(name: str) -> str:
     Raises
     ------
     SettingsError
-        There is no such setting; the nearest one is named.
+        There is no such setting; one that is written alike is named.
     """
     known = _known_keys()
     key = _kebab(name.strip())
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-        raise SettingsError(f"unknown setting {key!r}; did you mean {near!r}?")
+        near = difflib.get_close_matches(key, known, n=1)
+        help_ = f"did you mean {near[0]!r}?" if near else "mobillm settings lists them"
+        raise SettingsError(f"unknown setting {key!r}; {help_}")
     return key
 
 

@@ -215,7 +215,11 @@ def check_label_strategy(settings: Settings, *, every_token: bool) -> None:
 
 
 def check_labels(settings: Settings, labels: Sequence[str], *, predicts_tokens: bool, pair_in_prompt: bool) -> None:
-    """Refuse label words that are not one a label, and a prompt that language modelling cannot fill in."""
+    """Refuse label words that are not one a label, a metric of two classes for others, and a prompt that cannot be."""
+    if settings.task.metric == "f1" and len(labels) not in (0, 2):
+        raise SettingsError(
+            f"task.metric=f1 is that of the second of two classes, and there are {len(labels)}; choose macro-f1"
+        )
     words, prompt = settings.task.label_words, settings.task.prompt
     if words and len(words) != len(labels):
         raise SettingsError(

@@ -203,7 +203,7 @@ def _devices(splits: Splits, settings: Settings) -> dict[str, Any]:
         sizes.append((len(data.train), len(data.test)))
     if not sizes:
         raise DataError(f"all {number} devices would be refused; the first: {next(iter(refused.values()))}")
-    found: dict[str, Any] = {"devices": sizes, "refused": refused}
+    found: dict[str, Any] = {"num_devices": number, "devices": sizes, "refused": refused}
     if not refused and number <= _MOST_DEVICES:
         usable = len(splits.read(settings, [], range(len(splits.test))).test)
         found["on_no_device"] = usable - sum(test for _, test in sizes)

@@ -32,6 +32,7 @@ from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.projection import principal_bytes
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.errors import SettingsError
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.models.fine_tuned import with_lora
 from mobillm_flower.strategies.run_plan import arguments_named, make_plan
@@ -238,6 +239,13 @@ def _lora(
     return Estimate(flops, peak, weights, both, both + adapter, seconds, wall), adapter
 
 
+def even_bytes(forecast: Forecast, other: str) -> str:
+    """Say at how many rounds of another method the bytes both ways are equal, without a full stop."""
+    if forecast.even_rounds <= 0:
+        return f"Bytes both ways are fewer from the first round of {other} on"
+    return f"Bytes both ways are equal at {forecast.even_rounds:,.1f} rounds of {other}"
+
+
 def sample_lengths(
     settings: Settings, data: LocalData | None, *, tokens: int = 0, loss_tokens: int = 0
 ) -> dict[str, Any]:
@@ -251,7 +259,17 @@ def sample_lengths(
         All rows, of which some are read; None: what is given counts.
     tokens, loss_tokens : int
         Tokens of each sample, and those in the loss; 0: as the data have.
+
+    Raises
+    ------
+    SettingsError
+        Samples would be cut to fewer tokens.
     """
+    longest = settings.task.max_length
+    if tokens > longest:
+        raise SettingsError(
+            f"tokens={tokens} a sample, but task.max-length={longest} cuts them; set it to {tokens}, too"
+        )
     if data is None:
         return {"lengths": [tokens], "loss_tokens": [loss_tokens] if loss_tokens else []}
     drawn = data.train.take(range(min(_TEXTS, len(data.train))))

@@ -59,7 +59,11 @@ def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     rows += _cost_rows(run, devices, references)
     trained, finished = run.last(events.Trained), run.session.last(events.Finished)
     if trained and trained.solved:
-        add("side network", "solved", f"in closed form, {trained.epochs} times as samples came")
+        add(
+            "side network",
+            "solved",
+            "in closed form" + (f", {trained.epochs} times as samples came" if trained.epochs > 1 else ""),
+        )
     elif trained:
         add("server steps", f"{trained.steps:,}", f"{trained.epochs} epochs from the cache")
     if finished:

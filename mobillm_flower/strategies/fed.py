@@ -99,7 +99,8 @@ class FedMobiLLM(PaeMobiLLM):
                 f"with this device in it, or with activations.num-blocks={backbone.depth}"
             )
         scheme = next(iter(self.plan.specs.values())).scheme
-        spec = extraction_spec(backbone, self.settings, num_blocks=blocks, scheme=scheme)
+        outputs = self.plan.contract.num_outputs
+        spec = extraction_spec(backbone, self.settings, num_blocks=blocks, num_outputs=outputs, scheme=scheme)
         self.run.add_type(backbone, spec, self.settings)
 
     def ingest(self, grid: Grid, num_rounds: int, config: ConfigRecord) -> int:

@@ -358,7 +358,7 @@ def _texts(rows: Any, name: str, setting: str, reasons: dict[int, str]) -> list[
     if others and not any(isinstance(value, str) for value in column):
         raise DataError(f"{setting}={name!r} holds values of type {', '.join(others)}, not texts")
     for i, value in enumerate(column):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.strip():
             reasons[i] = NO_TEXT
     return [value if isinstance(value, str) else "" for value in column]
 

@@ -14,7 +14,7 @@ from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.cli import app
 from mobillm_flower.config import to_yaml
-from mobillm_flower.errors import MobiLLMError
+from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.evaluation.compare.cells import forward_flops
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes
@@ -126,6 +126,21 @@ def test_what_is_recommended(words: list[str], recommended: str, why: str) -> No
     assert found["recommended"] == recommended
     assert isinstance(found["reasons"], list)
     assert why in found["reasons"][0]
+
+
+def test_samples_longer_than_they_are_read_are_refused() -> None:
+    answer = CliRunner().invoke(app, ["plan", "--samples", "100", "--labels", "2", "--tokens", "200"])
+    assert isinstance(answer.exception, SettingsError)
+    assert "tokens=200 a sample, but task.max-length=128 cuts them; set it to 200, too" in str(answer.exception)
+
+
+def test_what_sends_less_from_the_first_round_on_names_no_negative_round() -> None:
+    words = ["--samples", "10", "--labels", "2", "--tokens", "16", "--gflops", "1", "-c", "data.num-devices=10"]
+    answer = CliRunner().invoke(app, ["plan", *words])
+    even = planned(*words)["even_rounds"]
+    assert isinstance(even, float)
+    assert even < 0
+    assert "Bytes both ways are fewer from the first round of FedLoRA on" in answer.output
 
 
 def test_bytes_are_even_where_it_says() -> None:

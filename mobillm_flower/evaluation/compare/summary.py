@@ -10,7 +10,7 @@ from typing import Any
 from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING
 from mobillm_flower.evaluation.compare.cost_to_target import ALL, COLUMNS, Link, figure, partition_tables
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
-from mobillm_flower.evaluation.plan import Forecast
+from mobillm_flower.evaluation.plan import Forecast, even_bytes
 from mobillm_flower.evaluation.turns import Plot, Report, Table
 
 _ALIKE = 0.01
@@ -113,8 +113,8 @@ def recommend(
 def break_even(forecast: Forecast) -> str:
     """Say where bytes of side-tuning and of LoRA by federated averaging are equal."""
     return (
-        f"Bytes both ways are equal at {forecast.even_rounds:,.1f} rounds of LoRA by federated averaging, or at "
-        f"{forecast.even_samples:,.0f} samples a device (predicted)."
+        f"{even_bytes(forecast, 'LoRA by federated averaging')}, or at {forecast.even_samples:,.0f} samples a device "
+        "(predicted)."
     )
 
 

@@ -128,6 +128,10 @@ def test_columns_words_and_prompts_fit_the_task() -> None:
     check_labels(settings, ["yes", "no"], predicts_tokens=False, pair_in_prompt=True)
     with pytest.raises(SettingsError, match=r"task\.label-words has 2 words for 3 labels"):
         check_labels(settings, ["yes", "no", "maybe"], predicts_tokens=False, pair_in_prompt=False)
+    of_two = load_settings({"task.metric": "f1"})
+    check_labels(of_two, ["yes", "no"], predicts_tokens=False, pair_in_prompt=False)
+    with pytest.raises(SettingsError, match=r"task\.metric=f1 .* there are 3; choose macro-f1"):
+        check_labels(of_two, ["yes", "no", "maybe"], predicts_tokens=False, pair_in_prompt=False)
     with pytest.raises(SettingsError, match=r"must not hold \{text_pair\}"):
         check_labels(load_settings(), [], predicts_tokens=True, pair_in_prompt=True)
     check_pair_column(load_settings({"data.pair-column": "other"}), needs_pair=True, needs_response=True)

@@ -243,3 +243,5 @@ def test_a_key_is_found_in_either_spelling() -> None:
     assert setting_key("side_network.bottleneck") == setting_key("side-network.bottleneck") == "side-network.bottleneck"
     with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.lr'; did you mean 'trainer\."):
         setting_key("trainer.lr")
+    with pytest.raises(SettingsError, match=r"unknown setting 'bogus'; mobillm settings lists them"):
+        setting_key("bogus")

@@ -125,6 +125,15 @@ def test_a_device_is_refused_where_nothing_is_left_and_rows_and_reasons_are_name
         load_local_data(settings(**cut, data__bad_rows="refuse"), 3, 4)
 
 
+@pytest.mark.parametrize("blank", ["", '"  "'])
+def test_a_blank_cell_is_no_text_whatever_reads_the_file(tmp_path: Path, blank: str) -> None:
+    write(tmp_path, "train", [*GOOD, (blank, "bad", "user1")])
+    write(tmp_path, "test", GOOD)
+    assert len(load_local_data(settings(data__source=str(tmp_path)), 0, 1).train) == len(GOOD)
+    with pytest.raises(DataError, match=rf"without a text .*row {len(GOOD)}"):
+        load_local_data(settings(data__source=str(tmp_path), data__bad_rows="refuse"), 0, 1)
+
+
 def test_fewer_test_rows_than_devices(tmp_path: Path) -> None:
     write(tmp_path, "train", GOOD)
     write(tmp_path, "test", GOOD[:3])

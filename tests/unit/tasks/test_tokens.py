@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from mobillm_flower.backbones import Backbone, load_backbone
@@ -93,11 +93,12 @@ def test_a_prompt_without_room_for_a_text_is_refused(backbone: Backbone, folder:
 
 def test_a_row_without_a_token_costs_no_other(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = ["it broke on the first day", "a joy every morning"] * 10
-    texts[7] = " "
+    texts[7] = "\N{ZERO WIDTH SPACE}"
     rows = {"text": texts, "label": ["bad", "good"] * 10}
     train = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
     chosen = settings(folder)
     device = Device(chosen, read_rows(train, train, chosen), DeviceFolder(tmp_path))
+    device.backbone.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\N{ZERO WIDTH SPACE}", "")
     spec = extraction_spec(device.backbone.info, chosen, num_blocks=2)
     made = device.window(spec, held=frozenset(), size=20, max_bytes=1 << 24)
     assert (len(made.samples), made.total) == (19, 19)
