@@ -85,6 +85,8 @@ def run(
                 typer.echo(f"report: {relative(page)}", err=True)
             if superlink and watcher.run_id and not isinstance(error, Exception):
                 typer.echo(f"the run goes on; to stop it: flwr stop {watcher.run_id} {superlink}", err=True)
+            elif page and not isinstance(error, Exception):
+                typer.echo(f"stopped; the same command with --out {relative(page.parent)} goes on", err=True)
             raise
     page = _report(outcome.run_path)
     if as_json:

@@ -1,4 +1,4 @@
-"""What the command line says where a file cannot be used."""
+"""What the command line says where a file cannot be used, and where it is stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from mobillm_flower.cli import app as commands
 from mobillm_flower.cli import main
+from tests.support.pages import ROOT
 from tests.support.run_folders import write_run
 
 
@@ -54,3 +58,16 @@ except SystemExit as ended:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
+def test_a_run_that_the_keyboard_stops_says_how_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, run_path: Path, **__: Any) -> None:
+        write_run(run_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mobillm_flower.launch.run_app", stopped)
+    monkeypatch.chdir(tmp_path)
+    quickstart = str(ROOT / "examples" / "quickstart")
+    answer = CliRunner().invoke(commands, ["run", quickstart, "--out", "mine"])
+    assert answer.exit_code == 130
+    assert "stopped; the same command with --out mine goes on" in answer.stderr.splitlines()
