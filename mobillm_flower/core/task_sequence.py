@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -131,36 +130,6 @@ class TaskSequence:
         raise MismatchError(
             f"no task is called {name!r}; learned were, in this order: {', '.join(self.names) or 'none'}"
         )
-
-    def mask(self, name: str) -> Tensor:
-        """Return which columns are a task's, [K] bool."""
-        span = self.span_of(name)
-        mask = torch.zeros(self.num_outputs, dtype=torch.bool)
-        mask[span.start : span.stop] = True
-        return mask
-
-    def to_json(self) -> str:
-        """Return the tasks as JSON."""
-        return json.dumps([{"name": span.name, "labels": span.labels} for span in self.spans])
-
-    @classmethod
-    def from_json(cls, text: str) -> TaskSequence:
-        """Read `to_json` back.
-
-        Raises
-        ------
-        MismatchError
-            It is something else.
-        """
-        tasks = cls()
-        try:
-            for task in json.loads(text):
-                if not isinstance(task["labels"], list) or not all(isinstance(v, str) for v in task["labels"]):
-                    raise TypeError
-                tasks = tasks.append(str(task["name"]), task["labels"])
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise MismatchError("the sequence of tasks is not of the form that this version reads") from error
-        return tasks
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ class RunFolder:
         for folder in (self.checkpoint.parent, self.round_weights(0).parent, self.devices, self.flower):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def hold(self) -> RunLock:
-        """Take the folder for this process, until `release` or the end of the process, however it ends.
+    def hold(self) -> TextIO:
+        """Take the folder for this process, until what is returned is closed, or the process ends, however it does.
 
         A strategy holds it while it runs; what changes the cache from outside must hold it too.
 
@@ -164,7 +164,7 @@ class RunFolder:
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
-        return RunLock(stream)
+        return stream
 
     def holder(self) -> int | None:
         """Return the id of the process that holds the folder, None where there is none (0: not known)."""
@@ -205,29 +205,6 @@ class RunFolder:
             stream.write(encode(event, time=round(time.time(), 3), run=self.run_id))
         if self.on_event is not None:
             self.on_event(event)
-
-
-class RunLock:
-    """A run's folder, held; the operating system lets go of it when the process ends.
-
-    Parameters
-    ----------
-    stream : file
-        The lock, open.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def release(self) -> None:
-        """Let go of the folder."""
-        self._stream.close()
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 def _lock(stream: TextIO, kind: int) -> bool:

@@ -98,10 +98,6 @@ class SecureSumsServer:
         except MismatchError as error:
             raise PacketRejected("secure-sums", str(error)) from error
 
-    def waiting(self) -> frozenset[str]:
-        """Return the devices that have not answered in this phase."""
-        return frozenset(self._asked)
-
     def close(self) -> None:
         """End the phase.
 

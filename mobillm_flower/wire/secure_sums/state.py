@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -102,8 +101,7 @@ class SumsFolder:
 
     def begin(self, nonce: bytes, state: OpenSum) -> None:
         """Open a sum; one that was open before is forgotten with its secrets."""
-        for file in self.path.glob("*.open.json"):
-            file.unlink()
+        self.forget_open()
         self.write(nonce, state)
 
     def read(self, nonce: bytes) -> OpenSum | None:
@@ -128,10 +126,6 @@ class SumsFolder:
         """Delete what is left of open sums; the sets that were agreed to stay."""
         for file in self.path.glob("*.open.json"):
             file.unlink()
-
-    def remove(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def _agreed(self) -> Path:

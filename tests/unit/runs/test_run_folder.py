@@ -42,7 +42,7 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").holder() == os.getpid()
     with pytest.raises(InUseError, match=rf"run is in use by process {os.getpid()}; wait until it has ended"):
         RunFolder(tmp_path / "run").hold()
-    lock.release()
+    lock.close()
     assert run.holder() is None
     with run.hold():
         assert run.holder() == os.getpid()
@@ -59,7 +59,7 @@ def test_looking_at_the_lock_makes_no_file(tmp_path: Path) -> None:
 def test_a_look_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_LOCK_WAIT_S", 30.0)
     run = RunFolder(tmp_path / "run").make()
-    run.hold().release()
+    run.hold().close()
     looking = (run.path / "lock").open(encoding="utf-8")
     assert run_folder._lock(looking, fcntl.LOCK_SH)
     tries = []
@@ -89,7 +89,7 @@ def test_a_killed_process_lets_go_though_a_program_that_it_started_lives_on(tmp_
         process.wait()
         os.kill(child, 0)  # still there
         assert run.holder() is None
-        run.hold().release()
+        run.hold().close()
     finally:
         process.kill()
         if child:
