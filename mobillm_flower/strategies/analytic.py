@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from logging import INFO, getLogger
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from mobillm_flower.config import Settings
@@ -34,19 +34,6 @@ class SumsIntake(Intake):
     """Asks devices for their sums and commits them: one row of the cache is one device."""
 
     asks = keys.SUM
-
-    def requests(
-        self,
-        run: RunState,
-        devices: Iterable[DeviceState],
-        server_round: int,
-        config: ConfigRecord,
-        *,
-        at_most: int | None = None,
-    ) -> Iterator[Message]:
-        """Yield a request for those devices whose sums are not held, but for those that have far too many samples."""
-        run.fleet.drop_too_large()
-        return super().requests(run, devices, server_round, config, at_most=at_most)
 
     def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
         """Return what a device is asked for: its sums."""
@@ -88,6 +75,13 @@ class AnalyticMobiLLM(SideTuningStrategy):
     def is_done(self, cache: ActivationCache, device: DeviceDescription) -> bool:
         """Whether a device's sums are held, or it has nothing to add up."""
         return bool(not device.num_train or cache.held(device.pseudonym) or device.pseudonym in grouped(cache))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return a request for each device whose sums are not held, but for those that have far too many samples."""
+        self.fleet.drop_too_large()
+        return super().configure_train(server_round, arrays, config, grid)
 
     def evaluate(self, grid: Grid, round_: int) -> None:
         """Ask for the metric on what the sums left out, too, once there is a solution."""

@@ -184,7 +184,7 @@ def test_no_second_run_leaves_out_other_samples_of_devices_that_promise_somethin
     nodes = [{"partition-id": i, "num-partitions": 4, "device-folder": str(tmp_path / str(i)), **own} for i in range(4)]
     run(config_of(tmp_path / "a", backbone, trainer__validation_share=0.3), nodes=nodes)
     again = config_of(tmp_path / "b", backbone, trainer__validation_share=0.4, activations__projection=7)
-    with pytest.raises(RunFailed):
+    with pytest.raises(RunFailed, match="no secure sum could be opened"):
         run(again, nodes=nodes, run_id=2)
     assert "sums of a part of these samples" in (tmp_path / "b" / "events.jsonl").read_text("utf-8")
 
