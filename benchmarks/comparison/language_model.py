@@ -1,12 +1,13 @@
-"""SmolLM2 on sentences, pairs and intents: by itself, in closed form, by steps, from sums alone, and LoRA in one place.
+"""SmolLM2 on sentences, pairs and intents: by itself, side-tuned in four ways, and LoRA in one place and by FedAvg.
 
     .venv/bin/python -m benchmarks.comparison.language_model --data ../shared/data --tasks sst2,clinc150 \
         --json benchmarks/results/language_model.json
 
 Each task is one run of side-tuning in Flower's simulation, of ten IID devices. The solution is the run's own; the
 additive network is trained from the run's cache, since training depends on cached bytes alone. LoRA is trained on those
-rows, a figure an epoch. Sums alone (`--sums`) are a run of `preset=analytic` on the same devices. What has ended is
-kept in the work folder and written to the JSON file at once.
+rows, a figure an epoch. Sums alone (`--sums`) are a run of `preset=analytic` on the same devices, `--upper` one of
+`preset=upper-layers`. LoRA by FedAvg (`--fed-lora`) is on ten devices of skewed labels, α = 0.1, a figure a round. What
+has ended is kept in the work folder and written to the JSON file at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from mobillm_flower.config import load_settings
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.side_networks import ActivationBatch, SideNetworkConfig
+from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.evaluation.compare.cells import APP, CENTRAL_LORA, Cell
 from mobillm_flower.evaluation.compare.task import ComparedTask
@@ -39,6 +41,7 @@ from mobillm_flower.tasks.activations import read_activations
 _BACKBONE = {"backbone.name": "smollm2", "backbone.precision": "bf16", "backbone.token-budget": "1024"}
 _GLUE = {"data.train-split": "train", "data.test-split": "validation"}
 _PAIR = {**_GLUE, "data.text-column": "sentence1", "data.pair-column": "sentence2", "task.kind": "pairs"}
+_LORA = {"peer.learning-rate": "5e-4", "peer.batch-size": "16"}
 _CUT = {"data.train-split": "train", "data.test-split": "test"}  # of the rows that are cut from those splits
 _SHOTS = (
     "Review: a warm, funny and touching film\nSentiment: positive\n"
@@ -155,9 +158,36 @@ def side_tuned(task: ComparedTask, work: Path) -> dict[str, Any]:
 
 def lora(task: ComparedTask, work: Path, epochs: int) -> dict[str, Any]:
     """Train LoRA on all rows in one place; return the metric after each epoch."""
-    words = {"rounds.num-rounds": str(epochs), "peer.learning-rate": "5e-4", "peer.batch-size": "16", **_CUT}
+    words = {"rounds.num-rounds": str(epochs), **_LORA, **_CUT}
     points = Cell(task, CENTRAL_LORA, "iid", 0, 1, "test", words).run(work)
     return {"epochs": [point.metric for point in points], "seconds": [point.server_seconds for point in points]}
+
+
+def fed_lora(task: ComparedTask, work: Path, rounds: int, rate: str) -> dict[str, Any]:
+    """Train LoRA by FedAvg on ten devices, α = 0.1, an epoch a round; return the metric after each round."""
+    words = {"rounds.num-rounds": str(rounds), **_LORA, "peer.learning-rate": rate, **_CUT}
+    points = Cell(task, "fed-lora", "alpha=0.1", 0, 10, "test", words).run(work)
+    last = points[-1]
+    return {
+        "learning rate": float(rate),
+        "rounds": {point.rounds: point.metric for point in points},
+        "bytes up a device": last.bytes_up,
+        "bytes down a device": last.bytes_down,
+        "flops a device": last.flops,
+    }
+
+
+def upper_layers(task: ComparedTask, work: Path) -> dict[str, Any]:
+    """Run `preset=upper-layers` on ten IID devices; return the metric and the bytes of a device."""
+    words = {"rounds.window": "512", "trainer.learning-rate": "2e-3", "trainer.epochs": "3", **_CUT}
+    (point,) = Cell(task, UPPER_LAYERS, "iid", 0, 10, "test", words).run(work)
+    return {
+        "metric": point.metric,
+        "bytes up a device": point.bytes_up,
+        "bytes down a device": point.bytes_down,
+        "flops a device": point.flops,
+        "server seconds": point.server_seconds,
+    }
 
 
 def from_sums(task: ComparedTask, work: Path) -> dict[str, Any]:
@@ -172,6 +202,10 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--lora", default="sst2", help="tasks that LoRA is trained on too")
     parser.add_argument("--sums", default="sst2", help="tasks that are solved from sums alone too")
+    parser.add_argument("--upper", default="", help="tasks that upper layers are trained on too")
+    parser.add_argument("--fed-lora", default="", help="tasks that LoRA by FedAvg is trained on too")
+    parser.add_argument("--rounds", type=int, default=5, help="of LoRA by FedAvg")
+    parser.add_argument("--fed-rate", default="2e-3", help="learning rate of LoRA by FedAvg")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path("runs/language-model"))
     parser.add_argument("--json", type=Path)
@@ -185,6 +219,10 @@ def main() -> None:
             cells["sums alone"] = lambda task=task: from_sums(task, asked.work)  # type: ignore[misc]
         if name in asked.lora.split(","):
             cells["LoRA in one place"] = lambda task=task: lora(task, asked.work, asked.epochs)  # type: ignore[misc]
+        if name in asked.upper.split(","):
+            cells["upper layers"] = lambda task=task: upper_layers(task, asked.work)  # type: ignore[misc]
+        if name in asked.fed_lora.split(","):
+            cells["LoRA by FedAvg"] = lambda task=task: fed_lora(task, asked.work, asked.rounds, asked.fed_rate)  # type: ignore[misc]
         for title, cell in cells.items():
             if title in results.get(name, {}):
                 continue
