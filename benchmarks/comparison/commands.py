@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.comparison.variants import Variants
     from mobillm_flower.evaluation.compare.curves import Plan
     from mobillm_flower.evaluation.compare.task import ComparedTask
-    from mobillm_flower.evaluation.turns import Report
+    from mobillm_flower.reports.comparison import Report
 
 PageFile = Annotated[Path | None, typer.Option("--report", help="Write a page with tables and figures to this file.")]
 Tasks = Annotated[str, typer.Option(help="Tasks, with commas between.")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from mobillm_flower.evaluation.compare.cost_to_target import COLUMNS, SHARE, Link, figure, partition_tables
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
-from mobillm_flower.evaluation.turns import Plot, Report, Table
+from mobillm_flower.reports.comparison import Plot, Report, Table
 
 
 def cost_to_target(plan: Plan, curves: Mapping[str, TaskCurves], link: Link) -> Report:

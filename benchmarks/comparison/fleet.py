@@ -15,7 +15,7 @@ from benchmarks.comparison.fleet_profiles import World
 from mobillm_flower.errors import DataError
 from mobillm_flower.evaluation.compare.cells import SIDE_TUNING
 from mobillm_flower.evaluation.compare.cost_to_target import BOTH
-from mobillm_flower.evaluation.turns import Plot, Report, Table
+from mobillm_flower.reports.comparison import Plot, Report, Table
 
 _BATCH = 16  # samples of a step of SplitFed: `peer.batch-size`
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mobillm_flower.evaluation.compare.cells import SIDE_TUNING, Point
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
-from mobillm_flower.evaluation.turns import Report, Table
+from mobillm_flower.reports.comparison import Report, Table
 
 MEGABYTES = (1, 10, 100)
 """Budgets of a device, both ways together."""

@@ -24,9 +24,9 @@ from mobillm_flower.evaluation.compare.cost_to_target import Link, wall_seconds
 from mobillm_flower.evaluation.compare.costs import DeviceCost, device_costs
 from mobillm_flower.evaluation.compare.curves import Method
 from mobillm_flower.evaluation.compare.task import ComparedTask, partition_name
-from mobillm_flower.evaluation.turns import Plot, Report, Table
 from mobillm_flower.models.fine_tuned import baseline_model
 from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.reports.comparison import Plot, Report, Table
 from mobillm_flower.tasks import load_central_data, load_local_data
 
 METHODS = ("pae", "fed", "fed-lora")

@@ -17,7 +17,7 @@ from mobillm_flower.core.sparse import decode_samples, encode_sample
 from mobillm_flower.evaluation.compare.cells import Cell
 from mobillm_flower.evaluation.compare.task import IID, ComparedTask
 from mobillm_flower.evaluation.device_cost import tokens
-from mobillm_flower.evaluation.turns import Report, Table
+from mobillm_flower.reports.comparison import Report, Table
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 

@@ -16,19 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measuring import BenchReport, Comparison, Seconds, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples, encode_sample
-from mobillm_flower.evaluation.turns import (
-    Comparison,
-    Report,
-    Seconds,
-    Threshold,
-    compare_seconds,
-    run_fresh,
-    status_bytes,
-    take_turns,
-    timed,
-)
+from mobillm_flower.evaluation.fresh_process import run_fresh, status_bytes
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.sampler import draw_order, split_validation
 from mobillm_flower.wire.window import SampleBytes
@@ -51,7 +42,7 @@ def bench_cache(
     folder: Path | None = None,
     memory: bool = True,
     say: Say = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Read random batches from a cache of 12 × 768 NF4 samples, and compare the memory of a small and a large one.
 
     Parameters
@@ -69,7 +60,7 @@ def bench_cache(
 
     Returns
     -------
-    Report
+    BenchReport
         Bars `rows_per_s` (`ActivationCache.read`, in turns with one plain SELECT a row) and `rss_growth`: anonymous
         memory (RssAnon) of a fresh process with the large cache over one with the small cache. Each opens the cache,
         splits its rows as the trainer does, and reads; the highest value counts.
@@ -81,7 +72,7 @@ def bench_cache(
         blobs = _blobs()
         _fill(large, num_rows, blobs)
         _fill(few, num_few, blobs)
-        report = Report(
+        report = BenchReport(
             "cache",
             {
                 "rows": num_rows,
@@ -108,7 +99,7 @@ def bench_cache(
     return report
 
 
-def _rows_per_second(report: Report, file: Path, *, pairs: int, reads: int, say: Say) -> None:
+def _rows_per_second(report: BenchReport, file: Path, *, pairs: int, reads: int, say: Say) -> None:
     with file.open("rb") as stream:
         while stream.read(1 << 24):
             pass
@@ -147,7 +138,7 @@ class _Unchecked(ActivationCache):
         return [row[:2] for row in self._in_order(f"{query} ON samples.id = asked.value", ids)]
 
 
-def _checksums(report: Report, file: Path, *, pairs: int, reads: int, say: Say) -> None:
+def _checksums(report: BenchReport, file: Path, *, pairs: int, reads: int, say: Say) -> None:
     """Read and decode batches, with the checksum of each row looked at and without."""
     caches = {"checked": ActivationCache(file), "unchecked": _Unchecked(file)}
     ids = caches["checked"].rows().column("id")
@@ -182,7 +173,7 @@ def _reader(read: Read, draws: Sequence[Sequence[int]]) -> Callable[[], Seconds]
     return side
 
 
-def _memory(report: Report, large: Path, few: Path, *, pairs: int, reads: int, say: Say) -> None:
+def _memory(report: BenchReport, large: Path, few: Path, *, pairs: int, reads: int, say: Say) -> None:
     def side(file: Path) -> Callable[[], dict[str, int]]:
         return lambda: run_fresh("benchmarks.overhead.cache", file, reads)
 

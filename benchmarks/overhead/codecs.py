@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import BenchReport, Threshold, compare_seconds, take_turns, timed, torch_threads
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples, encode_sample
-from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
 
 BITS_BAR = 4.2
 REFERENCE = "fp32"
@@ -25,7 +25,7 @@ def bench_codecs(
     keeps: Sequence[float] = (1.0, 0.25, 0.1),
     num_threads: int = 1,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Encode and decode standard normal samples of shape [1, M, 1, d] with every codec in turns.
 
     Parameters
@@ -39,12 +39,12 @@ def bench_codecs(
 
     Returns
     -------
-    Report
+    BenchReport
         Bar `bits_per_value` of NF4 with all values kept. `figures["codecs"]` has a row for each codec and share: bits
         a value of the whole sample, masks included; ‖x − x̂‖/‖x‖ over all samples; values a second, of the whole sample.
     """
     values = num_samples * blocks * width
-    report = Report(
+    report = BenchReport(
         "codecs",
         {
             "samples": num_samples,

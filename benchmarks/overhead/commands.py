@@ -12,7 +12,7 @@ import typer
 from mobillm_flower.cli.output import print_rows, relative
 
 if TYPE_CHECKING:
-    from mobillm_flower.evaluation.turns import Report
+    from benchmarks.measuring import BenchReport
 
 app = typer.Typer(no_args_is_help=True, help="What the library costs beside the bare thing, measured in turns.")
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything, each repetition too, to this file.")]
@@ -153,7 +153,7 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def finish(report: Report, json_file: Path | None) -> None:
+def finish(report: BenchReport, json_file: Path | None) -> None:
     """Print what a benchmark found, and write it to a file if one is given."""
     found = report.to_dict()
     print_rows(f"Bench: {report.bench}", ("figure", "value", "remark"), _rows(found))

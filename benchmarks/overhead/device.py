@@ -9,19 +9,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measuring import BenchReport, Comparison, Threshold, compare_seconds, take_turns, timed, torch_threads
 from benchmarks.overhead.random_models import SHAPES, random_opt
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.config import Settings, load_settings, to_yaml
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, tokens
-from mobillm_flower.evaluation.turns import (
-    Comparison,
-    Report,
-    Threshold,
-    compare_seconds,
-    take_turns,
-    timed,
-    torch_threads,
-)
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import ExtractionSpec
@@ -39,7 +31,7 @@ def bench_device(
     num_threads: int = 1,
     memory: bool = True,
     say: Say = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Measure what pivots, hooks, batching and encoding cost beside the bare, truncated backbone.
 
     Parameters
@@ -55,7 +47,7 @@ def bench_device(
 
     Returns
     -------
-    Report
+    BenchReport
         Bars `forward_ratio` (`Backbone.extract` over the bare model on the same padded batches, made before) and
         `memory_ratio` (a device's whole window over the bare model, above the loaded model).
     """
@@ -75,7 +67,7 @@ def bench_device(
         data = load_local_data(settings, 0, 1)
         samples = tokens(loaded, data)
         spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks)
-        report = Report("device", _describe(backbone, loaded, samples, spec, settings))
+        report = BenchReport("device", _describe(backbone, loaded, samples, spec, settings))
         report.settings |= {"threads": num_threads, "pairs": pairs}
         _forward_seconds(report, loaded, samples, spec, pairs=pairs, say=say)
         del loaded
@@ -89,7 +81,7 @@ def bench_device(
 
 
 def _forward_seconds(
-    report: Report,
+    report: BenchReport,
     backbone: Backbone,
     samples: list[dict[str, list[int]]],
     spec: ExtractionSpec,
@@ -118,7 +110,7 @@ def _forward_seconds(
     report.bars["forward_ratio"] = Threshold(report.comparisons["forward"].ratio, FORWARD_BAR, at_most=True)
 
 
-def _memory(report: Report, path: Path, *, pairs: int, num_samples: int, num_threads: int, say: Say) -> None:
+def _memory(report: BenchReport, path: Path, *, pairs: int, num_samples: int, num_threads: int, say: Say) -> None:
     names = ["ours", "plain", "hidden-states"]
     if importlib.util.find_spec("peft") is None:
         report.skipped["lora"] = "peft is not installed: pip install 'mobillm-flower[bench]'"

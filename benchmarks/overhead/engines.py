@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.evaluation.device_cost import tokens
-from mobillm_flower.evaluation.turns import Report, Seconds, Table, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.reports.comparison import Table
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import LocalData, load_central_data, load_local_data
@@ -36,7 +37,7 @@ _BASE = {"data.label-column": "intent", "preset": "pae"}
 
 
 def compare_engines(
-    report: Report, *, pairs: int, num_samples: int = 256, say: Callable[[str], None] = lambda _text: None
+    report: BenchReport, *, pairs: int, num_samples: int = 256, say: Callable[[str], None] = lambda _text: None
 ) -> None:
     """Add how fast each engine runs MiniLM forward on texts of phone-messages, beside torch's fp32.
 
@@ -45,7 +46,7 @@ def compare_engines(
 
     Parameters
     ----------
-    report : Report
+    report : BenchReport
         To which it is added.
     pairs : int
         Turns.
@@ -93,7 +94,7 @@ def compare_engines(
     report.tables.append(Table(title, ["engine", "speed", "range over turns"], rows))
 
 
-def compare_metrics(report: Report, *, seeds: int = 20, say: Callable[[str], None] = lambda _text: None) -> None:
+def compare_metrics(report: BenchReport, *, seeds: int = 20, say: Callable[[str], None] = lambda _text: None) -> None:
     """Add the test accuracy of side-tuning on phone-messages, trained and read with each engine's activations.
 
     Bar `engine_metric_change`: the largest difference of an engine's mean over the seeds from torch's in fp32. Of 440
@@ -101,7 +102,7 @@ def compare_metrics(report: Report, *, seeds: int = 20, say: Callable[[str], Non
 
     Parameters
     ----------
-    report : Report
+    report : BenchReport
         To which it is added.
     seeds : int
         Trainings with each engine, which differ in weights and order.

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measuring import BenchReport, Threshold
 from benchmarks.overhead.synthetic import BATCH, synthetic_plan, synthetic_spec
 from mobillm_flower.config import ArrivalSettings, RoundSettings, TrainerSettings
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -29,7 +30,7 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import SettingsError
-from mobillm_flower.evaluation.turns import Report, Threshold, run_fresh, status_bytes
+from mobillm_flower.evaluation.fresh_process import run_fresh, status_bytes
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, TrainerOptions
@@ -66,7 +67,7 @@ def bench_fleet_scale(
     num_threads: int = 1,
     folder: Path | None = None,
     say: Say = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Measure fleets of growing size, each in a fresh process.
 
     Parameters
@@ -80,7 +81,7 @@ def bench_fleet_scale(
 
     Returns
     -------
-    Report
+    BenchReport
         `figures["fleets"]` has a row a size, the last is the reference again. Bars: `time_per_sample`, seconds of all
         that the server did (taking in, overlapping steps, an epoch) a sample, over those of the faster reference;
         `ingest_per_device`, the same of taking in alone, a device; `memory_per_device`, bytes of anonymous memory that
@@ -96,7 +97,7 @@ def bench_fleet_scale(
         raise SettingsError(f"devices={list(devices)}: give sizes of at least 1, e.g. 10,100")
     if not 1 <= samples_per_device <= window:
         raise SettingsError(f"samples-per-device={samples_per_device}: give 1 to {window}, one window of a device")
-    report = Report(
+    report = BenchReport(
         "fleet-scale",
         {
             "devices": sizes,
@@ -128,7 +129,7 @@ def bench_fleet_scale(
     return report
 
 
-def _hold_to_bars(report: Report, largest: dict[str, Any], references: Sequence[dict[str, Any]]) -> None:
+def _hold_to_bars(report: BenchReport, largest: dict[str, Any], references: Sequence[dict[str, Any]]) -> None:
     def growth(name: str) -> float:
         return float(largest[name] / min(row[name] for row in references))
 

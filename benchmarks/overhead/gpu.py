@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.measuring import BenchReport
 from benchmarks.overhead.gpu_clock import FULL, TINY, Scale, clocked, device, in_turns, peak
 from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.synthetic import synthetic_spec
@@ -36,7 +37,7 @@ from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, Si
 from mobillm_flower.core.side_networks.ridge import Ridge
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import RunFailed
-from mobillm_flower.evaluation.turns import Report, run_fresh
+from mobillm_flower.evaluation.fresh_process import run_fresh
 from mobillm_flower.server import ActivationCache
 
 FORWARD_BAR = 1.05
@@ -329,7 +330,7 @@ def bench_gpu(
     parts: tuple[str, ...] = (),
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
-) -> Report:
+) -> BenchReport:
     """Measure the parts, each in a fresh process within its time, and write the file after each.
 
     Parameters
@@ -342,7 +343,7 @@ def bench_gpu(
         Written anew after each part.
     """
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: all of this ran on the CPU"
-    report = Report("gpu", {"card": card, "tiny": tiny, "cuda": torch.version.cuda or "none"})
+    report = BenchReport("gpu", {"card": card, "tiny": tiny, "cuda": torch.version.cuda or "none"})
     for name in parts or tuple(PARTS):
         say(f"{name}, at most {_limit(name, tiny=tiny)} s")
         began = time.perf_counter()

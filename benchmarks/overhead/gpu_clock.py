@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from mobillm_flower.evaluation.turns import take_turns
+from benchmarks.measuring import take_turns
 
 
 @dataclass(frozen=True)

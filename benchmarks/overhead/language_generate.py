@@ -18,11 +18,11 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.measuring import BenchReport, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig
-from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.contract import TaskContract
 
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    report = Report("language_generate", {"shape": "OPT-125M", "prompt": PROMPT, "new_tokens": NEW, "threads": 1})
+    report = BenchReport("language_generate", {"shape": "OPT-125M", "prompt": PROMPT, "new_tokens": NEW, "threads": 1})
     ids = torch.randint(10, 50_000, (1, PROMPT))
     with tempfile.TemporaryDirectory() as folder:
         OPTForCausalLM(OPTConfig()).save_pretrained(folder)

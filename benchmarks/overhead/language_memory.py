@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measuring import BenchReport, Threshold, take_turns
 from mobillm_flower.core import language
 from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, SideNetworkConfig
-from mobillm_flower.evaluation.turns import Report, Threshold, status_bytes, take_turns
+from mobillm_flower.evaluation.fresh_process import status_bytes
 
 SHAPE = {"vocabulary": 150_000, "width": 2048, "tokens": 16 * 256, "blocks": 4, "bottleneck": 64}
 BAR_BYTES = 4 << 30
@@ -84,7 +85,7 @@ def main() -> None:
         print(json.dumps(step(arguments.loss, arguments.tokens)))
         return
     shape = {**SHAPE, "tokens": arguments.tokens}
-    report = Report("language_memory", {**shape, "dtype": "fp32", "logit_bytes": language.LOGIT_BYTES})
+    report = BenchReport("language_memory", {**shape, "dtype": "fp32", "logit_bytes": language.LOGIT_BYTES})
     losses = ("label", "difference")
     found = take_turns({loss: partial(fresh, loss, arguments.tokens) for loss in losses}, arguments.turns)
     for loss, turns in found.items():

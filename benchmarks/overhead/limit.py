@@ -11,21 +11,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, torch_threads
 from benchmarks.overhead.engines import compare_engines, compare_metrics
 from benchmarks.overhead.pipeline import window_beside_forward
 from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.roofline import server_roofline
 from mobillm_flower.backbones import plan_memory
-from mobillm_flower.evaluation.turns import (
-    Report,
-    Seconds,
-    Table,
-    Threshold,
-    compare_seconds,
-    run_fresh,
-    take_turns,
-    torch_threads,
-)
+from mobillm_flower.evaluation.fresh_process import run_fresh
+from mobillm_flower.reports.comparison import Table
 
 _MB = 1e6
 _BUDGETS = {"bf16": (900, 1.0), "nf4": (640, 0.7)}  # MiB that are set, and GB that are not to be passed
@@ -38,7 +31,7 @@ def bench_limit(
     num_threads: int = 1,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Measure parts of `PARTS`, by default all of them.
 
     Parameters
@@ -52,7 +45,7 @@ def bench_limit(
     folder : Path, optional
         Where to put models with random weights, about 6 GB; by default with temporary files. What is there is kept.
     """
-    report = Report("limit", {"threads": num_threads, "parts": list(parts or PARTS)})
+    report = BenchReport("limit", {"threads": num_threads, "parts": list(parts or PARTS)})
     with tempfile.TemporaryDirectory() as temporary:
         setting = Setting(folder or Path(temporary), pairs, num_threads, say)
         for name in parts or PARTS:
@@ -83,7 +76,7 @@ class Setting:
         return run_fresh("benchmarks.overhead.one_pass", json.dumps(request), environment=environment)
 
 
-def _memory(report: Report, setting: Setting) -> None:
+def _memory(report: BenchReport, setting: Setting) -> None:
     """OPT-1.3B's shape, bf16 on disk, 16 samples of 256 tokens, all layers: peak RssAnon of a fresh process."""
     backbone = setting.model("opt-1.3b", torch.bfloat16)
     rows = []
@@ -109,7 +102,7 @@ def _memory(report: Report, setting: Setting) -> None:
     report.tables.append(Table("OPT-1.3B streamed, 16 samples of 256 tokens: MB of RssAnon", columns, rows))
 
 
-def _streaming(report: Report, setting: Setting) -> None:
+def _streaming(report: BenchReport, setting: Setting) -> None:
     """OPT-350M's shape, fp32, 64 samples of 64 tokens: seconds streamed beside in memory, page cache warm and cold.
 
     Each in a fresh process, since streaming sets the allocator of its process.
@@ -136,31 +129,31 @@ def _streaming(report: Report, setting: Setting) -> None:
     report.bars["opt-350m_streamed_over_in_memory"] = Threshold(ratio, 1.3, at_most=True)
 
 
-def _engines(report: Report, setting: Setting) -> None:
+def _engines(report: BenchReport, setting: Setting) -> None:
     """MiniLM's forward pass on each engine, beside torch in fp32."""
     with torch_threads(setting.num_threads):
         compare_engines(report, pairs=setting.pairs, say=setting.say)
 
 
-def _engine_metrics(report: Report, setting: Setting) -> None:
+def _engine_metrics(report: BenchReport, setting: Setting) -> None:
     """Accuracy that side-tuning reaches with each engine's activations."""
     with torch_threads(setting.num_threads):
         compare_metrics(report, say=setting.say)
 
 
-def _pipeline(report: Report, setting: Setting) -> None:
+def _pipeline(report: BenchReport, setting: Setting) -> None:
     """Set a device's whole window beside its forward passes."""
     with torch_threads(setting.num_threads):
         window_beside_forward(report, pairs=setting.pairs, say=setting.say)
 
 
-def _server(report: Report, setting: Setting) -> None:
+def _server(report: BenchReport, setting: Setting) -> None:
     """Set the server's decoding and training beside the processor's limits, and try `torch.compile`."""
     with torch_threads(setting.num_threads):
         server_roofline(report, pairs=setting.pairs, say=setting.say)
 
 
-PARTS: Mapping[str, Callable[[Report, Setting], None]] = {
+PARTS: Mapping[str, Callable[[BenchReport, Setting], None]] = {
     "memory": _memory,
     "streaming": _streaming,
     "engines": _engines,

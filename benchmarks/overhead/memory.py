@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import BenchReport
 from benchmarks.overhead.random_models import SHAPES, long_texts, random_opt
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes
-from mobillm_flower.evaluation.turns import Report, Table
+from mobillm_flower.reports.comparison import Table
 
 SIDES = ("plain", "ours", "streamed", "lora", "lora-checkpointed", "bitfit", "full")
 
@@ -28,7 +29,7 @@ def bench_memory(
     num_threads: int = 1,
     work: Path,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Measure each cell in a fresh process: peak bytes above the loaded, idle model (random weights, fp32).
 
     A side that does not fit into the machine's memory is skipped and named. Finished cells lie in `work`.
@@ -44,7 +45,7 @@ def bench_memory(
 
     Returns
     -------
-    Report
+    BenchReport
         `figures`: by model `weights_bytes`, of the loaded model, and `batches`: peak bytes by side. A streamed model is
         not loaded; its layers are in its peak.
 
@@ -55,7 +56,9 @@ def bench_memory(
     """
     if not can_measure():
         raise RunFailed("the peak of a process can be reset on Linux alone")
-    report = Report("memory", {"models": list(models), "dtype": "fp32", "threads": num_threads, "optimizer": "AdamW"})
+    report = BenchReport(
+        "memory", {"models": list(models), "dtype": "fp32", "threads": num_threads, "optimizer": "AdamW"}
+    )
     for model in models:
         rows: list[dict[str, Any]] = []
         with tempfile.TemporaryDirectory() as folder:

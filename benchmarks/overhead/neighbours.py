@@ -10,18 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, timed, torch_threads
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import fill_cache, train_epoch, training_plan
 from mobillm_flower.core.targets import predict_square
-from mobillm_flower.evaluation.turns import (
-    Report,
-    Seconds,
-    Threshold,
-    compare_seconds,
-    take_turns,
-    timed,
-    torch_threads,
-)
 from mobillm_flower.server import ActivationCache
 
 BUSY_BAR = 1.5
@@ -36,7 +28,7 @@ def bench_neighbours(
     num_classes: int = 12,
     num_threads: int = 1,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Train an epoch on the quiet machine and one beside a busy process a core, in turns.
 
     Parameters
@@ -50,13 +42,13 @@ def bench_neighbours(
 
     Returns
     -------
-    Report
+    BenchReport
         Bar `busy_ratio`: wall seconds of an epoch beside the busy processes over those without.
     """
     cores = os.cpu_count() or 1
     spin = os.environ.get("GOMP_SPINCOUNT", "")
     shape = {"blocks": blocks, "width": width, "classes": num_classes}
-    report = Report(
+    report = BenchReport(
         "neighbours",
         {
             "samples": num_samples,

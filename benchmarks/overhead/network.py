@@ -11,13 +11,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.measuring import BenchReport
 from benchmarks.overhead.random_models import SHAPES, long_texts, random_opt
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.config import Settings, load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.evaluation.device_cost import tokens, work_seconds
-from mobillm_flower.evaluation.turns import Report, Table
+from mobillm_flower.reports.comparison import Table
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
 
@@ -39,7 +40,7 @@ def bench_network(
     slowdown: float = 1.0,
     num_threads: int = 1,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Return seconds a batch for each upload, batch size and uplink (Mbit/s).
 
     Parameters
@@ -54,7 +55,7 @@ def bench_network(
         Modelled: how many times as long as this machine the device computes.
     """
     settings = {"backbone": backbone, "length": length, "turns": turns, "slowdown": slowdown, "threads": num_threads}
-    report = Report("network", {**settings, "uplinks_mbit": list(uplinks)})
+    report = BenchReport("network", {**settings, "uplinks_mbit": list(uplinks)})
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)

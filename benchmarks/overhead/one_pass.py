@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mobillm_flower.backbones import load_backbone, plan_memory
-from mobillm_flower.evaluation.turns import status_bytes
+from mobillm_flower.evaluation.fresh_process import status_bytes
 
 _EVERY_S = 0.002
 

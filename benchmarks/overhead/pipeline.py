@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.measuring import BenchReport, Comparison, Threshold, take_turns
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import load_settings
-from mobillm_flower.evaluation.turns import Comparison, Report, Threshold, take_turns
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.tasks import load_central_data
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -19,7 +19,7 @@ BAR = 1.05
 
 
 def window_beside_forward(
-    report: Report, *, pairs: int, num_samples: int = 0, say: Callable[[str], None] = lambda _text: None
+    report: BenchReport, *, pairs: int, num_samples: int = 0, say: Callable[[str], None] = lambda _text: None
 ) -> None:
     """Add seconds of making one window of all of phone-messages over those of tokenizing and forward passes in it.
 
@@ -28,7 +28,7 @@ def window_beside_forward(
 
     Parameters
     ----------
-    report : Report
+    report : BenchReport
         To which it is added: comparisons and bars `window_PRECISION`.
     pairs : int
         Windows of each precision, in turns.

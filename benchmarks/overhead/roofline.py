@@ -11,12 +11,13 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measuring import BenchReport, Seconds, compare_seconds, take_turns, timed
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import BareLoop, fill_cache, train_epoch, training_plan
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.core.targets import predict_square
-from mobillm_flower.evaluation.turns import Report, Seconds, Table, compare_seconds, take_turns, timed
+from mobillm_flower.reports.comparison import Table
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
 
@@ -47,7 +48,7 @@ class Work:
 
 
 def server_roofline(
-    report: Report,
+    report: BenchReport,
     *,
     pairs: int,
     num_samples: int = 1024,
@@ -64,7 +65,7 @@ def server_roofline(
 
     Parameters
     ----------
-    report : Report
+    report : BenchReport
         To which it is added.
     pairs : int
         Turns.
@@ -111,7 +112,7 @@ def server_roofline(
     _add(report, found, work, threads)
 
 
-def _add(report: Report, found: Mapping[str, list[Seconds]], work: Mapping[str, Work], threads: int) -> None:
+def _add(report: BenchReport, found: Mapping[str, list[Seconds]], work: Mapping[str, Work], threads: int) -> None:
     seconds = {name: median(one.cpu for one in times) for name, times in found.items()}
     flops_s, bytes_s = 2 * _SIDE**3 / seconds["product"], 2 * _COPIED / seconds["copy"]
     report.figures |= {

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measuring import BenchReport, Threshold, compare_seconds, take_turns, timed, torch_threads
 from benchmarks.overhead.synthetic import BATCH, synthetic_plan, synthetic_spec
 from mobillm_flower.config import TrainerSettings
 from mobillm_flower.core.codecs import CODECS
@@ -17,7 +18,6 @@ from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square, square_loss
-from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
 from mobillm_flower.server import ActivationCache, Trainer, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.sampler import draw_order
@@ -39,7 +39,7 @@ def bench_trainer(
     num_classes: int = 12,
     num_threads: int = 1,
     say: Callable[[str], None] = lambda _text: None,
-) -> Report:
+) -> BenchReport:
     """Train from a cache and from a prebuilt tensor in turns, an epoch a turn, under the default settings.
 
     Parameters
@@ -53,12 +53,12 @@ def bench_trainer(
 
     Returns
     -------
-    Report
+    BenchReport
         Bars `step_ratio` and `step_ratio_mean`: seconds of a step over seconds of the bare loop's, with pivot
         `first+mean` and with `mean`. `figures` say whether both ended with the same weights, bit by bit.
     """
     defaults = TrainerSettings(batch_size=BATCH)
-    report = Report(
+    report = BenchReport(
         "trainer",
         {
             "samples": num_samples,

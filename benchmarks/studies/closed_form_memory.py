@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mobillm_flower.core.side_networks.ridge import HELD_OUT, Ridge
-from mobillm_flower.evaluation.turns import status_bytes
+from mobillm_flower.evaluation.fresh_process import status_bytes
 
 PART = 1024
 SIZES = ((10_000, 1920, 10), (20_000, 4608, 10), (100_000, 4608, 10))  # n, D, K

@@ -23,9 +23,9 @@ from transformers import AutoConfig
 from mobillm_flower.backbones import resolve_folder
 from mobillm_flower.backbones.describe import is_causal
 from mobillm_flower.evaluation.references import measure_references
-from mobillm_flower.evaluation.turns import Report
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.fine_tuned import baseline_model
+from mobillm_flower.reports.comparison import Report
 from mobillm_flower.tasks import load_central_data
 
 APP = Path(__file__).parent

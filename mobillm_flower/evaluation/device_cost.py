@@ -25,7 +25,7 @@ from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.zeroth_order import move, projected_gradient
-from mobillm_flower.evaluation.turns import run_fresh, status_bytes
+from mobillm_flower.evaluation.fresh_process import run_fresh, status_bytes
 from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
 from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder

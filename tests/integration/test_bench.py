@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.comparison.commands import app
+from benchmarks.measuring import BenchReport, Threshold
 from benchmarks.overhead.cache import bench_cache
 from benchmarks.overhead.codecs import bench_codecs
 from benchmarks.overhead.commands import _rows, finish
@@ -25,7 +26,6 @@ from mobillm_flower.config import load_settings, to_yaml
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.evaluation.device_cost import can_measure, measure_memory, peak_bytes
-from mobillm_flower.evaluation.turns import Report, Threshold
 from mobillm_flower.runs.events import Round
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
@@ -222,7 +222,7 @@ def test_the_command_prints_bars_and_writes_everything(tmp_path: Path) -> None:
 
 
 def test_a_bar_that_does_not_hold_is_said_and_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report("trainer", {})
+    report = BenchReport("trainer", {})
     report.bars["step_ratio"] = Threshold(1.3, 1.15, at_most=True)
     finish(report, None)
     assert "DOES NOT HOLD" in capsys.readouterr().out

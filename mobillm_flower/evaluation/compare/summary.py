@@ -11,7 +11,7 @@ from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING
 from mobillm_flower.evaluation.compare.cost_to_target import ALL, COLUMNS, Link, figure, partition_tables
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
 from mobillm_flower.evaluation.plan import Forecast, even_bytes
-from mobillm_flower.evaluation.turns import Plot, Report, Table
+from mobillm_flower.reports.comparison import Plot, Report, Table
 
 _ALIKE = 0.01
 """Metrics that are nearer than this, or than their spreads, are called alike."""

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mobillm_flower.backbones.memory import keep_few_kernels
-from mobillm_flower.evaluation.turns import run_fresh
+from mobillm_flower.evaluation.fresh_process import run_fresh
 
 CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.measuring import BenchReport
 from benchmarks.overhead.pipeline import window_beside_forward
 from benchmarks.overhead.roofline import server_roofline
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.evaluation.turns import Report
 
 
 def test_the_servers_work_is_counted_beside_its_bound() -> None:
-    report = Report("limit", {})
+    report = BenchReport("limit", {})
     with torch.compiler.set_stance("force_eager"):  # compiling takes longer than everything else
         server_roofline(report, pairs=1, num_samples=64, blocks=2, width=32, num_classes=3)
     values = 2 * 2 * 32
@@ -25,7 +25,7 @@ def test_the_servers_work_is_counted_beside_its_bound() -> None:
 
 
 def test_a_window_is_measured_beside_the_forward_passes_within_it() -> None:
-    report = Report("limit", {})
+    report = BenchReport("limit", {})
     window_beside_forward(report, pairs=1, num_samples=8)
     assert report.bars.keys() == report.comparisons.keys() == {"window_fp32", "window_bf16"}
     for comparison in report.comparisons.values():

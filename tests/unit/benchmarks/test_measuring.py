@@ -3,22 +3,18 @@
 import json
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 import mobillm_flower
-from mobillm_flower.errors import RunFailed
-from mobillm_flower.evaluation.turns import (
+from benchmarks.measuring import (
+    BenchReport,
     Comparison,
-    Report,
     Seconds,
     Threshold,
     compare_seconds,
-    run_fresh,
     take_turns,
     timed,
     torch_threads,
@@ -90,7 +86,7 @@ def test_a_call_is_timed_on_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_report_says_where_it_comes_from() -> None:
-    report = Report("codecs", {"threads": 1})
+    report = BenchReport("codecs", {"threads": 1})
     report.bars["bits"] = Threshold(4.1, 4.2, at_most=True)
     found = json.loads(json.dumps(report.to_dict()))
     assert found["versions"]["mobillm_flower"] == mobillm_flower.__version__
@@ -105,7 +101,7 @@ def test_the_commit_is_the_checkouts() -> None:
     inside = subprocess.run(["git", "-C", root, "ls-files", "."], capture_output=True, text=True, check=False)
     if answer.returncode or not inside.stdout:
         pytest.skip("the package is not in a checkout")
-    assert Report("codecs", {}).to_dict()["commit"] == answer.stdout.strip()
+    assert BenchReport("codecs", {}).to_dict()["commit"] == answer.stdout.strip()
 
 
 def test_threads_are_as_before_afterwards() -> None:
@@ -113,22 +109,3 @@ def test_threads_are_as_before_afterwards() -> None:
     with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-
-
-def test_a_process_without_a_figure_is_an_error_with_its_last_words() -> None:
-    with pytest.raises(RunFailed, match=r"no_such_bench ended with code 1 and measured nothing: .*No module named"):
-        run_fresh("mobillm_flower.no_such_bench")
-
-
-def test_a_process_that_is_not_done_in_time_is_ended_with_what_it_started(tmp_path: Path) -> None:
-    (tmp_path / "sleeps.py").write_text(
-        "import pathlib, subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "pathlib.Path(sys.argv[1]).write_text(str(child.pid))\n"
-        "time.sleep(600)\n",
-        "utf-8",
-    )
-    with pytest.raises(RunFailed, match=r"sleeps was not done within 5 s"):
-        run_fresh("sleeps", tmp_path / "child", environment={"PYTHONPATH": str(tmp_path)}, seconds=5)
-    child = int((tmp_path / "child").read_text("utf-8"))
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
