@@ -12,32 +12,19 @@ from mobillm_flower.config.load import (
     to_yaml,
     unquoted,
 )
-from mobillm_flower.config.parts import (
-    ALWAYS,
-    CHOOSERS,
-    NEVER,
-    ActivationSettings,
-    ArrivalSettings,
-    BackboneSettings,
-    BadRows,
-    BaselineSettings,
+from mobillm_flower.config.parts.backbone import CHOOSERS, BackboneSettings, EngineName, Precision
+from mobillm_flower.config.parts.continual import ContinualSettings
+from mobillm_flower.config.parts.data import BadRows, DataSettings, Partition, TaskSettings
+from mobillm_flower.config.parts.run import ArrivalSettings, BaselineSettings, RoundSettings, RunSettings, StopSettings
+from mobillm_flower.config.parts.training import (
     CacheSettings,
-    ContinualSettings,
-    DataSettings,
-    EngineName,
     LossSettings,
     Objective,
-    Partition,
-    Precision,
-    PrivacySettings,
-    RoundSettings,
-    RunSettings,
-    Settings,
     SideNetworkSettings,
-    StopSettings,
-    TaskSettings,
     TrainerSettings,
 )
+from mobillm_flower.config.parts.uploads import ALWAYS, NEVER, ActivationSettings, PrivacySettings
+from mobillm_flower.config.settings import Settings
 
 __all__ = [
     "ALWAYS",

@@ -9,17 +9,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
-from mobillm_flower.config.parts import (
-    CHOOSERS,
-    EngineName,
-    Objective,
-    Partition,
-    Precision,
-    Settings,
-    SideNetworkSettings,
-)
+from mobillm_flower.config.parts.backbone import CHOOSERS, EngineName, Precision
 from mobillm_flower.config.parts.continual import CLOSED_FORM, NOTHING, O_LORA, OA_ADAPTER, REPLAY, SUMS
+from mobillm_flower.config.parts.data import Partition
 from mobillm_flower.config.parts.ranges import check_ranges
+from mobillm_flower.config.parts.training import Objective, SideNetworkSettings
+from mobillm_flower.config.settings import Settings
 from mobillm_flower.errors import ArgumentError, SettingsError
 
 UPPER_LAYERS = "upper-layers"

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mobillm_flower.config.compatibility import AUTO, check_settings
 from mobillm_flower.config.lists import list_entries, split_words, unquoted_word
-from mobillm_flower.config.parts import Settings
+from mobillm_flower.config.settings import Settings
 from mobillm_flower.errors import SettingsError
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from mobillm_flower.config.compatibility import ANALYTIC, ON_UPPER_LAYERS, UPPER_LAYERS, refuse
-from mobillm_flower.config.parts import Objective, Settings, SideNetworkSettings
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
+from mobillm_flower.config.parts.training import Objective, SideNetworkSettings
+from mobillm_flower.config.settings import Settings
 from mobillm_flower.errors import SettingsError, UnsupportedError
 
 
