@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobillm_flower.cli.options import BackbonePath, NetworkPath
 from mobillm_flower.cli.output import plain_line
 from mobillm_flower.cli.run_paths import side_network
 from mobillm_flower.cli.standard_input import piped_lines
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or the folder of a side network itself.")],
+    run: NetworkPath,
     beside: Annotated[
         bool, typer.Option("--beside", help="Let the backbone alone respond first, then the tuned model.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a response.")] = 128,
-    backbone: Annotated[
-        str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
-    ] = "",
+    backbone: BackbonePath = "",
 ) -> None:
     """Respond to each line of standard input as it comes; of a run on plain texts, go on with the line.
 

@@ -11,6 +11,10 @@ from mobillm_flower.cli import completion
 
 AppFolder = Annotated[Path, typer.Argument(help="Folder of a Flower app.")]
 RunPath = Annotated[Path, typer.Argument(help="The run's folder.")]
+NetworkPath = Annotated[Path, typer.Argument(help="A run's folder, or the folder of a side network itself.")]
+BackbonePath = Annotated[
+    str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
+]
 Config = Annotated[
     list[str] | None,
     typer.Option(

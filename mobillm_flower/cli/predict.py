@@ -5,43 +5,44 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from mobillm_flower.cli.options import AsJson
+from mobillm_flower.cli.options import AsJson, BackbonePath, NetworkPath
 from mobillm_flower.cli.output import plain_line, print_rows
 from mobillm_flower.cli.run_paths import run_settings, side_network
 from mobillm_flower.cli.standard_input import piped_lines
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 
 if TYPE_CHECKING:
+    from mobillm_flower.config import DataSettings, Settings
     from mobillm_flower.models.side_tuned import SideTunedModel
     from mobillm_flower.tasks import Text
     from mobillm_flower.wire.contract import TaskContract
 
+TextFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file of any form that training reads: .jsonl, .csv, .parquet and others, with the texts in columns, or "
+        ".txt with one text a line (or two, with a tab between them). Without --text and --file, lines are read from "
+        "standard input."
+    ),
+]
 _BATCH = 64  # texts whose activations are in memory at once
 _WRITTEN = 8  # texts that are written at once
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or the folder of a side network itself.")],
+    run: NetworkPath,
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text; may be given several times.")] = None,
     pair: Annotated[
         list[str] | None, typer.Option("--pair", help="The second text to each --text, where the task is of pairs.")
     ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            help="A file of any form that training reads: .jsonl, .csv, .parquet and others, with the texts in "
-            "columns, or .txt with one text a line (or two, with a tab between them). Without --text and --file, lines "
-            "are read from standard input."
-        ),
-    ] = None,
+    file: TextFile = None,
     text_column: Annotated[
         str | None, typer.Option(help="Column of the text in --file; by default the run's data.text-column.")
     ] = None,
@@ -75,9 +76,7 @@ def predict(
             "default the classes of all tasks are told apart."
         ),
     ] = None,
-    backbone: Annotated[
-        str, typer.Option(help="Where the backbone is: a folder or hub id; by default where the run had it.")
-    ] = "",
+    backbone: BackbonePath = "",
     mixing_key: Annotated[
         str, typer.Option(help="The devices' secret rotation, where the run had one; by default the run's own file.")
     ] = "",
@@ -87,109 +86,92 @@ def predict(
 
     Of a language model the text and its response (--generate), or its next words (--suggest).
     """
-    from mobillm_flower.models.saved import saved_contract, saved_tasks
     from mobillm_flower.models.side_tuned import SideTunedModel
 
     folder = side_network(run)
-    contract, tasks = saved_contract(folder), saved_tasks(folder)
-    if task is not None and tasks is not None:
-        contract = tasks.contract_of(task)
-    elif base and tasks is not None:
+    contract, task = _of_task(folder, task, base=base)
+    _check_output(contract, generate=generate, suggest=suggest, base=base)
+    settings = _settings_of(run, folder, contract, with_pairs=bool(pair))
+    data = settings.data
+    data.text_column, data.encoding = text_column or data.text_column, encoding or data.encoding
+    data.pair_column = pair_column or data.pair_column
+    texts = _not_empty(_read(text or [], pair or [], file, data, piped_encoding=encoding or ""))
+    model = SideTunedModel.from_pretrained(
+        folder,
+        backbone=backbone,
+        token_budget=settings.backbone.token_budget,
+        public_text=settings.activations.public_text,
+        mixing_key=mixing_key or settings.privacy.mixing_key,
+        task=task,
+    )
+    if suggest:
+        _print(_suggestions(model, texts, suggest), as_json=as_json)
+    elif generate:
+        _print(_responses(model.with_network(None) if base else model, texts, max_new_tokens), as_json=as_json)
+    else:
+        _print(_predictions(_base(model) if base else model, texts), as_json=as_json)
+
+
+def _of_task(folder: Path, task: str | None, *, base: bool) -> tuple[TaskContract, str | None]:
+    """Return what is predicted, and the task's name as `SideTunedModel.from_pretrained` takes it."""
+    from mobillm_flower.models.saved import saved_contract, saved_tasks
+
+    tasks = saved_tasks(folder)
+    if tasks is None:
+        return saved_contract(folder), task
+    if task is not None:
+        return tasks.contract_of(task), task
+    if base:
         raise SettingsError(f"--base predicts the classes of one task; give --task, one of {', '.join(tasks.names)}")
+    return saved_contract(folder), ""
+
+
+def _check_output(contract: TaskContract, *, generate: bool, suggest: int, base: bool) -> None:
     if contract.per_token is not (generate or suggest > 0) or (generate and suggest) or (suggest and base):
         raise SettingsError(
             "this run's model writes texts: give --generate, or --suggest without --base"
             if contract.per_token
             else "this run's model predicts no texts; leave out --generate and --suggest"
         )
-    reading = _Reading.of(run, folder, contract)
-    reading = replace(
-        reading,
-        text_column=text_column or reading.text_column,
-        encoding=encoding or reading.encoding,
-        piped_encoding=encoding or "",
-        pair_column=pair_column or reading.pair_column or ("text_pair" if pair and reading.run is None else ""),
-    )
-    texts = _not_empty(reading.texts(text or [], pair or [], file))
-    model = SideTunedModel.from_pretrained(
-        folder,
-        backbone=backbone,
-        token_budget=reading.token_budget,
-        public_text=reading.public_text,
-        mixing_key=mixing_key or reading.mixing_key,
-        task=task or ("" if tasks is not None else task),
-    )
-    if suggest:
-        rows = _suggestions(model, texts, suggest)
-    elif generate:
-        rows = _responses(model.with_network(None) if base else model, texts, max_new_tokens)
-    else:
-        rows = _predictions(_base(model) if base else model, texts)
-    if as_json:
-        _print_json(rows)
-    elif Console().is_terminal:
-        _print_table(list(rows))
-    else:
-        for row in rows:
-            typer.echo("\t".join(map(_cell, row.values())))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How texts are read: what the run's settings say of its data, or what holds for a side network alone."""
+def _settings_of(named: Path, folder: Path, contract: TaskContract, *, with_pairs: bool) -> Settings:
+    """Return the run's settings, for a side network alone the defaults, with the column of what is read as a pair."""
+    from mobillm_flower.config import Settings, load_settings
 
-    run: Path | None
-    text_column: str
-    pair_column: str
-    encoding: str
-    delimiter: str
-    token_budget: int
-    public_text: str
-    mixing_key: str
-    piped_encoding: str = ""  # of standard input: the user's, and not that of the run's data
+    alone = folder == named.expanduser()
+    settings = Settings() if alone else load_settings(file=run_settings(named))
+    column = settings.data.pair_column or ("text_pair" if contract.kind == "pairs" else "")
+    column = "" if contract.per_token else column  # responses are what is wanted
+    settings.data.pair_column = column or ("text_pair" if alone and with_pairs else "")
+    return settings
 
-    @classmethod
-    def of(cls, named: Path, folder: Path, contract: TaskContract) -> _Reading:
-        from mobillm_flower.config import Settings, load_settings
 
-        run = None if folder == named.expanduser() else named
-        settings = Settings() if run is None else load_settings(file=run_settings(run))
-        pair_column = settings.data.pair_column or ("text_pair" if contract.kind == "pairs" else "")
-        pair_column = "" if contract.per_token else pair_column  # responses are what is wanted
-        return cls(
-            run,
-            settings.data.text_column,
-            pair_column,
-            settings.data.encoding,
-            settings.data.delimiter,
-            settings.backbone.token_budget,
-            settings.activations.public_text,
-            settings.privacy.mixing_key,
+def _read(
+    texts: list[str], pairs: list[str], file: Path | None, data: DataSettings, *, piped_encoding: str
+) -> Iterator[Text]:
+    """Return texts from the options, a file, or standard input, whose encoding is not that of the run's data."""
+    from mobillm_flower.tasks import read_texts, text_lines
+
+    if file is not None and (texts or pairs):
+        raise SettingsError("give --text or --file, not both")
+    if file is not None:
+        return read_texts(
+            file.expanduser(),
+            text_column=data.text_column,
+            pair_column=data.pair_column,
+            encoding=data.encoding,
+            delimiter="" if file.suffix.lower() == ".tsv" else data.delimiter,
         )
-
-    def texts(self, texts: list[str], pairs: list[str], file: Path | None) -> Iterator[Text]:
-        """Return texts from the options, a file, or standard input."""
-        from mobillm_flower.tasks import read_texts, text_lines
-
-        if file is not None and (texts or pairs):
-            raise SettingsError("give --text or --file, not both")
-        if file is not None:
-            return read_texts(
-                file.expanduser(),
-                text_column=self.text_column,
-                pair_column=self.pair_column,
-                encoding=self.encoding,
-                delimiter="" if file.suffix.lower() == ".tsv" else self.delimiter,
-            )
-        if texts or pairs:
-            if pairs and not self.pair_column:
-                raise SettingsError("this run's task has one text; leave out --pair")
-            if self.pair_column and len(texts) != len(pairs):
-                raise SettingsError(f"{len(texts)} --text and {len(pairs)} --pair: give one --pair to each --text")
-            return itertools.zip_longest(texts, pairs)
-        if sys.stdin.isatty():
-            raise SettingsError("there is nothing to predict; give --text or --file, or pipe in one text a line")
-        return text_lines(piped_lines(self.piped_encoding), pairs=bool(self.pair_column))
+    if texts or pairs:
+        if pairs and not data.pair_column:
+            raise SettingsError("this run's task has one text; leave out --pair")
+        if data.pair_column and len(texts) != len(pairs):
+            raise SettingsError(f"{len(texts)} --text and {len(pairs)} --pair: give one --pair to each --text")
+        return itertools.zip_longest(texts, pairs)
+    if sys.stdin.isatty():
+        raise SettingsError("there is nothing to predict; give --text or --file, or pipe in one text a line")
+    return text_lines(piped_lines(piped_encoding), pairs=bool(data.pair_column))
 
 
 def _not_empty(texts: Iterator[Text]) -> Iterator[Text]:
@@ -244,19 +226,22 @@ def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
         yield batch
 
 
-def _print_json(rows: Iterable[dict[str, Any]]) -> None:
-    before = "["
-    for row in rows:
-        typer.echo(f"{before}{json.dumps(row)}", nl=False)
-        before = ",\n"
-    typer.echo("]")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    names = list(rows[0])
-    if names[0] == "value":  # figures are in the second column
-        names[:2] = ["text", "value"]
-    print_rows("Predictions", names, [[_cell(row[name]) for name in names] for row in rows])
+def _print(rows: Iterator[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        before = "["
+        for row in rows:
+            typer.echo(f"{before}{json.dumps(row)}", nl=False)
+            before = ",\n"
+        typer.echo("]")
+    elif Console().is_terminal:
+        every = list(rows)
+        names = list(every[0])
+        if names[0] == "value":  # figures are in the second column
+            names[:2] = ["text", "value"]
+        print_rows("Predictions", names, [[_cell(row[name]) for name in names] for row in every])
+    else:
+        for row in rows:
+            typer.echo("\t".join(map(_cell, row.values())))
 
 
 def _cell(value: str | float | list[str]) -> str:
