@@ -51,7 +51,6 @@ def reference_seconds(run: RunRecord) -> dict[str, float]:
 def measure_references(
     run_path: Path,
     *,
-    train: bool = True,
     left_out: Mapping[str, float] = MappingProxyType({}),
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -61,8 +60,6 @@ def measure_references(
     ----------
     run_path : Path
         A completed run of data that this machine can load.
-    train : bool
-        Whether to train the centralized side network too, from the run's cache by the run's schedule.
     left_out : mapping of str to float
         References that are not measured since they take so many seconds; they come back under `left_out`.
     overrides : sequence of str
@@ -80,15 +77,12 @@ def measure_references(
     """
     run = read_run(run_path)
     settings = load_settings(file=run.folder.settings, overrides=overrides)
-    held = {event.device: event.num_train for event in run.all(DeviceMet)}
-    settings.data.num_devices = len(held)  # a fleet's size is not that of the settings' simulation
-    data = load_central_data(settings)
-    met = {event.device: event for event in run.all(DeviceMet)}
-    unread = sum(event.left_out.get(f"train {NO_TOKENS}", 0) for event in met.values())
-    if sum(held.values()) + unread != len(data.train):
+    if settings.trainer.device != "cpu":
+        settings.trainer.device = "auto"  # what the run was trained on may not be here
+    data = _central_data(run, settings)
+    if data is None:
         return {}
-    folder = run.folder.side_network
-    contract = saved_contract(folder)
+    contract = saved_contract(run.folder.side_network)
     references: dict[str, Any] = {
         "metric": contract.metric,
         "num_test": len(data.test),
@@ -98,47 +92,58 @@ def measure_references(
         references["majority"] = majority(data)
     if contract.labels:
         references["labels"] = list(contract.labels)
-    if settings.trainer.device != "cpu":
-        settings.trainer.device = "auto"  # what the run was trained on may not be here
     if left_out:
         references["left_out"] = dict(left_out)
-    network = _replayed(run.folder, settings) if train and CENTRALIZED not in left_out else None
-    trained_on = {prepared.trained_on for prepared in run.all(Prepared)}
-    on_the_cpu = trained_on == {"cpu"} and training_device(settings) == CPU
+    network = None if CENTRALIZED in left_out else _replayed(run.folder, settings)
+    on_the_cpu = {prepared.trained_on for prepared in run.all(Prepared)} == {"cpu"} and training_device(settings) == CPU
     untrained = {evaluation.type for evaluation in run.all(TypeEvaluation) if not evaluation.trained}
     identical, types = [], {}
-    for info in saved_backbones(folder):
-        backbone = load_with(
-            LoadOptions.of(
-                info,
-                layers=info.depth,
-                token_budget=settings.backbone.token_budget,
-                engine=settings.backbone.engine,
-            ).for_task(contract)
-        )
-        data = with_tokens(data, backbone, settings)
-        model = SideTunedModel.from_pretrained(
-            folder,
-            backbone=backbone,
-            public_text=settings.activations.public_text,
-            mixing_key=settings.privacy.mixing_key,
-        )
-        if info.fingerprint[:12] in untrained:
+    for info in saved_backbones(run.folder.side_network):
+        name = info.fingerprint[:12]
+        model = _model_of_type(run.folder, info, contract, settings)
+        data = with_tokens(data, model.backbone, settings)
+        if name in untrained:
             model.side_network = None  # as on its devices
-        measured = _of_type(model, data, logistic=LOGISTIC not in left_out)
-        if network is not None and model.side_network is not None:
+        types[name] = measured = _of_type(model, data, logistic=LOGISTIC not in left_out)
+        if model.side_network is None:
+            continue
+        if network is not None:
             measured[CENTRALIZED] = model.with_network(network).evaluate(data.test)
-            theirs, ours = network.state_dict(), model.side_network.state_dict()
             if on_the_cpu:  # no other device repeats its sums bit by bit
-                identical.append(all(torch.equal(theirs[name], tensor) for name, tensor in ours.items()))
-        types[info.fingerprint[:12]] = measured
-        if model.tasks is not None and len(model.tasks.names) > 1 and model.side_network is not None:
+                theirs, ours = network.state_dict(), model.side_network.state_dict()
+                identical.append(all(torch.equal(theirs[key], tensor) for key, tensor in ours.items()))
+        if model.tasks is not None and len(model.tasks.names) > 1:
             measured["task_unknown"] = model.accuracy_among_all(data.test) if model.tasks.read_alike else None
             references.setdefault("tasks", _earlier_tasks(run, model, settings))  # of the first type alone
     references |= _together(list(types.values()))
     if len(types) > 1:
         references["types"] = types
     return references | ({"identical": all(identical)} if identical else {})
+
+
+def _central_data(run: RunRecord, settings: Settings) -> LocalData | None:
+    """Return all rows of `data.source`; None where its train rows are not those that the run's devices said they have.
+
+    The settings get the fleet's size, which is not that of their simulation.
+    """
+    met = {event.device: event for event in run.all(DeviceMet)}
+    settings.data.num_devices = len(met)
+    data = load_central_data(settings)
+    counted = sum(event.num_train + event.left_out.get(f"train {NO_TOKENS}", 0) for event in met.values())
+    return data if counted == len(data.train) else None
+
+
+def _model_of_type(run: RunFolder, info: BackboneInfo, contract: TaskContract, settings: Settings) -> SideTunedModel:
+    """Return a run's model of one backbone type, as its devices have it."""
+    options = LoadOptions.of(
+        info, layers=info.depth, token_budget=settings.backbone.token_budget, engine=settings.backbone.engine
+    )
+    return SideTunedModel.from_pretrained(
+        run.side_network,
+        backbone=load_with(options.for_task(contract)),
+        public_text=settings.activations.public_text,
+        mixing_key=settings.privacy.mixing_key,
+    )
 
 
 def _of_type(model: SideTunedModel, data: LocalData, *, logistic: bool) -> dict[str, Any]:

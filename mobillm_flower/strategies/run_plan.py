@@ -114,60 +114,30 @@ def make_plan(
         See `extraction_spec`, `check_used` and `check_training`.
     """
     check_parts(settings)
-    num_outputs = tasks.num_outputs if tasks else contract.num_outputs
-    blocks = settings.activations.num_blocks or len(settings.activations.layers)
-    if not blocks and (like or len(backbones) > 1):
-        blocks = len(like.layers) if like else automatic_blocks(min(info.depth for info in backbones.values()))
-    scheme = like.scheme if like else ""
-    specs = {
-        name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs, scheme=scheme)
-        for name, info in sorted(backbones.items())
-    }
+    specs = _specs(settings, contract, backbones, like)
+    first = next(iter(specs.values()))
     sums: dict[str, SumsSpec] = {}
     if settings.strategy == ANALYTIC:
         require_task(contract)
         capacity = room_for(sum(num_train))
         sums = {name: sums_spec(settings, contract, spec, capacity=capacity) for name, spec in specs.items()}
-    pivot = next(iter(specs.values())).pivot
-    name = chosen_network(settings, contract, specs)
     check_training(
         settings,
         num_types=len(specs),
-        pivot=pivot,
-        every_token=PIVOTS[pivot].per_token,
+        pivot=first.pivot,
+        every_token=PIVOTS[first.pivot].per_token,
         predicts_tokens=contract.per_token,
         predicts_numbers=contract.is_regression,
-        needs=needs_of(name),
-        num_vectors=next(iter(specs.values())).vectors_per_row,
-    )
-    as_sent = bool(sums) or any(spec.standardise for spec in specs.values())
-    taken = set(fields_taken(name))
-    scaled = "vector_scale" in taken and not as_sent and not any(info.causal for info in backbones.values())
-    of_some = {
-        "random_features": settings.side_network.random_features,
-        "vector_scale": scaled,
-        "predicts_tokens": contract.per_token,
-    }
-    side_config = SideNetworkConfig.of(
-        {name: spec.alignment for name, spec in specs.items()},
-        name=name,
-        width=settings.side_network.width,
-        num_blocks=next(iter(specs.values())).row_shape[0],
-        bottleneck=settings.side_network.bottleneck,
-        num_outputs=next(iter(specs.values())).width if contract.per_token else num_outputs,
-        activation=settings.side_network.activation,
-        input_norm=not as_sent and not scaled,
-        seed=settings.run.seed,
-        **{field: value for field, value in of_some.items() if field in taken},
-        **_of_tasks(settings, name, tasks),
+        needs=needs_of(chosen_network(settings, contract, specs)),
+        num_vectors=first.vectors_per_row,
     )
     return TrainingPlan(
         contract=contract,
         specs=specs,
-        side_config=side_config,
+        side_config=_side_config(settings, contract, specs, backbones, tasks),
         objective=settings.loss.objective.value,
         loss=settings.loss.name,
-        scale=settings.loss.scale or automatic_scale(num_outputs),
+        scale=settings.loss.scale or automatic_scale((tasks or contract).num_outputs),
         options=_trainer_options(settings, sum(num_train), overlap, per_token=contract.per_token),
         num_threads=settings.trainer.num_threads or (torch.get_num_threads() if computes_on_tokens(specs) else 1),
         sums=sums,
@@ -175,16 +145,52 @@ def make_plan(
     )
 
 
-def _of_tasks(settings: Settings, name: str, tasks: LearnedTasks | None) -> dict[str, Any]:
-    """Return what a side network that is made for several tasks takes beside the others' fields."""
-    if tasks is None or settings.continual.method in (REPLAY, SEQUENTIAL):
-        return {}
-    values = {
-        "tasks": tasks.sequence.sizes,
-        "orthogonality": settings.continual.orthogonality,
-        "threshold": settings.continual.threshold,
+def _specs(
+    settings: Settings, contract: TaskContract, backbones: Mapping[str, BackboneInfo], like: ExtractionSpec | None
+) -> dict[str, ExtractionSpec]:
+    """Return what each type uploads; all have as many blocks."""
+    blocks = settings.activations.num_blocks or len(settings.activations.layers)
+    if not blocks and (like or len(backbones) > 1):
+        blocks = len(like.layers) if like else automatic_blocks(min(info.depth for info in backbones.values()))
+    scheme = like.scheme if like else ""
+    return {
+        name: extraction_spec(info, settings, num_blocks=blocks, num_outputs=contract.num_outputs, scheme=scheme)
+        for name, info in sorted(backbones.items())
     }
-    return {field: value for field, value in values.items() if field in fields_taken(name)}
+
+
+def _side_config(
+    settings: Settings,
+    contract: TaskContract,
+    specs: Mapping[str, ExtractionSpec],
+    backbones: Mapping[str, BackboneInfo],
+    tasks: LearnedTasks | None,
+) -> SideNetworkConfig:
+    name, first = chosen_network(settings, contract, specs), next(iter(specs.values()))
+    taken = fields_taken(name)
+    as_sent = settings.strategy == ANALYTIC or any(spec.standardise for spec in specs.values())
+    scaled = "vector_scale" in taken and not as_sent and not any(info.causal for info in backbones.values())
+    of_some: dict[str, Any] = {
+        "random_features": settings.side_network.random_features,
+        "vector_scale": scaled,
+        "predicts_tokens": contract.per_token,
+    }
+    if tasks is not None and settings.continual.method not in (REPLAY, SEQUENTIAL):  # it is made for several
+        of_some["tasks"] = tasks.sequence.sizes
+        of_some["orthogonality"] = settings.continual.orthogonality
+        of_some["threshold"] = settings.continual.threshold
+    return SideNetworkConfig.of(
+        {name: spec.alignment for name, spec in specs.items()},
+        name=name,
+        width=settings.side_network.width,
+        num_blocks=first.row_shape[0],
+        bottleneck=settings.side_network.bottleneck,
+        num_outputs=first.width if contract.per_token else (tasks or contract).num_outputs,
+        activation=settings.side_network.activation,
+        input_norm=not as_sent and not scaled,
+        seed=settings.run.seed,
+        **{field: value for field, value in of_some.items() if field in taken},
+    )
 
 
 def require_room(plan: TrainingPlan) -> None:
