@@ -7,7 +7,7 @@ from typing import Any
 
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.reports.charts import Dot, scatter_chart
-from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+from mobillm_flower.reports.markup import Markup, element, join, paragraph, says, table
 
 _FORMAT = 1
 _STYLE = (
@@ -48,7 +48,6 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
     if "sums" in result:
         return _of_sums(result)
     cells = [cell for cell in result["cells"] if not cell["skipped"]]
-    said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
     names = list(dict.fromkeys(name for cell in cells for name in cell["attacks"]))
     rows = [_line("task: " + result["metric"], [cell["quality"] for cell in cells])]
     rows += [_line(name, [cell["attacks"].get(name) for cell in cells]) for name in names]
@@ -62,7 +61,7 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
         f"with another protection. {result['sizes']['seeds']} seeds of {result['attacked'][0]:,} uploads."
     )
     return join(
-        element("dl", said, class_="says"),
+        says(result["plain_words"]),
         element("div", frontiers(result), class_="charts"),
         listing,
         paragraph(note, class_="note"),
@@ -72,13 +71,12 @@ def audit_section(result: Mapping[str, Any]) -> Markup:
 
 def _of_sums(result: Mapping[str, Any]) -> Markup:
     """Return the section of an audit of sums: a column for each number of samples."""
-    said = [join(element("dt", title), element("dd", text)) for title, text in result["plain_words"]]
     cells = result["sums"]
     rows = [_line(name, [cell["attacks"][name] for cell in cells]) for name in cells[0]["attacks"]]
     remarks = [", noised" if cell.get("noised") else ", refused" if cell["refused"] else "" for cell in cells]
     columns = ["attack", *(f"{cell['samples']:,}{remark}" for cell, remark in zip(cells, remarks, strict=True))]
     return join(
-        element("dl", said, class_="says"),
+        says(result["plain_words"]),
         table("What sums of so many samples tell", columns, rows, numeric=range(1, len(columns)), class_="audit"),
         paragraph("Behind each value, after “/”, stands what is reached without the sum.", class_="note"),
         [paragraph(remark, class_="note") for remark in result["remarks"]],

@@ -96,16 +96,8 @@ def line_chart(
         for i, point in enumerate(points)
         if math.isfinite(point.y)
     ]
-    bottom = [_text(across(x), _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle") for x in x_ticks]
-    return _svg(
-        summary,
-        _HEIGHT,
-        _grid(y_ticks, up, y_label),
-        bottom,
-        [_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label, "middle", "axis")],
-        [element("path", d="".join(path), class_="line")],
-        dots,
-    )
+    line = element("path", d="".join(path), class_="line")
+    return _svg(summary, _HEIGHT, _grid(y_ticks, up, y_label), _x_axis(x_ticks, across, x_label), [line], dots)
 
 
 def scatter_chart(dots: Sequence[Dot], *, x_label: str, y_label: str, summary: str) -> Markup:
@@ -124,9 +116,7 @@ def scatter_chart(dots: Sequence[Dot], *, x_label: str, y_label: str, summary: s
         at = next(free, (x + 5, y + 4))
         taken.append(at)
         names.append(_text(*at, dot.name, "start"))
-    bottom = [_text(across(x), _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle") for x in x_ticks]
-    name = _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_label, "middle", "axis")
-    return _svg(summary, _HEIGHT, _grid(y_ticks, up, y_label), bottom, [name], marks, names)
+    return _svg(summary, _HEIGHT, _grid(y_ticks, up, y_label), _x_axis(x_ticks, across, x_label), marks, names)
 
 
 def _beside(x: float, y: float) -> Iterator[tuple[float, float]]:
@@ -241,6 +231,12 @@ def _grid(marks: Sequence[float], up: _Scale, label: str) -> list[Markup]:
         parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid" if mark else "zero"))
         parts.append(_text(_LEFT - 6, y + 4, f"{mark:,.10g}", "end"))
     return parts
+
+
+def _x_axis(marks: Sequence[float], across: _Scale, label: str) -> list[Markup]:
+    """Return numbers below a chart, and the axis' name below them."""
+    numbers = [_text(across(x), _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle") for x in marks]
+    return [*numbers, _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, label, "middle", "axis")]
 
 
 def _text(x: float, y: float, text: str, anchor: str, class_: str = "tick") -> Markup:

@@ -15,7 +15,7 @@ from typing import Any
 
 import mobillm_flower
 from mobillm_flower.reports.charts import Dot, scatter_chart
-from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+from mobillm_flower.reports.markup import Markup, document, element, paragraph, table
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy", "peft")
 
@@ -101,7 +101,6 @@ def comparison_page(
     notes : sequence of str
         Sentences that stand first.
     """
-    style = Path(__file__).with_name("page.css").read_text("utf-8")
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     parts: list[Markup] = [element("h1", title), paragraph(f"Commit {result['commit'] or '–'}; {made}.")]
     parts += map(paragraph, notes)
@@ -112,15 +111,7 @@ def comparison_page(
         dots = [Dot(x, y, name, f"{name} {x:,.4g}, {y:,.4g}") for x, y, name in plot.points]
         drawn = scatter_chart(dots, x_label=plot.x_label, y_label=plot.y_label, summary=plot.title)
         parts.append(element("figure", element("figcaption", plot.title), drawn))
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Markup(style)),
-    )
-    body = element("body", element("main", join(*parts)))
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+    return document(title, element("main", parts))
 
 
 def _load() -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mobillm_flower.reports.charts import SHADES, heat_map
-from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+from mobillm_flower.reports.markup import Markup, element, join, matrix, paragraph, table
 from mobillm_flower.reports.source import ReportSource
 
 MOST_NAMED = 20
@@ -33,19 +33,11 @@ def confusion(source: ReportSource) -> Markup | None:
 
 def _matrix(counts: Counts, names: Sequence[str]) -> Markup:
     caption = "Confusion matrix: rows are true classes, columns predicted ones"
-    heads = [element("th", element("span", name), scope="col") for name in names]
-    rows = []
-    for name, line in zip(names, counts, strict=True):
-        total = max(1, sum(line))
-        cells = [_cell(count, count / total, right=names[i] == name) for i, count in enumerate(line)]
-        rows.append(element("tr", element("th", name, scope="row"), cells))
-    content = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", element("td", "true ↓", element("br"), "predicted →"), heads)),
-        element("tbody", rows),
-    )
-    return element("div", content, class_="scroll matrix", role="region", aria_label=caption, tabindex="0")
+    rows = [
+        [_cell(count, count / max(1, sum(line)), right=names[i] == name) for i, count in enumerate(line)]
+        for name, line in zip(names, counts, strict=True)
+    ]
+    return matrix(caption, ("true ↓", "predicted →"), names, rows)
 
 
 def _cell(count: int, share: float, *, right: bool) -> Markup:

@@ -5,7 +5,6 @@ No script, no external resource, no time of making: the same folder gives the sa
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from mobillm_flower import __version__
@@ -14,7 +13,7 @@ from mobillm_flower.reports.audit import audit_section
 from mobillm_flower.reports.confusion import confusion
 from mobillm_flower.reports.fleet import fleet
 from mobillm_flower.reports.language import responses, speakers
-from mobillm_flower.reports.markup import Markup, element, join, paragraph
+from mobillm_flower.reports.markup import Markup, document, element, join, paragraph, says
 from mobillm_flower.reports.not_protected import not_protected
 from mobillm_flower.reports.quality import gates, learning, memory, results
 from mobillm_flower.reports.settings_list import settings_list
@@ -76,23 +75,17 @@ def page(source: ReportSource) -> str:
         ("settings", "Settings", settings_list(source)),
     ]
     there = [(key, title, content) for key, title, content in parts if content]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", f"{name}: {source.run.outcome}"),
-        element("style", Markup(files("mobillm_flower.reports").joinpath("page.css").read_text("utf-8"))),
-    )
-    body = element(
-        "body",
+    return document(
+        f"{name}: {source.run.outcome}",
         element("header", element("h1", name), _state(source), _facts(source), _tiles(source)),
         element("nav", [element("a", title, href=f"#{key}") for key, title, _ in there], aria_label="On this page"),
         element("main", [element("section", element("h2", title), text, id=key) for key, title, text in there]),
         element("footer", paragraph(f"Made by mobillm-flower {__version__} from the run's folder.")),
+        meta=[
+            element("meta", name="color-scheme", content="light dark"),
+            element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        ],
     )
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 
 def _state(source: ReportSource) -> Markup:
@@ -175,6 +168,5 @@ def _tiles(source: ReportSource) -> Markup:
 
 
 def _protection(source: ReportSource) -> Markup:
-    statements = [join(element("dt", title), element("dd", text)) for title, text in not_protected(source)]
     intro = "True to the settings of this run. Nothing here hides labels or texts from the server by itself."
-    return join(paragraph(intro), element("dl", statements, class_="says"))
+    return join(paragraph(intro), says(not_protected(source)))

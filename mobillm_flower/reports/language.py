@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+from mobillm_flower.reports.markup import Markup, element, join, paragraph, says, table
 from mobillm_flower.reports.source import ReportSource
 
 ROUGE_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -24,8 +24,8 @@ def responses(source: ReportSource) -> Markup | None:
     ]
     for i, shown in enumerate(measured.get("shown", ()), start=1):
         texts = [("prompt", "prompt"), ("reference", "reference"), ("base", "before"), ("tuned", "after")]
-        items = [join(element("dt", title), element("dd", shown[key] or "(nothing)")) for key, title in texts]
-        parts.append(element("details", element("summary", f"Response {i}"), element("dl", items, class_="says")))
+        said = says((title, shown[key] or "(nothing)") for key, title in texts)
+        parts.append(element("details", element("summary", f"Response {i}"), said))
     return join(*parts)
 
 

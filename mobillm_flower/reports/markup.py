@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _WITHOUT_CONTENT = frozenset({"br", "meta"})
@@ -103,12 +104,59 @@ def table(
         element("tbody", [line(cells) for cells in rows]),
         element("tfoot", line(total)) if total else None,
     )
-    return element("div", content, class_=f"scroll {class_}".rstrip(), role="region", aria_label=caption, tabindex="0")
+    return _box(caption, content, class_=f"scroll {class_}".rstrip())
+
+
+def matrix(caption: str, corner: tuple[str, str], names: Sequence[str], rows: Iterable[Iterable[Markup]]) -> Markup:
+    """Return a table of which rows and columns have the same names, in a box of its own.
+
+    Parameters
+    ----------
+    caption : str
+        What it holds; read out, and the name of the box.
+    corner : str, str
+        What rows and columns are.
+    names : sequence of str
+        Of both.
+    rows : iterable of iterables of Markup
+        Cells.
+    """
+    heads = [element("th", element("span", name), scope="col") for name in names]
+    lines = [element("tr", element("th", name, scope="row"), row) for name, row in zip(names, rows, strict=True)]
+    content = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", element("td", corner[0], element("br"), corner[1]), heads)),
+        element("tbody", lines),
+    )
+    return _box(caption, content, class_="scroll matrix")
+
+
+def _box(caption: str, content: Markup, *, class_: str) -> Markup:
+    return element("div", content, class_=class_, role="region", aria_label=caption, tabindex="0")
 
 
 def _cell(content: str, *, first: bool, right: bool) -> Markup:
     class_ = "number" if right else None
     return element("th", content, scope="row", class_=class_) if first else element("td", content, class_=class_)
+
+
+def says(statements: Iterable[tuple[str, str]]) -> Markup:
+    """Return titles, each with what is said under it."""
+    return element("dl", [join(element("dt", title), element("dd", text)) for title, text in statements], class_="says")
+
+
+def document(title: str, *body: Markup, meta: Iterable[Markup] = ()) -> str:
+    """Return a self-contained page with the style of all of ours; `meta` are further elements of its head."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        meta,
+        element("title", title),
+        element("style", Markup(Path(__file__).with_name("page.css").read_text("utf-8"))),
+    )
+    return f"<!doctype html>\n{element('html', head, element('body', *body), lang='en')}\n"
 
 
 def paragraph(*children: Child, class_: str | None = None) -> Markup:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mobillm_flower.core.task_sequence import SequenceMeasures
-from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
+from mobillm_flower.reports.markup import Markup, element, join, matrix, paragraph, table
 from mobillm_flower.reports.source import ReportSource
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs.devices import device_records
@@ -94,29 +94,13 @@ def _matrix(names: list[str], measured: list[Accuracies], *, known: bool) -> Mar
     if not any(value is not None for line in values for value in line):
         return Markup()
     caption = f"Metric on held-out samples, {what}: after the row's task, on the column's"
-    heads = [element("th", element("span", name), scope="col") for name in names]
-    rows = [
-        element(
-            "tr",
-            element("th", name, scope="row"),
-            [
-                element("td", _NONE if value is None else f"{value:.4f}", class_="right", style=_shade(value))
-                for value in line
-            ],
-        )
-        for name, line in zip(names, values, strict=True)
-    ]
-    content = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", element("td", "after ↓", element("br"), "on →"), heads)),
-        element("tbody", rows),
-    )
-    return element("div", content, class_="scroll matrix", role="region", aria_label=caption, tabindex="0")
+    return matrix(caption, ("after ↓", "on →"), names, [map(_cell, line) for line in values])
 
 
-def _shade(value: float | None) -> str | None:
-    return None if value is None else f"--share:{min(1.0, max(0.0, value)):.2f}"
+def _cell(value: float | None) -> Markup:
+    if value is None:
+        return element("td", _NONE, class_="right")
+    return element("td", f"{value:.4f}", class_="right", style=f"--share:{min(1.0, max(0.0, value)):.2f}")
 
 
 def _summary(measured: list[Accuracies], names: list[str]) -> Markup:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.config import CHOOSERS, Settings, list_text, load_settings, setting_sources
+from mobillm_flower.config import CHOOSERS, Settings, load_settings, setting_sources
+from mobillm_flower.config.describe import setting_values, value_text
 from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING
@@ -136,25 +136,12 @@ def _part(key: str) -> str:
 
 def _own_words(config: Mapping[str, Any]) -> dict[str, str]:
     """Return what the app, or the command line, says itself: not defaults, not the preset's."""
-    settings = load_settings(config)
-    own = {}
-    for key, source in setting_sources(config).items():
-        if source == "default" or source.startswith("preset "):
-            continue
-        value: Any = settings
-        for name in key.replace("-", "_").split("."):
-            value = getattr(value, name)
-        own[key] = _word(value)
-    folder = Path(settings.data.source).expanduser()
-    return {**own, "data.source": str(folder.resolve()) if folder.is_dir() else settings.data.source}
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return list_text(map(_word, value))
-    return str(value.value) if isinstance(value, Enum) else str(value)
+    values = setting_values(load_settings(config))
+    sources = setting_sources(config).items()
+    own = [key for key, source in sources if source != "default" and not source.startswith("preset ")]
+    folder = Path(values["data.source"]).expanduser()
+    source = str(folder.resolve()) if folder.is_dir() else values["data.source"]
+    return {**{key: value_text(values[key]) for key in own}, "data.source": source}
 
 
 def _partition(settings: Settings) -> str:
