@@ -35,82 +35,48 @@ class RunFolder:
     ----------
     on_event : callable or None
         Called with each event that was appended.
+    settings, events, log : Path
+        The run's settings, its log of events, and what the strategy printed and logged.
+    cache, checkpoint : Path
+        What devices uploaded, and where training stands.
+    side_network, side_config : Path
+        Folder of the saved network, and its config.json, which is written last.
+    sums, earlier_sums : Path
+        Sums over the samples of all tasks so far, where a run keeps them for the next task; those that it began with.
+    results, report : Path
+        The table that `mobillm run` printed with the references, and the page.
+    audit : Path
+        What `mobillm audit` found.
+    devices : Path
+        In simulation, where the devices' own folders are.
+    flower, flower_log : Path
+        What Flower keeps of a simulation, and its log.
     """
 
     def __init__(self, path: str | Path, *, run_id: str = "") -> None:
         self.run_id = run_id
-        self.path = Path(path).expanduser()
+        self.path = path = Path(path).expanduser()
         self.on_event: OnEvent | None = None
+        self.settings = path / "settings.yaml"
+        self.events = path / "events.jsonl"
+        self.log = path / "run.log"
+        self.cache = path / "cache.sqlite"
+        self.checkpoint = path / "checkpoint" / "trainer.pt"
+        self.side_network = path / "side_network"
+        self.side_config = self.side_network / "config.json"
+        self.sums = path / "sums.safetensors"
+        self.earlier_sums = path / "earlier-sums.safetensors"
+        self.results = path / "results.json"
+        self.report = path / "report.html"
+        self.audit = path / "audit.json"
+        self.devices = path / "devices"
+        self.flower = path / "flower"
+        self.flower_log = self.flower / "superlink.log"
 
     def make(self) -> RunFolder:
         """Make the folder as `make_private` does, and return this."""
         make_private(self.path, "run.folder")
         return self
-
-    @property
-    def settings(self) -> Path:
-        """settings.yaml."""
-        return self.path / "settings.yaml"
-
-    @property
-    def events(self) -> Path:
-        """events.jsonl."""
-        return self.path / "events.jsonl"
-
-    @property
-    def cache(self) -> Path:
-        """cache.sqlite."""
-        return self.path / "cache.sqlite"
-
-    @property
-    def checkpoint(self) -> Path:
-        """checkpoint/trainer.pt."""
-        return self.path / "checkpoint" / "trainer.pt"
-
-    @property
-    def side_network(self) -> Path:
-        """side_network/."""
-        return self.path / "side_network"
-
-    @property
-    def side_config(self) -> Path:
-        """side_network/config.json, which the saved network has last."""
-        return self.side_network / "config.json"
-
-    @property
-    def sums(self) -> Path:
-        """sums.safetensors: sums over the samples of all tasks so far, where a run keeps them for the next task."""
-        return self.path / "sums.safetensors"
-
-    @property
-    def earlier_sums(self) -> Path:
-        """earlier-sums.safetensors: those that the run began with."""
-        return self.path / "earlier-sums.safetensors"
-
-    @property
-    def report(self) -> Path:
-        """report.html."""
-        return self.path / "report.html"
-
-    @property
-    def results(self) -> Path:
-        """results.json: the table that `mobillm run` printed, and the references."""
-        return self.path / "results.json"
-
-    @property
-    def log(self) -> Path:
-        """run.log: what the strategy printed and logged."""
-        return self.path / "run.log"
-
-    @property
-    def audit(self) -> Path:
-        """audit.json: what `mobillm audit` found."""
-        return self.path / "audit.json"
-
-    @property
-    def devices(self) -> Path:
-        """devices/: in simulation, the devices' own folders."""
-        return self.path / "devices"
 
     def device(self, number: object) -> Path:
         """Return the own folder of a simulated device, by its partition (or its node where it has none)."""
@@ -124,16 +90,6 @@ class RunFolder:
     def round_weights(self, number: int) -> Path:
         """Return where a baseline's weights after a round are kept: rounds/NUMBER.pt."""
         return self.path / "rounds" / f"{number}.pt"
-
-    @property
-    def flower(self) -> Path:
-        """flower/: what Flower keeps of a simulation."""
-        return self.path / "flower"
-
-    @property
-    def flower_log(self) -> Path:
-        """flower/superlink.log."""
-        return self.flower / "superlink.log"
 
     def delete_bulk(self) -> None:
         """Delete what is large and no report reads: cache, checkpoint, kept rounds, folders of devices and Flower."""

@@ -13,7 +13,7 @@ from tests.support.pages import ROOT
 
 HOME = ROOT / "mobillm_flower" / "runs" / "folder.py"
 RUN = RunFolder("run")
-PATHS = [getattr(RUN, name) for name, value in vars(RunFolder).items() if isinstance(value, property)]
+PATHS = [value for value in vars(RUN).values() if isinstance(value, Path)]
 NAMES = {part for path in [*PATHS, RUN.device(0), RUN.round_weights(1)] for part in path.parts[1:]}
 FILES = {name for name in NAMES if "." in name} - {"1.pt", "config.json"}  # any saved network has a config.json
 FOLDERS = {name for name in NAMES if "." not in name}
