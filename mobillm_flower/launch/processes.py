@@ -36,19 +36,15 @@ def started(
     read, write = os.pipe()
     kept = [sys.executable, "-I", keeper.__file__, str(read), *command]
     try:
-        with _signals_later():
-            if log is None:
-                process = subprocess.Popen(kept, env=dict(environment), pass_fds=[read])
-            else:
-                with log.open("ab") as output:
-                    process = subprocess.Popen(
-                        kept,
-                        env=dict(environment),
-                        stdout=output,
-                        stderr=output,
-                        start_new_session=True,
-                        pass_fds=[read],
-                    )
+        with _signals_later(), log.open("ab") if log else contextlib.nullcontext() as output:
+            process = subprocess.Popen(
+                kept,
+                env=dict(environment),
+                stdout=output,
+                stderr=output,
+                start_new_session=log is not None,
+                pass_fds=[read],
+            )
         yield process
     finally:
         if process is not None:
