@@ -348,8 +348,8 @@ class Words:
 
 
 def _plan(tasks: list[ComparedTask], words: Words) -> Plan:
+    from benchmarks.comparison.tasks import METHODS, QUICK
     from mobillm_flower.evaluation.compare.curves import Plan
-    from mobillm_flower.evaluation.compare.methods import METHODS, QUICK
     from mobillm_flower.evaluation.compare.methods import methods as compared
 
     names = words.methods.split(",") if words.methods else list(QUICK if words.quick else METHODS)

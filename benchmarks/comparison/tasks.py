@@ -1,4 +1,4 @@
-"""The project's own tasks of the comparison."""
+"""The project's own tasks of the comparison, and the methods that are compared on them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
+from mobillm_flower.evaluation.compare.cells import ADDITIVE, CENTRAL_LORA
 from mobillm_flower.evaluation.compare.task import ComparedTask
 
+METHODS = (
+    "pae",
+    ADDITIVE,
+    UPPER_LAYERS,
+    "fed-lora",
+    "fed-bitfit",
+    "fed-kseed",
+    "split-fed",
+    "upload-all",
+    CENTRAL_LORA,
+)
+QUICK = ("pae", "fed-lora", CENTRAL_LORA)
+"""What is compared for a look in minutes."""
 _PAIR = {"data.text-column": "sentence1", "data.pair-column": "sentence2", "task.kind": "pairs"}
 
 

@@ -14,19 +14,12 @@ from pathlib import Path
 from statistics import median
 
 from mobillm_flower.config import load_settings, to_yaml
-from mobillm_flower.config.compatibility import ANALYTIC
-from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
-from mobillm_flower.evaluation.compare.cells import ADDITIVE, Cell
+from mobillm_flower.evaluation.compare.cells import SIDE_TUNING, Cell
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, work_seconds
 from mobillm_flower.runs.folder import RunFolder
 
 SIDES: Mapping[str, str] = {
-    "pae": "ours",
-    ADDITIVE: "ours",
-    "mobillm": "ours",
-    "fed": "ours",
-    ANALYTIC: "ours",
-    UPPER_LAYERS: "ours",
+    **dict.fromkeys(SIDE_TUNING, "ours"),
     "fed-lora": "lora",
     "fed-bitfit": "bitfit",
     "fed-kseed": "kseed",

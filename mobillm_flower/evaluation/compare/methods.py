@@ -10,19 +10,6 @@ from mobillm_flower.core.side_networks.upper_layers import NAME as UPPER_LAYERS
 from mobillm_flower.evaluation.compare.cells import ADDITIVE, CENTRAL_LORA
 from mobillm_flower.evaluation.compare.curves import Method
 
-METHODS = (
-    "pae",
-    ADDITIVE,
-    UPPER_LAYERS,
-    "fed-lora",
-    "fed-bitfit",
-    "fed-kseed",
-    "split-fed",
-    "upload-all",
-    CENTRAL_LORA,
-)
-QUICK = ("pae", "fed-lora", CENTRAL_LORA)
-"""What is compared for a look in minutes."""
 BY_STEPS = {
     "rounds.window": "256",
     "loss.name": "logit",
@@ -44,7 +31,7 @@ def methods(rounds: int, names: Sequence[str], *, trials: bool = True) -> list[M
     rounds : int
         Of a peer; a trial has a third of them.
     names : sequence of str
-        Of `METHODS`; also `fed`, side-tuning without barrier, `mobillm` and `analytic`.
+        Of `COMPARED`, see `of_app`.
     trials : bool
         Whether to choose among three learning rates; else the middle one is taken. `pae` and `fed` have none: their
         side network is the default one, a closed form.

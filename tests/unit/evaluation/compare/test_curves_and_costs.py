@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.cost_to_target import cost_to_target
 from benchmarks.comparison.quality_under_budget import quality_under_budget
-from benchmarks.comparison.tasks import compared_task
+from benchmarks.comparison.tasks import METHODS, compared_task
 from benchmarks.overhead.network import _table
 from mobillm_flower.config import load_settings
 from mobillm_flower.evaluation.compare.cells import Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import BOTH, Link, reached, wall_seconds
 from mobillm_flower.evaluation.compare.costs import DeviceCost
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves, draw_curves
-from mobillm_flower.evaluation.compare.methods import METHODS, methods
+from mobillm_flower.evaluation.compare.methods import methods
 from mobillm_flower.evaluation.compare.task import ComparedTask
 from mobillm_flower.reports.comparison import comparison_page
 
