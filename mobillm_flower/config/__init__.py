@@ -3,6 +3,7 @@
 from mobillm_flower.config.lists import list_text
 from mobillm_flower.config.load import (
     PRESETS,
+    flat,
     is_list,
     load_settings,
     run_folder,
@@ -52,6 +53,7 @@ __all__ = [
     "StopSettings",
     "TaskSettings",
     "TrainerSettings",
+    "flat",
     "is_list",
     "list_text",
     "load_settings",

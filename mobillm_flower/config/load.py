@@ -152,14 +152,13 @@ def _layers(
     run_config: Mapping[str, Any] | None, file: str | Path | None, overrides: Iterable[str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return the values of each source under snake_case keys, from the weakest to the strongest."""
-    flat = {_snake(key): value for key, value in (run_config or {}).items()}
-    inline = str(flat.pop("settings", "") or "")
-    file = file or str(flat.pop("settings_file", "") or "") or None
-    flat.pop("settings_file", None)
+    config = {_snake(key): value for key, value in (run_config or {}).items()}
+    inline, named = (str(config.pop(key, "") or "") for key in ("settings", "settings_file"))
+    file = file or named
     words = _words(map(_inline_word, split_words(inline)))
     layers = [
         ("file", _read_yaml(Path(file)) if file else {}),
-        ("run config", flat),
+        ("run config", config),
         ("inline string", words),
         ("command line", _words(overrides)),
     ]
@@ -259,19 +258,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"settings file {path} is not valid YAML ({type(error).__name__}{place})") from error
     if not isinstance(loaded, DictConfig):
         raise SettingsError(f"settings file {path} must hold a mapping of settings")
-    flat: dict[str, Any] = {}
-
-    def flatten(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{_snake(str(key))}.")
-            else:
-                flat[prefix + _snake(str(key))] = value
-
     container = OmegaConf.to_container(loaded)
     assert isinstance(container, dict)
-    flatten({str(key): value for key, value in container.items()}, "")
-    return flat
+    return {_snake(key): value for key, value in flat(container).items()}
+
+
+def flat(nested: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted key, as the keys are written; lists stay whole."""
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillm_flower.config import Settings, is_list, load_settings, setting_keys, unquoted
+from mobillm_flower.config import Settings, flat, is_list, load_settings, setting_keys, unquoted
 from mobillm_flower.errors import SettingsError
 
 _ANOTHER = re.compile(r"""["']\s+[\w.-]+=["']?""")  # Flower takes 'a="x" b="y"' in one word
@@ -95,7 +95,7 @@ def read_app(folder: str | Path) -> App:
     app = parsed.get("tool", {}).get("flwr", {}).get("app")
     if not app:
         raise SettingsError(f"{file} has no [tool.flwr.app]; it is not a Flower app")
-    return App(folder, _flatten(app.get("config", {})), app.get("components", {}))
+    return App(folder, flat(app.get("config", {})), app.get("components", {}))
 
 
 def _typed(value: str, default: Any, key: str) -> Any:
@@ -112,13 +112,3 @@ def _typed(value: str, default: Any, key: str) -> Any:
     except ValueError as error:
         raise SettingsError(f"{key}={value!r} must be a {type(default).__name__}, such as {default!r}") from error
     return value
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from mobillm_flower.config import flat
 from mobillm_flower.config.describe import describe_settings
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.runs.devices import DeviceRecord, device_records
@@ -102,7 +102,8 @@ def _settings(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return _flat(OmegaConf.to_container(OmegaConf.load(file)))
+        nested = OmegaConf.to_container(OmegaConf.load(file))
+        return {key.replace("_", "-"): value for key, value in flat(nested if isinstance(nested, dict) else {}).items()}
     except Exception as error:  # yaml's own errors have no base that omegaconf exports
         raise RunFailed(f"{file} is no readable YAML; put the run's own file back, or move it away") from error
 
@@ -117,12 +118,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RunFailed(f"{file} holds no JSON object; move it away to make the report without it")
     return values
-
-
-def _flat(part: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted key; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in part.items() if isinstance(part, Mapping) else ():
-        name = prefix + str(key).replace("_", "-")
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
