@@ -32,19 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Forward-only federated fine-tuning of language models for Flower.",
 )
-app.command()(new)
-app.command()(data)
-app.command()(run)
-app.command()(status)
-app.command()(plan)
-app.command()(compare)
-app.command()(predict)
-app.command()(chat)
+for _command in (new, data, run, status, plan, compare, predict, chat, settings, report, audit, mixing_key):
+    app.command()(_command)
 app.add_typer(cache, name="cache")
-app.command()(settings)
-app.command()(report)
-app.command()(audit)
-app.command()(mixing_key)
 _state = {"debug": False}
 
 

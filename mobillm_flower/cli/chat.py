@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobillm_flower.cli.options import BackbonePath, NetworkPath
-from mobillm_flower.cli.output import plain_line
 from mobillm_flower.cli.run_paths import side_network
 from mobillm_flower.cli.standard_input import piped_lines
 from mobillm_flower.errors import DataError, UnsupportedError
+from mobillm_flower.runs.plain import plain_line
 
 if TYPE_CHECKING:
     from mobillm_flower.models.side_tuned import SideTunedModel

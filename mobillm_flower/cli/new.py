@@ -170,7 +170,7 @@ def _settings(
     }
     if not recipe.has_labels:
         del settings["data.label-column"]
-    if not settings["data.pair-column"]:
+    if not pair:
         del settings["data.pair-column"]
     if data is None:
         return settings, None
@@ -201,9 +201,7 @@ def _about(data: LocalData) -> str:
 
 def _files(name: str, task: TaskKind, settings: Mapping[str, Any], rows: str) -> dict[str, str]:
     """Return an app's files but its rows, by their path in its folder."""
-    columns = [
-        settings[key] for key in ("data.text-column", "data.pair-column", "data.label-column") if key in settings
-    ]
+    columns = [settings[key] for key in _COLUMNS if key in settings]
     values = {
         "name": name,
         "project": name.replace("_", "-"),  # Flower takes no _ there

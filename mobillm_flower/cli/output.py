@@ -47,8 +47,3 @@ def relative(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def plain_line(text: str) -> str:
-    """Return a text on one line, without what would move a terminal's cursor."""
-    return "".join(character if character.isprintable() else " " for character in text)

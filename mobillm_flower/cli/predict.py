@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 
 from mobillm_flower.cli.options import AsJson, BackbonePath, NetworkPath
-from mobillm_flower.cli.output import plain_line, print_rows
+from mobillm_flower.cli.output import print_rows
 from mobillm_flower.cli.run_paths import run_settings, side_network
 from mobillm_flower.cli.standard_input import piped_lines
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+from mobillm_flower.runs.plain import plain_line
 
 if TYPE_CHECKING:
     from mobillm_flower.config import DataSettings, Settings

@@ -84,18 +84,10 @@ def _of_run(file: Path, words: list[str]) -> InForce:
 
 
 def _as_json(setting: SettingDescription, in_force: InForce | None) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "key": setting.key,
-        "type": setting.type,
-        "allowed": setting.allowed,
-        "default": setting.default,
-        "presets": setting.presets,
-        "meaning": setting.meaning,
-    }
-    if in_force is not None:
-        values, sources = in_force
-        description |= {"value": values[setting.key], "source": sources[setting.key]}
-    return description
+    if in_force is None:
+        return vars(setting)
+    values, sources = in_force
+    return {**vars(setting), "value": values[setting.key], "source": sources[setting.key]}
 
 
 def _print(chosen: list[SettingDescription], in_force: InForce | None) -> None:

@@ -10,9 +10,10 @@ import re
 import typing
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
-from mobillm_flower.config import PRESETS, Settings, list_text
+from mobillm_flower.config import PRESETS, Settings, list_text, setting_keys
 from mobillm_flower.config.compatibility import AUTO
 
 
@@ -26,21 +27,21 @@ class SettingDescription:
         Dotted, in kebab-case.
     type : str
         In words: "whole number", "one of iid, dirichlet".
+    allowed : str
+        The range or names that the settings' check holds it to; empty: any of its type.
     default : object
         Text, number, boolean or a list of these.
     presets : dict of str to object
         What each preset sets that is not the default.
-    allowed : str
-        The range or names that the settings' check holds it to; empty: any of its type.
     meaning : str
         One or a few sentences.
     """
 
     key: str
     type: str
+    allowed: str
     default: Any
     presets: dict[str, Any]
-    allowed: str
     meaning: str
 
     @property
@@ -72,13 +73,7 @@ def part_summaries() -> dict[str, str]:
 
 def setting_values(settings: Settings) -> dict[str, Any]:
     """Return the values of settings by dotted key in kebab-case: text, numbers, booleans and lists of these."""
-    values = {}
-    for description in describe_settings():
-        value: Any = settings
-        for name in description.key.replace("-", "_").split("."):
-            value = getattr(value, name)
-        values[description.key] = plain(value)
-    return values
+    return {key: plain(attrgetter(key.replace("-", "_"))(settings)) for key in setting_keys()}
 
 
 def plain(value: Any) -> Any:

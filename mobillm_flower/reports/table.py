@@ -10,6 +10,7 @@ from mobillm_flower.reports.tasks import task_rows
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.devices import DeviceRecord, device_records
+from mobillm_flower.runs.plain import plain_line
 from mobillm_flower.runs.record import RunRecord
 from mobillm_flower.tasks.metrics import SMALLER_IS_BETTER
 from mobillm_flower.wire.left_out import left_out_text
@@ -152,8 +153,7 @@ def _left_out_rows(run: RunRecord) -> list[Row]:
     if refused := not_used(run):
         reasons = Counter(refused.values()).most_common(3)
         remark = "; ".join(f"{reason} ({count})" if count > 1 else reason for reason, count in reasons)
-        remark = "".join(character if character.isprintable() else " " for character in remark)
-        rows.append(("devices not used", str(len(refused)), remark[:_MAX_REMARK]))
+        rows.append(("devices not used", str(len(refused)), plain_line(remark)[:_MAX_REMARK]))
     met = {event.device: event.left_out for event in run.all(device_events.DeviceMet)}
     counts: Counter[str] = Counter()
     for left_out in met.values():

@@ -13,6 +13,11 @@ def is_plain(text: str) -> bool:
     return _UNSAFE.search(text) is None
 
 
+def plain_line(text: str) -> str:
+    """Return a text on one line, without what would move a terminal's cursor."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def plain(text: object, most: int = 500) -> str:
     r"""Return a text as one line: control characters are escaped, and what is beyond `most` characters is cut.
 
