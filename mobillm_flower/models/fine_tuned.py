@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,9 +194,9 @@ class FineTunedModel(nn.Module):
             torch.manual_seed(seed)
             for epoch in range(epochs):
                 for inputs, labels in self.batches(samples, batch_size, seed + epoch):
-                    with self.counted(("fit", *inputs["input_ids"].shape)) as counted:
+                    with self.counted("fit", *inputs["input_ids"].shape) as counted:
                         loss = self.step(inputs, labels, optimizer)
-                    flops += counted.flops
+                    flops += counted()
                     total += loss * len(labels)
                     count += len(labels)
         self.eval()
@@ -228,9 +229,13 @@ class FineTunedModel(nn.Module):
         """Return the contract's metric on samples."""
         return measure(self.scores(samples), samples.labels, self.contract)
 
-    def counted(self, shape: tuple[Any, ...]) -> CountedFlops:
-        """Return a context that counts operations, by really counting each shape once."""
-        return CountedFlops(self._flops, shape)
+    @contextmanager
+    def counted(self, *shape: Any) -> Iterator[Callable[[], int]]:
+        """Count the operations of what runs inside, each shape once; what is yielded returns them afterwards."""
+        with nullcontext() if shape in self._flops else FlopCounterMode(display=False) as counter:
+            yield lambda: self._flops[shape]
+        if counter is not None:
+            self._flops[shape] = int(counter.get_total_flops())
 
 
 _BASELINE_METHODS = {
@@ -264,37 +269,6 @@ def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel
         _BASELINE_MODELS.clear()  # one at a time: a device has memory for one
         _BASELINE_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
     return _BASELINE_MODELS[key]
-
-
-class CountedFlops:
-    """Counts the floating-point operations of what runs inside; a shape that was counted before is looked up.
-
-    Parameters
-    ----------
-    known : dict
-        Operations by shape; what is counted is added.
-    shape : tuple
-        What runs, and on which shape.
-    """
-
-    def __init__(self, known: dict[tuple[Any, ...], int], shape: tuple[Any, ...]) -> None:
-        self._known, self._shape = known, shape
-        self._counter = None if shape in known else FlopCounterMode(display=False)
-
-    def __enter__(self) -> CountedFlops:
-        if self._counter is not None:
-            self._counter.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        if self._counter is not None:
-            self._counter.__exit__(*details)  # type: ignore[no-untyped-call]
-            self._known[self._shape] = int(self._counter.get_total_flops())
-
-    @property
-    def flops(self) -> int:
-        """Operations of the shape, once the context has ended."""
-        return self._known[self._shape]
 
 
 def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:

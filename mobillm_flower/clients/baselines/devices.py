@@ -114,11 +114,11 @@ class SeedDevice(BaselineDevice):
         while len(seeds) < peer.local_steps and len(self.data.train):
             for inputs, labels in model.batches(self.data.train, peer.batch_size, seed + len(seeds)):
                 chosen = int(draw.integers(peer.num_seeds))
-                with torch.no_grad(), model.counted(("two-forward", *inputs["input_ids"].shape)) as counted:
+                with torch.no_grad(), model.counted("two-forward", *inputs["input_ids"].shape) as counted:
                     gradient = projected_gradient(
                         partial(model.batch_loss, inputs, labels), parameters, chosen, epsilon=peer.perturbation
                     )
-                flops += counted.flops
+                flops += counted()
                 move(parameters, chosen, -peer.learning_rate * gradient)
                 seeds.append(chosen)
                 gradients.append(gradient)

@@ -82,14 +82,14 @@ class SplitDevice(BaselineDevice):
         inputs, labels = self._batch(content, batch)
         own.put_into(part)
         started = time.perf_counter()
-        with self.model.counted(("split", *inputs["input_ids"].shape)) as counted:
+        with self.model.counted("split", *inputs["input_ids"].shape) as counted:
             hidden = self._forward(inputs, content, batch)
             gradients = open_tensor(content, keys.GRADIENTS).to(hidden.device)
             token_rows(hidden, inputs["attention_mask"]).backward(gradients)  # type: ignore[no-untyped-call]
         norms = gradient_norms(part)
         of_both = [norms, open_tensor(content, keys.NORMS)]
         own = own.stepped(part, of_both, learning_rate=self.settings.peer.learning_rate)
-        return own, norms, Work(counted.flops, time.perf_counter() - started, len(labels))
+        return own, norms, Work(counted(), time.perf_counter() - started, len(labels))
 
     def _forward(self, inputs: dict[str, Tensor], content: RecordDict, batch: int) -> Tensor:
         return self.split.below(inputs, seed=self._dropout_seeds(content, batch)[0])
