@@ -33,6 +33,7 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData, load_local_data, tokenize
 from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform
 from mobillm_flower.tasks.sums import room_for, sums_spec
+from mobillm_flower.wire.contract import ExtractionSpec
 
 # The allocator gives freed blocks of 128 KiB and more back at once: the figure is what a side needs, and not what
 # the allocator happens to keep, which differs by a fifth from one process to the next.
@@ -128,22 +129,22 @@ def _main(run_path: Path, side: str, num_samples: int) -> int:
     return 0
 
 
+def _spec(device: Device, settings: Settings) -> ExtractionSpec:
+    blocks, outputs = settings.activations.num_blocks, device.data.contract.num_outputs
+    return extraction_spec(device.backbone.info, settings, num_blocks=blocks, num_outputs=outputs)
+
+
 def fit_on_public_text(device: Device, settings: Settings) -> None:
     """Fit what a device fits on public text before its first upload, if it does."""
-    activations, contract = settings.activations, device.data.contract
-    spec = extraction_spec(
-        device.backbone.info, settings, num_blocks=activations.num_blocks, num_outputs=contract.num_outputs
-    )
-    fitted_transform(spec, device.backbone, max_length=contract.max_length, file=activations.public_text)
+    spec, length = _spec(device, settings), device.data.contract.max_length
+    fitted_transform(spec, device.backbone, max_length=length, file=settings.activations.public_text)
 
 
 def own_work(device: Device, settings: Settings) -> Callable[[], object]:
     """Return what makes all that a device of side-tuning uploads: a window of its samples, or their sums."""
-    contract, rows = device.data.contract, len(device.data.train)
-    blocks = settings.activations.num_blocks
-    spec = extraction_spec(device.backbone.info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
+    spec, rows = _spec(device, settings), len(device.data.train)
     if settings.strategy == ANALYTIC:
-        sums = sums_spec(settings, contract, spec, capacity=room_for(rows))
+        sums = sums_spec(settings, device.data.contract, spec, capacity=room_for(rows))
         return lambda: make_sums(device, spec, sums, held=frozenset())
     return lambda: device.window(spec, held=frozenset(), size=rows, max_bytes=1 << 40)
 

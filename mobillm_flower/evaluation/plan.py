@@ -43,6 +43,7 @@ from mobillm_flower.wire.target_bytes import target_size
 _RELEASE, _LENGTHS = 16, 8  # bytes of a sample in a window beside its payload
 _WINDOW_HEADER = 1600  # bytes of a window's contract, spec, names and hash
 _CACHE_ROW = 120  # bytes of a row of the cache beside its payload
+_MEASURE_S = 1.0
 _TEXTS = 500  # of which lengths are read
 _MARGIN = 1.1
 """Two costs nearer than this are called equal."""
@@ -287,12 +288,12 @@ def sample_lengths(
     return {"lengths": [tokens] if tokens else [len(ids) for ids in encoded["input_ids"]]}
 
 
-def measured_gflops(seconds: float = 1.0) -> float:
+def measured_gflops() -> float:
     """Return thousand million operations a second of matrix products of a layer's size on this machine's CPU."""
     left, right = torch.randn(512, 768), torch.randn(768, 3072)
     left @ right  # the first one warms up
     count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < _MEASURE_S:
         left @ right
         count += 1
     return 2 * 512 * 768 * 3072 * count / (time.perf_counter() - started) / 1e9

@@ -14,6 +14,7 @@ from mobillm_flower.reports.markup import Markup, element
 
 _WIDTH, _HEIGHT = 360.0, 220.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 24.0, 44.0
+_TICKS = 5
 _MOST_LETTERS = 46  # of a text in a chart, so that it stays within
 _Scale = Callable[[float], float]
 
@@ -48,11 +49,11 @@ class Dot:
     strong: bool = False
 
 
-def ticks(low: float, high: float, *, count: int = 5, least_step: float = 0.0) -> list[float]:
-    """Return about `count` round numbers from at or below `low` to at or above `high`."""
+def ticks(low: float, high: float, *, least_step: float = 0.0) -> list[float]:
+    """Return about five round numbers from at or below `low` to at or above `high`."""
     span = high - low if high > low else abs(high) or 1.0
-    step = 10.0 ** math.floor(math.log10(span / count))
-    step *= next((factor for factor in (1, 2, 2.5, 5) if span / (step * factor) <= count), 10)
+    step = 10.0 ** math.floor(math.log10(span / _TICKS))
+    step *= next((factor for factor in (1, 2, 2.5, 5) if span / (step * factor) <= _TICKS), 10)
     step = max(step, least_step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{step * i:.10g}") for i in range(first, max(last, first + 1) + 1)]
