@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from benchmarks.overhead.commands import JsonFile, Threads, app, say, write_json
-from mobillm_flower.cli.output import print_rows, relative
+from mobillm_flower.cli.output import print_rows, relative, write_file
 
 if TYPE_CHECKING:
     from benchmarks.comparison.variants import Variants
@@ -382,6 +382,5 @@ def show(report: Report, json_file: Path | None, page: Path | None) -> None:
         print_rows(table.title, table.columns, table.rows, headed=True)
     write_json(result, json_file)
     if page is not None:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(comparison_page(f"Bench: {report.bench}", report.tables, report.plots, result), "utf-8")
+        write_file(page, comparison_page(f"Bench: {report.bench}", report, result))
         typer.echo(f"page: {relative(page.resolve())}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli.options import Config
-from mobillm_flower.cli.output import print_rows, relative
+from mobillm_flower.cli.output import print_rows, relative, write_file
 
 if TYPE_CHECKING:
     from mobillm_flower.audit.audit import Subject
@@ -52,12 +52,10 @@ def audit(
     _print(result)
     target = json_file or (audited.run.audit if audited.run else None)
     if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_file(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         typer.echo(f"all figures: {relative(target.resolve())}")
     if plot is not None and "cells" in result:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        plot.write_text(frontier_file(result), "utf-8")
+        write_file(plot, frontier_file(result))
         typer.echo(f"plot: {relative(plot.resolve())}")
     if audited.run is not None and target == audited.run.audit:
         from mobillm_flower.reports.html import write_report

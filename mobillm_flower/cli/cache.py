@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -15,9 +16,10 @@ from mobillm_flower.cli import completion
 from mobillm_flower.cli.options import AsJson, RunPath
 from mobillm_flower.cli.output import print_rows, relative, say_json
 from mobillm_flower.cli.run_paths import run_cache, run_settings
-from mobillm_flower.errors import CacheError
+from mobillm_flower.errors import CacheError, RunFailed, SettingsError
 
 if TYPE_CHECKING:
+    from mobillm_flower.runs.record import RunRecord
     from mobillm_flower.server import ActivationCache, Holding
 
 app = typer.Typer(no_args_is_help=True, help="What a run's activation cache holds; checking it; forgetting a device.")
@@ -246,28 +248,30 @@ def _confirm(question: str, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _backbone_names(run: Path) -> dict[str, str]:
-    """Return each device's backbone as the run's log names it."""
-    from mobillm_flower.errors import RunFailed
-    from mobillm_flower.runs.device_events import DeviceMet
+def _record(run: Path) -> RunRecord | None:
+    """Return the run as its log tells it; None where there is no log."""
     from mobillm_flower.runs.record import read_run
 
-    try:
-        return {met.device: met.backbone for met in read_run(run).all(DeviceMet)}
-    except RunFailed:
-        return {}
+    with contextlib.suppress(RunFailed):
+        return read_run(run)
+    return None
+
+
+def _backbone_names(run: Path) -> dict[str, str]:
+    """Return each device's backbone as the run's log names it."""
+    from mobillm_flower.runs.device_events import DeviceMet
+
+    record = _record(run)
+    return {met.device: met.backbone for met in record.all(DeviceMet)} if record else {}
 
 
 def _deleted(run: Path) -> dict[str, dict[str, Any]]:
     """Return what was deleted of each task when it was learned, in this run and in those that it goes on with."""
-    from mobillm_flower.errors import RunFailed
     from mobillm_flower.runs.events import TaskKept
-    from mobillm_flower.runs.record import read_run
     from mobillm_flower.runs.sequence import runs_before
 
-    try:
-        record = read_run(run)
-    except RunFailed:
+    record = _record(run)
+    if record is None:
         return {}
     earlier = [before for _, before in runs_before(record) if before is not None]
     kept = [event for one in (*earlier, record) for event in one.all(TaskKept) if event.deleted]
@@ -277,7 +281,6 @@ def _deleted(run: Path) -> dict[str, dict[str, Any]]:
 def _rules(run: Path) -> dict[str, Any]:
     """Return quota and retention of the run's settings; empty where it has none."""
     from mobillm_flower.config import load_settings
-    from mobillm_flower.errors import SettingsError
 
     try:
         cache = load_settings(file=run_settings(run)).cache

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobillm_flower.cli.options import AppFolder, Config, DownMbit, UpMbit
-from mobillm_flower.cli.output import print_rows, relative
+from mobillm_flower.cli.output import print_rows, relative, write_file
 
 if TYPE_CHECKING:
     from mobillm_flower.config import Settings
@@ -63,13 +63,11 @@ def compare(
         typer.echo(note)
     everything = report.to_dict()
     page = page or work / "compare.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
     title = f"{flower_app.folder.name}: methods compared"
-    page.write_text(comparison_page(title, report.tables, report.plots, everything, report.notes), "utf-8")
+    write_file(page, comparison_page(title, report, everything, report.notes))
     typer.echo(f"page: {relative(page.resolve())}")
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(everything, indent=1) + "\n", "utf-8")
+        write_file(json_file, json.dumps(everything, indent=1) + "\n")
 
 
 def _forecast(settings: Settings, plan: Plan, link: Link) -> Forecast | str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli.options import AsJson
-from mobillm_flower.cli.output import relative, say_json
+from mobillm_flower.cli.output import relative, say_json, write_file
 from mobillm_flower.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def new(
     if data is None:
         files |= {f"data/{split}.jsonl": _rows(task, split) for split in ("train", "test")}
     for path, text in files.items():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        write_file(folder / path, text)
     if as_json:
         say_json({"app": str(folder), "files": sorted(files), "settings": settings})
         return

@@ -18,6 +18,12 @@ def say_json(value: Any) -> None:
     typer.echo(json.dumps(value))
 
 
+def write_file(file: Path, text: str) -> None:
+    """Write a file; the folder is made where it is missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
+
+
 def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool = False) -> None:
     """Print rows of text; the second column holds figures, the last may be long.
 

@@ -81,33 +81,27 @@ class Report:
         }
 
 
-def comparison_page(
-    title: str,
-    tables: Sequence[Table],
-    plots: Sequence[Plot],
-    result: Mapping[str, Any],
-    notes: Sequence[str] = (),
-) -> str:
+def comparison_page(title: str, report: Report, result: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     """Return a self-contained page.
 
     Parameters
     ----------
     title : str
         What was compared or measured.
-    tables, plots : sequence
-        What it shows.
+    report : Report
+        Whose tables and plots it shows.
     result : mapping
-        Its report as plain values: commit, versions, machine, settings.
+        The report as plain values, with commit and versions.
     notes : sequence of str
         Sentences that stand first.
     """
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     parts: list[Markup] = [element("h1", title), paragraph(f"Commit {result['commit'] or '–'}; {made}.")]
     parts += map(paragraph, notes)
-    for one in tables:
+    for one in report.tables:
         numeric = range(1, len(one.columns))
         parts += [element("h2", one.title), table(one.title, one.columns, one.rows, numeric=numeric)]
-    for plot in plots:
+    for plot in report.plots:
         dots = [Dot(x, y, name, f"{name} {x:,.4g}, {y:,.4g}") for x, y, name in plot.points]
         drawn = scatter_chart(dots, x_label=plot.x_label, y_label=plot.y_label, summary=plot.title)
         parts.append(element("figure", element("figcaption", plot.title), drawn))

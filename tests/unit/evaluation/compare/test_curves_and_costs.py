@@ -135,7 +135,7 @@ def test_a_forward_pass_is_each_seeds_own(tmp_path: Path) -> None:
 
 def test_a_page_of_a_protocol(tmp_path: Path) -> None:
     report = cost_to_target(plan(tmp_path), curves(), Link())
-    page = comparison_page(report.bench, report.tables, report.plots, report.to_dict())
+    page = comparison_page(report.bench, report, report.to_dict())
     assert page.count("<table") == len(report.tables)
     assert page.count("<svg") == 1
     assert "0.8000" in page

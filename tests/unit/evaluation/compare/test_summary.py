@@ -52,7 +52,7 @@ def test_one_table_with_quality_and_costs(tmp_path: Path) -> None:
     assert "A quick look" in found.notes[0]
     assert found.notes[1] == "Not known."
     json.dumps(found.to_dict())
-    page = comparison_page("mine", found.tables, found.plots, found.to_dict(), found.notes)
+    page = comparison_page("mine", found, found.to_dict(), found.notes)
     assert page.index("Recommended: ") < page.index("<table")
 
 
