@@ -149,7 +149,8 @@ def _model_of_type(run: RunFolder, info: BackboneInfo, contract: TaskContract, s
 def _of_type(model: SideTunedModel, data: LocalData, *, logistic: bool) -> dict[str, Any]:
     """Return the metric of a model, of its backbone alone and, where asked for, of logistic regression on it."""
     contract = model.contract
-    measured: dict[str, Any] = {"base": _base(model, data.test)}
+    own = model.backbone.info.base_prediction != "constant"  # otherwise it has no prediction of its own
+    measured: dict[str, Any] = {"base": model.with_network(None).evaluate(data.test) if own else None}
     if contract.per_token:
         measured["tuned"] = model.evaluate(data.test)
     else:
@@ -262,10 +263,3 @@ def confusion(scores: Tensor, labels: Tensor, contract: TaskContract) -> list[li
     cells = labels * size + TASKS[contract.kind].predictions(scores)
     counts: list[list[int]] = torch.bincount(cells, minlength=size * size).reshape(size, size).tolist()
     return counts
-
-
-def _base(model: SideTunedModel, test: Samples) -> float | None:
-    """Return the backbone's own metric; None where it has no prediction of its own."""
-    if model.backbone.info.base_prediction == "constant":
-        return None
-    return model.with_network(None).evaluate(test)

@@ -23,6 +23,7 @@ from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.watching import Submitted
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Ray keeps objects there; where it is small, in the temporary folder
+_LONGEST_S = 24 * 3600.0
 _REPEATABLE = "trainer.validation-split=seed"  # in a simulation nobody lies, and a seed is there to repeat a run
 
 
@@ -48,15 +49,8 @@ class RunOutcome:
     run_id: str
 
 
-def run_app(
-    app: App,
-    overrides: Sequence[str],
-    *,
-    run_path: Path,
-    on_event: OnEvent,
-    timeout_s: float = 24 * 3600,
-) -> RunOutcome:
-    """Run an app in Flower's simulation.
+def run_app(app: App, overrides: Sequence[str], *, run_path: Path, on_event: OnEvent) -> RunOutcome:
+    """Run an app in Flower's simulation, for a day at most.
 
     Parameters
     ----------
@@ -68,8 +62,6 @@ def run_app(
         The run's folder; events and Flower's own logs are written there.
     on_event : callable
         Called with each event of the run as it is written, and with `Submitted`, `FolderSeen` and `FlowerStatus`.
-    timeout_s : float
-        The run is stopped after this.
 
     Raises
     ------
@@ -104,7 +96,7 @@ def run_app(
                 seen,
                 on_event=on_event,
                 lost=lambda: "" if superlink.poll() is None else f"flower-superlink ended, code {superlink.returncode}",
-                timeout_s=timeout_s,
+                timeout_s=_LONGEST_S,
             )
         except RunFailed as error:
             raise RunFailed(f"{error}. The log is {run.flower_log}") from None
@@ -127,12 +119,7 @@ def _federation(settings: Settings) -> str:
 
 
 def run_on(
-    app: App,
-    overrides: Sequence[str],
-    *,
-    superlink: str,
-    on_event: OnEvent,
-    home: Path | None = None,
+    app: App, overrides: Sequence[str], *, superlink: str, on_event: OnEvent, home: Path | None = None
 ) -> RunOutcome:
     """Run an app on a SuperLink that is there, with the SuperNodes that are connected to it.
 

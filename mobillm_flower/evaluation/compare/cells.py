@@ -120,6 +120,7 @@ class Cell:
     def words(self, work: Path) -> list[str]:
         """Return its settings as ``key=value`` words."""
         peer = {"strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method, "peer.keep-rounds": "true"}
+        preset = {"preset": "pae" if self.method == ADDITIVE else self.method}
         words = {
             **self.task.settings,
             "data.source": str(self.task.write(work, held_out=self.held_out).resolve()),
@@ -127,7 +128,7 @@ class Cell:
             **partition_words(self.partition),
             "data.seed": str(self.seed),
             "run.seed": str(self.seed),
-            **({"preset": _preset(self.method)} if self.method in SIDE_TUNING else peer),
+            **(preset if self.method in SIDE_TUNING else peer),
             **self.settings,
         }
         return [f"{key}={value}" for key, value in words.items()]
@@ -163,10 +164,6 @@ class Cell:
     def tidy(self, work: Path) -> None:
         """Delete what is large of a run whose points are known."""
         RunFolder(self.folder(work)).delete_bulk()
-
-
-def _preset(method: str) -> str:
-    return "pae" if method == ADDITIVE else method
 
 
 def _central(settings: Settings) -> list[Point]:
