@@ -148,20 +148,10 @@ class Uploads:
         return replace(
             self,
             rows=self.rows[torch.from_numpy(places)],
-            targets=at_places(self.targets, places),
+            targets=self.targets.take(torch.from_numpy(places)),
             samples=self.samples.take(places.tolist()),
             devices=self.devices[places],
         )
-
-
-def at_places(targets: TargetBatch, places: NDArray[np.int64]) -> TargetBatch:
-    """Return the targets at places, in that order."""
-    index = torch.from_numpy(places)
-
-    def part(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[index]
-
-    return TargetBatch(part(targets.differences), part(targets.labels), part(targets.base))
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -273,19 +263,12 @@ def decode_all(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContr
     """
     loader = BatchLoader(cache, {spec.backbone: spec}, contract, memory_bytes=0)
     refs = sorted((row for row in cache.rows() if row.backbone == spec.backbone), key=lambda row: row.id)
-    decoded, differences, labels, base = [], [], [], []
+    decoded, targets = [], []
     for start in range(0, len(refs), _READ):
-        (batch,), targets = loader.load(refs[start : start + _READ])
+        (batch,), of_part = loader.load(refs[start : start + _READ])
         rows = batch.rows
         if batch.lengths is not None:
             rows = torch.stack([part.mean(0) for part in torch.split(rows, batch.lengths.tolist())])
         decoded.append(rows)
-        differences.append(targets.differences)
-        labels.append(targets.labels)
-        base.append(targets.base)
-    return torch.cat(decoded), TargetBatch(_cat(differences), _cat(labels), _cat(base))
-
-
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+        targets.append(of_part)
+    return torch.cat(decoded), TargetBatch.join(targets)
