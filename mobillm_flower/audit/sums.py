@@ -85,8 +85,7 @@ def audit_sums(
     checks = []
     if sums.epsilon:
         say(f"empirical ε of the noise, {size.draws:,} draws each")
-        check = check_sums_noise(sums, draws=size.draws)
-        checks.append({**dataclasses.asdict(check), "holds": check.holds})
+        checks.append(check_sums_noise(sums, draws=size.draws).to_dict())
     result: dict[str, Any] = {
         "format": 1,
         "kind": SUMS,

@@ -51,7 +51,7 @@ def argmax_difference(targets: TargetBatch, labels: Tensor, *, theory: float | N
     return of_scores((read_targets(targets) == labels).numpy(), majority_share(labels), theory=theory)
 
 
-def argmax_of_draws(protection: Protection, *, draws: int, seed: int = 0) -> Measured:
+def argmax_of_draws(protection: Protection, *, draws: int) -> Measured:
     """Protect as many random labels, make Δy of them, take its argmax, and compare with the mechanism's theory.
 
     Parameters
@@ -60,10 +60,8 @@ def argmax_of_draws(protection: Protection, *, draws: int, seed: int = 0) -> Mea
         What devices do; activations are random unit vectors of eight values.
     draws : int
         Labels.
-    seed : int
-        Of labels, vectors and keys.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     truth = torch.from_numpy(generator.integers(protection.classes, size=draws))
     vectors = torch.nn.functional.normalize(torch.from_numpy(generator.standard_normal((draws, 8))), dim=1)
     keys = [generator.bytes(32) for _ in range(draws)]

@@ -235,8 +235,7 @@ class SequenceDecoder:
         """Start the bag of words from a ridge regression, in units of each word's own standard deviation."""
         marks = _with(torch.zeros(len(read), len(self._words)), read)
         ridge, shares = Ridge.fit(self._told, marks), marks.mean(0).clamp_min(1e-3)
-        weight = ridge.vectors @ (ridge.cross / (ridge.values + 1)[:, None])  # [q, V]
-        self._writer.bag.weight.copy_((weight / shares.sqrt()).T)
+        self._writer.bag.weight.copy_((ridge.weight(1.0) / shares.sqrt()).T)  # [q, V] -> [V, q]
         self._writer.bag.bias.copy_(shares.log())
 
 
