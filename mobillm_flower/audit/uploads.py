@@ -19,6 +19,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.core.perturb import clip_joint
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Limits
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
@@ -179,7 +180,7 @@ def make_uploads(
     sent_bytes, seconds, owners, order = 0, 0.0, [], []
     try:
         for number, data in fleet.items():
-            owned = DeviceFolder(RunFolder(folder).device(number), max_releases=settings.privacy.max_releases)
+            owned = DeviceFolder(RunFolder(folder).device(number), limits=Limits(settings.privacy.max_releases))
             try:
                 device = Device(settings, data, owned, partition=number)
                 device.backbone = backbone

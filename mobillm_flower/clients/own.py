@@ -163,7 +163,7 @@ def open_folder(settings: Settings, context: Context) -> DeviceFolder:
     counter = context.node_config.get("device-counter")
     return DeviceFolder(
         device_folder(settings, context),
-        **dataclasses.asdict(device_policy(context).limits(settings)),
+        limits=device_policy(context).limits(settings),
         counter=Path(str(counter)).expanduser() if counter else None,
     )
 

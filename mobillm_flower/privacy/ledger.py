@@ -245,11 +245,6 @@ class Ledger:
         query = "SELECT 1 FROM texts WHERE text = ? LIMIT 1"
         return {text for text in texts if self._db.execute(query, (text,)).fetchone()}
 
-    def num_releases(self, text: bytes) -> int:
-        """Return how many releases of a text the ledger holds."""
-        (count,) = self._db.execute("SELECT COUNT(*) FROM texts WHERE text = ?", (text,)).fetchone()
-        return int(count)
-
     def _charge(self, keys: SampleKeys, item: Release, epsilon: float | None, delta: float) -> None:
         row = self._db.execute("SELECT held FROM releases WHERE release = ?", (item.release,)).fetchone()
         if row and row[0]:

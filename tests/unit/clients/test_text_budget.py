@@ -14,6 +14,7 @@ from flwr.app import Context, RecordDict
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.own import device_data, device_settings
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Limits
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.tiny_models import save_tiny
 
@@ -40,7 +41,7 @@ def open_device(folder: Path, node: dict[str, Any], run: dict[str, Any]) -> Devi
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={**RUN, **run})
     settings = device_settings(context)
     private = settings.privacy
-    owned = DeviceFolder(folder, max_releases=private.max_releases, budget=private.budget)
+    owned = DeviceFolder(folder, limits=Limits(max_releases=private.max_releases, budget=private.budget))
     return Device(settings, device_data(settings, context, None), owned)
 
 
