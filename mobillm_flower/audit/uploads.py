@@ -189,18 +189,7 @@ def make_uploads(
                 seconds += time.perf_counter() - started - made.forward_seconds
                 shaping = device.shaping(spec)
                 place = {owned.release_id(sample, shaping): i for i, sample in enumerate(device.sample_ids)}
-                packed = pack_window(
-                    made.samples,
-                    spec=spec,
-                    contract=contract,
-                    pseudonym=owned.pseudonym,
-                    data_fingerprint=device.data_fingerprint,
-                    total=made.total,
-                    remaining=made.remaining,
-                    refused=made.refused,
-                    forward_seconds=made.forward_seconds,
-                    peak_memory_bytes=0.0,
-                )
+                packed = pack_window(made, spec=spec, contract=contract)
                 window = open_window(
                     packed, spec=spec, contract=contract, max_samples=len(data.train), max_bytes=_MOST_BYTES
                 )

@@ -7,13 +7,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.choose import Choice, choose
 from mobillm_flower.backbones.load import load_with
-from mobillm_flower.backbones.memory import keep_few_kernels
+from mobillm_flower.backbones.memory import keep_few_kernels, peak_memory_bytes
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.memory_plan import plan_within
 from mobillm_flower.clients.releases import ReleaseMaker
@@ -22,7 +22,7 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.privacy.ledger import Limits, SampleKeys
+from mobillm_flower.privacy.ledger import Limits, Release, SampleKeys
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
 from mobillm_flower.privacy.noisy_metric import noisy_accuracy
 from mobillm_flower.tasks import LocalData, Samples, with_tokens
@@ -30,20 +30,9 @@ from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
-from mobillm_flower.wire.window import SampleBytes
+from mobillm_flower.wire.window import Window
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MadeWindow:
-    """What `Device.window` returns: the samples to send, and what is left."""
-
-    samples: list[SampleBytes]
-    total: int
-    remaining: int
-    refused: int
-    forward_seconds: float
 
 
 class Device:
@@ -261,7 +250,7 @@ class Device:
             sort_keys=True,
         )
 
-    def window(self, spec: ExtractionSpec, *, held: frozenset[bytes], size: int, max_bytes: int) -> MadeWindow:
+    def window(self, spec: ExtractionSpec, *, held: frozenset[bytes], size: int, max_bytes: int) -> Window:
         """Make the next window: what the server does not hold, at most `size` samples and `max_bytes` of payload.
 
         Bytes that wait in the outbox are sent again as they are. New ones are written to the ledger first.
@@ -293,20 +282,23 @@ class Device:
                 chosen.append(i)
         seconds = self._release(fresh, release_ids, spec)
         waiting |= self.folder.ledger.outbox([release_ids[i] for i in fresh])
-        samples: list[SampleBytes] = []
+        samples: list[Release] = []
         used = 0
         for i in chosen:
             item = waiting[release_ids[i]]
             used += len(item.activations) + len(item.target) + 32
             if samples and used > max_bytes:
                 break  # stays in the outbox for the next window
-            samples.append(SampleBytes(item.release, item.tokens, item.activations, item.target))
-        return MadeWindow(
+            samples.append(item)
+        return Window(
+            pseudonym=self.folder.pseudonym,
+            data_fingerprint=self.data_fingerprint,
             samples=samples,
             total=len(release_ids),
             remaining=len(missing) - refused - len(samples),
             refused=refused,
             forward_seconds=seconds,
+            peak_memory_bytes=peak_memory_bytes(),
         )
 
     def _release(self, fresh: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:

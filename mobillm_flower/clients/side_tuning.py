@@ -29,7 +29,7 @@ from mobillm_flower.clients.own import (
     told,
     trusts_server,
 )
-from mobillm_flower.clients.summing import MadeSums, make_sums
+from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.sums import Words
@@ -48,7 +48,7 @@ from mobillm_flower.wire.messages import (
     pack_refusal,
 )
 from mobillm_flower.wire.proof import prove
-from mobillm_flower.wire.sums import open_sums_request, pack_sums
+from mobillm_flower.wire.sums import SumsReply, open_sums_request, pack_sums
 from mobillm_flower.wire.window import pack_window
 
 logger = logging.getLogger(__name__)
@@ -98,23 +98,12 @@ class SideTuningClient:
         request = open_request(asked.content)
         device.agree(request.contract, request.spec)
         made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
-        return pack_window(
-            made.samples,
-            spec=request.spec,
-            contract=request.contract,
-            pseudonym=device.folder.pseudonym,
-            data_fingerprint=device.data_fingerprint,
-            total=made.total,
-            remaining=made.remaining,
-            refused=made.refused,
-            forward_seconds=made.forward_seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+        return pack_window(made, spec=request.spec, contract=request.contract)
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
         _require_sums(device, asked=True)
         request, message = open_masked_request(asked.content)
-        made: list[MadeSums] = []
+        made: list[SumsReply] = []
 
         def make() -> Words:
             device.agree(request.contract, request.spec)
@@ -154,14 +143,7 @@ class SideTuningClient:
         request = open_sums_request(asked.content)
         device.agree(request.contract, request.spec)
         made = make_sums(device, request.spec, request.sums, held=request.held)
-        return pack_sums(
-            made.words,
-            request=request,
-            pseudonym=device.folder.pseudonym,
-            release=made.release,
-            forward_seconds=made.forward_seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+        return pack_sums(made, request=request)
 
     def _evaluate(self, device: Device, asked: Message) -> RecordDict:
         forget_secure_sums(device, asked.metadata.run_id)

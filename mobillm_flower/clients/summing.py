@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
+from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
-from mobillm_flower.core.sums import Words, statistic, wrap
+from mobillm_flower.core.sums import statistic, wrap
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
@@ -24,30 +25,11 @@ from mobillm_flower.tasks import Samples, read_activations
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.sums import require_task, sums_guarantee, sums_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
-from mobillm_flower.wire.sums import SumsSpec
+from mobillm_flower.wire.sums import SumsReply, SumsSpec
 from mobillm_flower.wire.target_bytes import exact_targets
 
 
-@dataclass(frozen=True)
-class MadeSums:
-    """A device's statistic.
-
-    Parameters
-    ----------
-    words : ndarray
-        [W], modulo 2^bits.
-    release : bytes
-        Its id.
-    forward_seconds : float
-        Of the forward pass; 0 where it was made before.
-    """
-
-    words: Words
-    release: bytes
-    forward_seconds: float
-
-
-def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: frozenset[bytes]) -> MadeSums:
+def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: frozenset[bytes]) -> SumsReply:
     """Add up a device's samples, once: the ledger counts each, and the same words are sent when they are asked again.
 
     Left out are the held-out share and samples whose budget is spent.
@@ -82,7 +64,8 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
         waiting = ledger.outbox([release])
     else:
         seconds = 0.0
-    return MadeSums(np.frombuffer(waiting[release].activations, kind), release, seconds)
+    words = np.frombuffer(waiting[release].activations, kind)
+    return SumsReply(words, device.folder.pseudonym, release, seconds, peak_memory_bytes())
 
 
 def held_out_samples(device: Device, share: float) -> list[int]:

@@ -25,9 +25,10 @@ class Release:
     release : bytes
         The release id, 16 bytes.
     tokens : int
-        Packed rows of the sample: 1, or the number of tokens with pivot `all`.
+        Packed rows T of the sample: 1, or the number of tokens with pivot `all` (of language modelling those in the
+        loss, or with `spec.whole_texts` all but the last of each chunk).
     activations, target : bytes
-        Encoded activations and target.
+        As encoded.
     """
 
     release: bytes

@@ -82,7 +82,7 @@ def open_tally(content: RecordDict, contract: TaskContract, *, most: int) -> Wor
     """Read it, of at most so many samples; raises PacketRejected."""
     if record_bytes(content) > num_words(contract) * BITS // 8 + _BESIDE_WORDS:
         raise PacketRejected("size", "a tally of predictions is larger than was asked for")
-    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, np.uint64, 1)
+    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, np.uint64)
     if len(words) != num_words(contract):
         raise PacketRejected("words", f"{len(words)} words, {num_words(contract)} were asked for")
     check_tally(words, contract, most=most)

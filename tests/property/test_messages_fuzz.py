@@ -52,7 +52,7 @@ from mobillm_flower.wire.secure_sums.messages import (
     open_set,
     pack_message,
 )
-from mobillm_flower.wire.sums import SumsRequest, SumsSpec, open_sums, pack_sums
+from mobillm_flower.wire.sums import SumsReply, SumsRequest, SumsSpec, open_sums, pack_sums
 from tests.support.packets import PSEUDONYM, make_contract, make_spec
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -160,15 +160,7 @@ SUMS_REQUEST = SumsRequest(make_contract(), make_spec(), SUMS, frozenset({b"r" *
 
 def sums(data: st.DataObject) -> RecordDict:
     words = np.zeros(SUMS.shape.num_words, np.uint32 if SUMS.scale.bits == 32 else np.uint64)
-    content = pack_sums(
-        words,
-        request=SUMS_REQUEST,
-        pseudonym=PSEUDONYM,
-        release=b"r" * 16,
-        forward_seconds=0.1,
-        peak_memory_bytes=1.0,
-    )
-    return any_record(content, data)
+    return any_record(pack_sums(SumsReply(words, PSEUDONYM, b"r" * 16, 0.1, 1.0), request=SUMS_REQUEST), data)
 
 
 def masked(data: st.DataObject) -> RecordDict:
