@@ -30,6 +30,7 @@ from torch.nn import functional
 from mobillm_flower import __version__, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings
 from mobillm_flower.core.language import correction
 from mobillm_flower.models.side_tuned import SideTunedModel
@@ -105,7 +106,7 @@ class Bench:
         device = Device(settings, self.data, DeviceFolder(folder / "device"))
         plan = self.plan(settings)
         (spec,) = plan.specs.values()
-        window = device.window(spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40)
+        window = make_window(device, spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40)
         cache = ActivationCache(folder / "cache.sqlite")
         cache.add(device.folder.pseudonym, window.samples, backbone=spec.backbone, round_=0)
         tokens = sum(sample.tokens for sample in window.samples)

@@ -16,6 +16,7 @@ from torch import Tensor
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.backbone import Extraction
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings
 from mobillm_flower.core.perturb import clip_joint
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -185,7 +186,7 @@ def make_uploads(
                 device = Device(settings, data, owned, partition=number)
                 device.backbone = backbone
                 started = time.perf_counter()
-                made = device.window(spec, held=frozenset(), size=len(data.train), max_bytes=_MOST_BYTES)
+                made = make_window(device, spec, held=frozenset(), size=len(data.train), max_bytes=_MOST_BYTES)
                 seconds += time.perf_counter() - started - made.forward_seconds
                 shaping = device.shaping(spec)
                 place = {owned.release_id(sample, shaping): i for i, sample in enumerate(device.sample_ids)}

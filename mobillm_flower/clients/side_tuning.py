@@ -29,6 +29,7 @@ from mobillm_flower.clients.own import (
     told,
     trusts_server,
 )
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.prediction import PredictionRule
@@ -97,7 +98,7 @@ class SideTuningClient:
         _require_sums(device, asked=False)
         request = open_request(asked.content)
         device.agree(request.contract, request.spec)
-        made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
+        made = make_window(device, request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
         return pack_window(made, spec=request.spec, contract=request.contract)
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:

@@ -17,12 +17,11 @@ from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
 from mobillm_flower.core.sums import statistic, wrap
-from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.ledger import Release, SampleKeys
 from mobillm_flower.tasks import Samples, read_activations
-from mobillm_flower.tasks.extraction import fitted_transform
+from mobillm_flower.tasks.activations import read_base
 from mobillm_flower.tasks.sums import require_task, sums_guarantee, sums_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.sums import SumsReply, SumsSpec
@@ -98,13 +97,7 @@ def _sum(
     if len(used) > sums.capacity:
         raise ReleaseRefused(f"the run's sums have room for {sums.capacity} samples, this device has more")
     contract, seconds = device.data.contract, 0.0
-    transform = fitted_transform(
-        spec,
-        device.backbone,
-        max_length=contract.max_length,
-        file=device.settings.activations.public_text,
-        remembered_in=device.folder.path,
-    )
+    transform = device.transform(spec)
     values = np.zeros(sums.shape.num_words, np.int64)
     order = sorted(used, key=lambda i: (len(device.data.train.texts[i]), i))
     for start in range(0, len(order), MAX_SAMPLES_AT_ONCE):
@@ -125,8 +118,7 @@ def read_rows(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what is added up of samples: z [B, D] and targets [B, K], float64."""
     extraction = read_activations(backbone, samples, contract, spec, transform)
-    logits = None if spec.constant_base else extraction.base_logits
-    base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
+    base = read_base(extraction, spec, contract)
     rows = torch.stack([sample.flatten() for sample in extraction.activations])
     return rows.double().numpy(), exact_targets(samples.labels, base, contract).double().numpy()
 

@@ -19,6 +19,7 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.cli import app
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
@@ -152,7 +153,7 @@ def test_what_was_planned_is_what_a_run_takes(
     device = Device(settings, local, DeviceFolder(tmp_path / "counted"))
     spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth)
     with FlopCounterMode(display=False) as counter:
-        device.window(spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
+        make_window(device, spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
     assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)
 
 

@@ -13,6 +13,7 @@ from flwr.app import Context, RecordDict
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.own import device_data, device_settings
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.ledger import Limits
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -53,7 +54,7 @@ def release(tmp_path: Path, backbone: str) -> Release:
         named = {key.replace("__", ".").replace("_", "-"): value for key, value in run.items()}
         device = open_device(tmp_path / folder, {"backbone.name": backbone, **(JOINT if node is None else node)}, named)
         spec = extraction_spec(device.backbone.info, device.settings, num_blocks=1)
-        made = device.window(spec, held=frozenset(), size=10**6, max_bytes=10**9)
+        made = make_window(device, spec, held=frozenset(), size=10**6, max_bytes=10**9)
         device.folder.ledger.acknowledge([sample.release for sample in made.samples])
         assert len(made.samples) + made.refused == made.total
         device.folder.close()
