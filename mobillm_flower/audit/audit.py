@@ -47,7 +47,7 @@ from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData
 from mobillm_flower.tasks.extraction import release_guarantee
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.wire.contract import TaskContract
 
 FORMAT = 1
 _CHECKED_EPSILONS = (1.0, 4.0)
@@ -191,13 +191,14 @@ def _fresh_key(file: Path) -> tuple[str, ...]:
 
 def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Settings) -> dict[str, Any]:
     spec = attacked[0].spec
+    claimed = release_guarantee(spec, contract, delta=settings.privacy.delta)
     names = [name for name in attacked[0].measured if all(name in one.measured for one in attacked)]
     layers = [
         {"layer": layer, **{key: combine([one.layers[i][key] for one in attacked]).to_dict() for key in measured}}
         for i, (layer, measured) in enumerate(zip(spec.layers, attacked[0].layers, strict=False))
     ]
     return {
-        "epsilon": _claimed(spec, contract, settings.privacy.delta),
+        "epsilon": {"total": claimed.epsilon, "delta": claimed.delta, "reason": claimed.reason},
         "pivot": spec.pivot,
         "codec": spec.codec,
         "layers_sampled": list(spec.layers),
@@ -207,12 +208,6 @@ def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Set
         "attacks": {name: combine([one.measured[name] for one in attacked]).to_dict() for name in names},
         "layers": layers,
     }
-
-
-def _claimed(spec: ExtractionSpec, contract: TaskContract, delta: float) -> dict[str, Any]:
-    """Return what the accountant says of one release."""
-    given = release_guarantee(spec, contract, delta=delta)
-    return {"total": given.epsilon, "delta": given.delta, "reason": given.reason}
 
 
 def _backbone(settings: Settings, data: LocalData, remarks: list[str]) -> RememberingBackbone:

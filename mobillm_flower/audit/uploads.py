@@ -31,7 +31,6 @@ from mobillm_flower.wire.target_bytes import TargetBatch
 from mobillm_flower.wire.window import open_window, pack_window
 
 _MOST_BYTES = 1 << 34
-_READ = 256  # rows decoded at a time
 
 
 class RememberingBackbone(Backbone):
@@ -151,9 +150,10 @@ def joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def spec_of(settings: Settings, backbone: Backbone) -> ExtractionSpec:
+def spec_of(settings: Settings, backbone: Backbone, contract: TaskContract) -> ExtractionSpec:
     """Return what devices of one backbone upload under settings."""
-    return extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
+    blocks = settings.activations.num_blocks
+    return extraction_spec(backbone.info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
 
 
 @contextmanager
@@ -175,8 +175,8 @@ def make_uploads(
     folder : path
         Made here, with devices' folders and the cache in it.
     """
-    spec = spec_of(settings, backbone)
     contract = next(iter(fleet.values())).contract
+    spec = spec_of(settings, backbone, contract)
     cache = ActivationCache(RunFolder(folder).make().cache)
     sent_bytes, seconds, owners, order = 0, 0.0, [], []
     try:
@@ -240,8 +240,7 @@ def decode_all(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContr
     loader = BatchLoader(cache, {spec.backbone: spec}, contract, memory_bytes=0)
     refs = sorted((row for row in cache.rows() if row.backbone == spec.backbone), key=lambda row: row.id)
     decoded, targets = [], []
-    for start in range(0, len(refs), _READ):
-        (batch,), of_part = loader.load(refs[start : start + _READ])
+    for (batch,), of_part in loader.in_parts(refs):
         rows = batch.rows
         if batch.lengths is not None:
             rows = torch.stack([part.mean(0) for part in torch.split(rows, batch.lengths.tolist())])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,6 +26,7 @@ from mobillm_flower.clients.own import (
     open_folder,
     told,
     trusts_server,
+    unexpected,
 )
 from mobillm_flower.clients.releases import make_window
 from mobillm_flower.clients.summing import make_sums
@@ -170,10 +169,8 @@ class SideTuningClient:
                     logger.warning("%s: %s", type(error).__name__, error)
                 content = pack_refusal(told(error, context))
             except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
-                logger.error("unexpected %s at %s", type(error).__name__, where)
-                raise RuntimeError(f"unexpected {type(error).__name__} at {where}") from None
+                logger.error(unexpected(error))
+                raise RuntimeError(unexpected(error)) from None
             return Message(content, reply_to=message)
 
         return answer

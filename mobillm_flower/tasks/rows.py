@@ -52,10 +52,6 @@ class LeftOut:
                 parts.append(f"{len(rows)} {split} {kind} {REASONS[reason]} ({kind} {places}, counted from 0)")
         return "; ".join(parts)
 
-    def and_also(self, split: str, reason: str, rows: Sequence[int]) -> LeftOut:
-        """Return these with others."""
-        return LeftOut({**self.rows, f"{split} {reason}": list(rows)}) if rows else self
-
     @classmethod
     def of_reasons(cls, **splits: Mapping[int, str]) -> LeftOut:
         """Return what is left out by each split's reasons, place in the split -> reason."""

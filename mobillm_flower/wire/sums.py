@@ -61,6 +61,8 @@ class SumsSpec(_Agreed):
         With unit "device": samples whose statistic's norm a device's is shortened to.
     """
 
+    _TITLE = "how samples are added up"
+
     width: int
     num_outputs: int
     capacity: int
@@ -96,10 +98,6 @@ class SumsSpec(_Agreed):
     def num_bytes(self) -> int:
         """Bytes of the vector."""
         return self.shape.num_words * self.scale.bits // 8
-
-    @classmethod
-    def _title(cls) -> str:
-        return "how samples are added up"
 
 
 @dataclass(frozen=True)

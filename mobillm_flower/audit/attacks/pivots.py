@@ -63,13 +63,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
                 sequence = sequences.recover(torch.cat(at[0]), victims.texts, torch.cat(at[2])).f1
                 written = {"sequence": combine([sequence]).to_dict()}
             results.append(
-                {
-                    "pivot": pivot,
-                    "layer": layer,
-                    "victims": len(victims),
-                    **combine([measured]).to_dict(),
-                    **written,
-                }
+                {"pivot": pivot, "layer": layer, "victims": len(victims), **combine([measured]).to_dict(), **written}
             )
     return results
 

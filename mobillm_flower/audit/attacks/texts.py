@@ -50,7 +50,7 @@ def read_public_texts(
         more = list(public_text(settings.activations.public_text)[:sentences])
         samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
     tokens = tokenize(backbone, samples, drawn.contract)
-    rows = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
+    rows = backbone.extract(tokens, layers=spec_of(settings, backbone, drawn.contract).layers, pivot="mean").activations
     return SequenceDecoder(torch.stack([row.flatten() for row in rows]), samples, seed=seed)
 
 
