@@ -121,9 +121,8 @@ class SideTuningClient:
         content, secure = asked.content, keys.SECURE_SUMS in asked.content
 
         def make() -> Words:
-            request = open_held_out(content, device.agree)
-            model = _model(device, request.evaluation)
-            return tally_held_out(device, model, share=request.share, alone=not secure)
+            request, share = open_held_out(content, device.agree)
+            return tally_held_out(device, _model(device, request), share=share, alone=not secure)
 
         if not secure:
             require_plain(device)

@@ -22,12 +22,11 @@ from mobillm_flower.wire.messages import read_held, read_request
 from mobillm_flower.wire.window import (
     RELEASE_BYTES,
     read_array,
+    read_header,
     read_hex,
     read_measured,
-    read_number,
     read_record,
     read_text,
-    record_bytes,
 )
 
 MAX_CAPACITY = 1 << 40
@@ -198,15 +197,7 @@ def open_sums(content: RecordDict, *, request: SumsRequest) -> SumsReply:
     PacketRejected
         A rule is broken; the rule is named.
     """
-    if not isinstance(content, RecordDict):
-        raise PacketRejected("records", "the message carries no records")
-    num_bytes, most = record_bytes(content), request.sums.num_bytes + _HEADER_BYTES
-    if num_bytes > most:
-        raise PacketRejected("size", f"{num_bytes} bytes, at most {most} were asked for")
-    header = read_record(content, keys.HEADER, ConfigRecord)
-    version = read_number(header, keys.VERSION, 10**6)
-    if version != keys.SCHEMA_VERSION:
-        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    header, num_bytes = read_header(content, request.sums.num_bytes + _HEADER_BYTES)
     for rule, key, asked in (
         ("contract", keys.CONTRACT, request.contract),
         ("extraction", keys.SPEC, request.spec),

@@ -130,12 +130,8 @@ def open_window(
     PacketRejected
         Any rule is broken; the rule is named.
     """
-    if not isinstance(content, RecordDict):
-        raise PacketRejected("records", "the message carries no records")
-    num_bytes = record_bytes(content)
-    if num_bytes > max_bytes:
-        raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
-    header = _open_header(read_record(content, keys.HEADER, ConfigRecord), spec, contract, max_samples)
+    record, num_bytes = read_header(content, max_bytes)
+    header = _open_header(record, spec, contract, max_samples)
     count = len(header.releases)
     arrays = read_record(content, keys.ACTIVATIONS, ArrayRecord)
     payload = read_array(arrays, keys.PAYLOAD, np.uint8)
@@ -196,9 +192,6 @@ class _Header(NamedTuple):
 
 
 def _open_header(header: ConfigRecord, spec: ExtractionSpec, contract: TaskContract, max_samples: int) -> _Header:
-    version = read_number(header, keys.VERSION, 10**6)
-    if version != keys.SCHEMA_VERSION:
-        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
     try:
         contract.require_same(TaskContract.from_json(read_text(header, keys.CONTRACT)), mine="here", theirs="there")
     except MismatchError as error:
@@ -265,6 +258,20 @@ def _cut(array: np.ndarray, lengths: Sequence[int]) -> list[bytes]:
         pieces.append(raw[start : start + length])
         start += length
     return pieces
+
+
+def read_header(content: RecordDict, max_bytes: int) -> tuple[ConfigRecord, int]:
+    """Return the header of a message from a device, and the bytes of its records; raises PacketRejected."""
+    if not isinstance(content, RecordDict):
+        raise PacketRejected("records", "the message carries no records")
+    num_bytes = record_bytes(content)
+    if num_bytes > max_bytes:
+        raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
+    header = read_record(content, keys.HEADER, ConfigRecord)
+    version = read_number(header, keys.VERSION, 10**6)
+    if version != keys.SCHEMA_VERSION:
+        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    return header, num_bytes
 
 
 def read_record(content: RecordDict, name: str, kind: type[Any]) -> Any:

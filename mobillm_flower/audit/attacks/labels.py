@@ -13,9 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from mobillm_flower.audit.attacks.linear import components
-from mobillm_flower.audit.attacks.secret_mixing import random_key
 from mobillm_flower.audit.finding import Measured, of_scores
 from mobillm_flower.core.targets import difference
+from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.wire.target_bytes import TargetBatch
 
@@ -118,7 +118,7 @@ def clusters_by_leaked_pairs(rows: Tensor, labels: Tensor, *, leaked: int = 1, s
 
 def rotated(differences: Tensor, *, seed: int = 0) -> Tensor:
     """Return Δy [N, K] under a drawn secret rotation, which hides the largest entry and not which are alike."""
-    return differences @ random_key(differences.shape[1], seed=seed)
+    return MixingKey(seed.to_bytes(32, "big")).targets(differences)
 
 
 def nearest_leaked(rows: Tensor, labels: Tensor, *, seed: int = 0) -> Measured:
