@@ -127,7 +127,7 @@ def _labels(uploads: Uploads, trained: Trained, seed: int, classes: int) -> dict
     with torch.inference_mode():
         side = trained.network([ActivationBatch(uploads.spec.backbone, uploads.rows)])
     scores = trained.rule.scores(side, torch.full((len(rows), classes), 1 / classes))
-    kept = uploads.label_rates[0]
+    kept = uploads.spec.protection(uploads.contract).label_rates[0]
     measured = {
         "label: argmax Δy": labels.argmax_difference(uploads.targets, truth, theory=None if mixed else kept),
         "label: clusters and class shares": labels.clusters_by_priors(rows, truth, seed=seed),

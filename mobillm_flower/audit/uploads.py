@@ -115,11 +115,6 @@ class Uploads:
     contract: TaskContract
 
     @property
-    def label_rates(self) -> tuple[float, float]:
-        """P[released label = true label], and P[released label = k] of each other k."""
-        return self.spec.protection(self.contract).label_rates
-
-    @property
     def is_noisy(self) -> bool:
         """Whether activations carry noise."""
         return bool(self.spec.joint_epsilon or self.spec.sigma)

@@ -38,7 +38,7 @@ from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.ledger_file import damaged
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.held_out import open_held_out, pack_tally, purpose_of_tally
-from mobillm_flower.wire.masked import open_masked_request, open_message, pack_masked, purpose_of
+from mobillm_flower.wire.masked import open_message, pack_masked, purpose_of
 from mobillm_flower.wire.messages import (
     EvaluationRequest,
     open_evaluation,
@@ -102,7 +102,7 @@ class SideTuningClient:
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
         _require_sums(device, asked=True)
-        request, message = open_masked_request(asked.content)
+        request, message = open_sums_request(asked.content), open_message(asked.content)
         made: list[SumsReply] = []
 
         def make() -> Words:

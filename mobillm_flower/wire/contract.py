@@ -59,10 +59,9 @@ class _Agreed:
         """
         try:
             values = json.loads(text)
-            names = {item.name for item in dataclasses.fields(cls)}
-            if not isinstance(values, dict) or not names - cls._LATER <= set(values) <= names:
-                raise ValueError
             annotations = {item.name: str(item.type) for item in dataclasses.fields(cls)}
+            if not isinstance(values, dict) or not annotations.keys() - cls._LATER <= set(values) <= set(annotations):
+                raise ValueError
             if not all(_fits(value, annotations[name]) for name, value in values.items()):
                 raise ValueError
         except (ValueError, RecursionError) as error:

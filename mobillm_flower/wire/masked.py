@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from mobillm_flower.errors import PacketRejected
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.sums import SumsRequest, open_sums_request, pack_sums_request
+from mobillm_flower.wire.sums import SumsRequest
 from mobillm_flower.wire.window import read_array, read_measured, read_record, record_bytes
 
 _BESIDE_WORDS = 1 << 20  # bytes of an answer beside a vector's, shares of many neighbours among them
@@ -42,19 +42,9 @@ def purpose_of(request: SumsRequest) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def pack_masked_request(request: SumsRequest, message: bytes) -> RecordDict:
-    """Make a request of a phase."""
-    return with_message(pack_sums_request(request), message)
-
-
 def with_message(content: RecordDict, message: bytes) -> RecordDict:
-    """Return the records with a message of the protocol beside them."""
+    """Return the records of a request with a message of the protocol beside them."""
     return RecordDict({**content, keys.SECURE_SUMS: _record(message)})
-
-
-def open_masked_request(content: RecordDict) -> tuple[SumsRequest, bytes]:
-    """Read a request on the device; raises MismatchError or PacketRejected where it is malformed."""
-    return open_sums_request(content), open_message(content)
 
 
 def pack_masked(message: bytes, *, forward_seconds: float, peak_memory_bytes: float) -> RecordDict:

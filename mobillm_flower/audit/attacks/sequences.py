@@ -7,12 +7,11 @@ terms that it was trained in by the best linear estimate, so that one network re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobillm_flower.audit.attacks.linear import Ridge, components
@@ -141,23 +140,13 @@ class SequenceDecoder:
         strength = max(variance / scale**2, _LEAST_STRENGTH * float(ridge.values.mean()))
         written = self.write(ridge.predict(reduce(victims / scale), strength).clamp(-_FAR, _FAR))
         truth = [word_list(text) for text in texts]
-        without = (self.untold, tuple(frequent))
+        said = (written, *([one] * len(truth) for one in (self.untold, tuple(frequent))))  # and without the upload
 
-        def measured(score: NDArray[np.float64], blind: Sequence[NDArray[np.float64]]) -> Measured:
-            return of_scores(score, max(float(one.mean()) for one in blind))
+        def measured(score: Callable[[Sequence[str], Sequence[str]], float]) -> Measured:
+            reached, *blind = (np.array([score(*pair) for pair in zip(truth, one, strict=True)]) for one in said)
+            return of_scores(reached, max(float(one.mean()) for one in blind))
 
-        def f1(guesses: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-            return np.array([token_f1(true, guess) for true, guess in zip(truth, guesses, strict=True)])
-
-        def exact(guesses: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-            return np.array([float(true == guess) for true, guess in zip(truth, guesses, strict=True)])
-
-        blind = [[one] * len(truth) for one in without]
-        return Written(
-            written,
-            measured(f1(written), [f1(guesses) for guesses in blind]),
-            measured(exact(written), [exact(guesses) for guesses in blind]),
-        )
+        return Written(written, measured(token_f1), measured(lambda true, guess: float(true == guess)))
 
     @torch.inference_mode()
     @torch_threads(1)
