@@ -58,7 +58,7 @@ def compare_engines(
         settings = load_settings({**_BASE, **changes, "data.max-samples": num_samples})
         backbone = _loaded(settings)
         samples = tokens(backbone, load_local_data(settings, 0, 1))
-        spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
+        spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
         if backbone.computed_by(spec.layers, spec.pivot) != settings.backbone.engine.value:
             report.skipped[f"engine {name}"] = "torch computes in its place; see the warning"
             continue

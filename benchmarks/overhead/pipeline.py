@@ -45,7 +45,9 @@ def window_beside_forward(
         def run() -> tuple[float, float]:
             with tempfile.TemporaryDirectory() as path:
                 device = Device(settings, data, DeviceFolder(Path(path)))
-                spec = extraction_spec(device.backbone.info, settings, num_blocks=settings.activations.num_blocks)
+                spec = extraction_spec(
+                    device.backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1
+                )
                 started = time.perf_counter()
                 window = make_window(device, spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
                 seconds = time.perf_counter() - started

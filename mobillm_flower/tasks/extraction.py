@@ -75,7 +75,7 @@ def _layers(backbone: BackboneInfo, settings: Settings, num_blocks: int, scheme:
 
 
 def extraction_spec(
-    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1, scheme: str = ""
+    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int, scheme: str = ""
 ) -> ExtractionSpec:
     """Return what a device with this backbone uploads under these settings.
 

@@ -151,7 +151,7 @@ def test_what_was_planned_is_what_a_run_takes(
     settings = load_settings(config)
     local = load_local_data(settings, 0, devices)
     device = Device(settings, local, DeviceFolder(tmp_path / "counted"))
-    spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth)
+    spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth, num_outputs=1)
     with FlopCounterMode(display=False) as counter:
         make_window(device, spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
     assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)

@@ -130,7 +130,7 @@ class Server:
             return
         device = open_description(described)
         self.told |= set(device.contract.labels)
-        spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1)
+        spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1, num_outputs=1)
         held = frozenset() if forget else frozenset(self.got)
         for of_request in (replace(spec, **asked), spec):
             request = WindowRequest(device.contract, of_request, 1, 64, 1 << 24, held)

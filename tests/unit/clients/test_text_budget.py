@@ -53,7 +53,7 @@ def release(tmp_path: Path, backbone: str) -> Release:
     def ask(folder: str = "device", node: dict[str, Any] | None = None, **run: Any) -> int:
         named = {key.replace("__", ".").replace("_", "-"): value for key, value in run.items()}
         device = open_device(tmp_path / folder, {"backbone.name": backbone, **(JOINT if node is None else node)}, named)
-        spec = extraction_spec(device.backbone.info, device.settings, num_blocks=1)
+        spec = extraction_spec(device.backbone.info, device.settings, num_blocks=1, num_outputs=1)
         made = make_window(device, spec, held=frozenset(), size=10**6, max_bytes=10**9)
         device.folder.ledger.acknowledge([sample.release for sample in made.samples])
         assert len(made.samples) + made.refused == made.total

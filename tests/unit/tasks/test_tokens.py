@@ -100,7 +100,7 @@ def test_a_row_without_a_token_costs_no_other(folder: Path, tmp_path: Path, capl
     chosen = settings(folder)
     device = Device(chosen, read_rows(train, train, chosen), DeviceFolder(tmp_path))
     device.backbone.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\N{ZERO WIDTH SPACE}", "")
-    spec = extraction_spec(device.backbone.info, chosen, num_blocks=2)
+    spec = extraction_spec(device.backbone.info, chosen, num_blocks=2, num_outputs=1)
     made = make_window(device, spec, held=frozenset(), size=20, max_bytes=1 << 24)
     assert (len(made.samples), made.total) == (19, 19)
     described = device.describe()
