@@ -13,7 +13,7 @@ from torch import nn
 from mobillm_flower.audit.attacks import devices, labels, membership, secret_mixing
 from mobillm_flower.audit.attacks.linear import signal
 from mobillm_flower.audit.attacks.texts import Attacker, attack_texts
-from mobillm_flower.audit.finding import Measured, of_scores
+from mobillm_flower.audit.finding import Measured
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, make_uploads
 from mobillm_flower.config import Settings
 from mobillm_flower.core.prediction import PredictionRule
@@ -116,7 +116,7 @@ def attack(
         membership.losses(held_out, drawn.test.labels),
         seed=seed,
     )
-    right = of_scores((held_out.argmax(1) == drawn.test.labels).numpy(), labels.majority_share(drawn.test.labels))
+    right = labels.side_network_oracle(held_out, drawn.test.labels)
     quality = replace(right, value=measure(held_out, drawn.test.labels, drawn.contract))
     seconds = backbone.seconds_a_sample + uploads.device_seconds_a_sample
     return Attacked(measured, quality, uploads.bytes_a_sample, seconds, uploads.spec, layers)
