@@ -53,9 +53,7 @@ def make_window(device: Device, spec: ExtractionSpec, *, held: frozenset[bytes],
     fresh: list[int] = []
     new = [i for i in open_ if release_ids[i] not in waiting]
     promised = release_guarantee(spec, device.data.contract, delta=device.settings.privacy.delta)
-    may = ledger.allowed(
-        ((device.sample_keys[i], release_ids[i]) for i in new), epsilon=promised.epsilon, delta=promised.delta
-    )
+    may = ledger.allowed(((device.sample_keys[i], release_ids[i]) for i in new), promised)
     with contextlib.closing(may):
         for i in open_:
             if len(chosen) == size:
@@ -68,8 +66,7 @@ def make_window(device: Device, spec: ExtractionSpec, *, held: frozenset[bytes],
             chosen.append(i)
     made, seconds = make_releases(device, spec, fresh, release_ids)
     if made:
-        of_samples = [(device.sample_keys[i], release) for i, release in made]
-        ledger.record(of_samples, epsilon=promised.epsilon, delta=promised.delta)
+        ledger.record([(device.sample_keys[i], release) for i, release in made], promised)
     waiting |= ledger.outbox([release_ids[i] for i in fresh])
     samples: list[Release] = []
     used = 0

@@ -59,7 +59,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
         texts = tuple(dict.fromkeys(text for i in used for text in device.sample_keys[i].texts))
         item = Release(release, len(used), wrap(values, sums.scale.bits).tobytes(), b"")
         charged = SampleKeys(release, texts)
-        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta, whole=device.promises)
+        ledger.record([(charged, item)], promised, whole=device.promises)
         waiting = ledger.outbox([release])
     else:
         seconds = 0.0
@@ -82,12 +82,8 @@ def _sum(
     device: Device, spec: ExtractionSpec, sums: SumsSpec, kept: Sequence[int], release: bytes
 ) -> tuple[float, NDArray[np.int64], list[int]]:
     """Return seconds of the forward pass, the statistic [W], and the samples in it."""
-    promised = _counted(device, sums)
-    may = device.folder.ledger.allowed(
-        ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept),
-        epsilon=promised.epsilon,
-        delta=promised.delta,
-    )
+    ids = ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept)
+    may = device.folder.ledger.allowed(ids, _counted(device, sums))
     used = [i for i, allowed in zip(kept, may, strict=True) if allowed]
     if len(used) < sums.min_samples:
         raise ReleaseRefused(

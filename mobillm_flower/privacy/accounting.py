@@ -48,6 +48,9 @@ class Guarantee:
     parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
+UNPROTECTED = Guarantee(None, 0.0, "nothing is protected")
+
+
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
     """Return the least σ with which adding N(0, σ² I) is (ε, δ)-DP, exactly.
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.ledger import Limits, Release, SampleKeys
 
@@ -121,12 +122,12 @@ def test_the_budget_holds_within_one_batch(tmp_path: Path) -> None:
 def test_the_epsilon_of_all_releases_of_a_sample_adds_up(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=6.0))
     first, second = make_release(folder, shaping="v1"), make_release(folder, shaping="v2")
-    folder.ledger.record([first], epsilon=4.0)
-    folder.ledger.record([second], epsilon=2.0)
+    folder.ledger.record([first], Guarantee(4.0, 0.0))
+    folder.ledger.record([second], Guarantee(2.0, 0.0))
     sample, third = make_release(folder, shaping="v3")
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 6; 0.5 more is beyond privacy.budget=6"):
-        folder.ledger.record([(sample, third)], epsilon=0.5)
-    folder.ledger.record([second], epsilon=2.0)  # the same release again takes nothing
+        folder.ledger.record([(sample, third)], Guarantee(0.5, 0.0))
+    folder.ledger.record([second], Guarantee(2.0, 0.0))  # the same release again takes nothing
     with pytest.raises(ReleaseRefused, match="allows no release without an epsilon"):
         folder.ledger.record([(sample, third)])
     folder.close()
@@ -134,14 +135,14 @@ def test_the_epsilon_of_all_releases_of_a_sample_adds_up(tmp_path: Path) -> None
 
 def test_without_a_budget_a_protected_sample_is_released_once(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path / "device")
-    folder.ledger.record([make_release(folder, shaping="v1")], epsilon=4.0)
+    folder.ledger.record([make_release(folder, shaping="v1")], Guarantee(4.0, 0.0))
     sample, again = make_release(folder, shaping="v2")
     with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=4"):
-        folder.ledger.record([(sample, again)], epsilon=4.0)
+        folder.ledger.record([(sample, again)], Guarantee(4.0, 0.0))
     folder.close()
     smaller = DeviceFolder(tmp_path / "device")
     with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=1"):
-        smaller.ledger.record([(sample, again)], epsilon=1.0)
+        smaller.ledger.record([(sample, again)], Guarantee(1.0, 0.0))
     smaller.close()
 
 
@@ -151,7 +152,7 @@ def test_no_epsilon_is_promised_for_a_sample_that_went_out_unprotected(tmp_path:
     folder.close()
     folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=100.0))
     with pytest.raises(ReleaseRefused, match="released without protection before"):
-        folder.ledger.record([make_release(folder, shaping="v2")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, shaping="v2")], Guarantee(1.0, 0.0))
     folder.close()
 
 
@@ -217,8 +218,8 @@ def test_a_text_is_released_once_whatever_sample_it_is_part_of(tmp_path: Path) -
 def test_the_epsilon_of_a_text_adds_up_over_samples(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=3.0, max_delta=2e-5))
     samples = [keys(folder, str(i), "same", f"and {i}") for i in range(4)]
-    assert list(folder.ledger.allowed(samples, epsilon=1.0)) == [True, True, True, False]
-    assert list(folder.ledger.allowed(samples, epsilon=1.0, delta=1e-5)) == [True, True, False, False]
+    assert list(folder.ledger.allowed(samples, Guarantee(1.0, 0.0))) == [True, True, True, False]
+    assert list(folder.ledger.allowed(samples, Guarantee(1.0, 1e-5))) == [True, True, False, False]
     folder.close()
 
 
@@ -237,7 +238,7 @@ def test_metrics_are_counted_and_bounded(tmp_path: Path) -> None:
 def test_a_text_that_exact_metrics_were_on_gets_no_epsilon(folder: DeviceFolder) -> None:
     folder.ledger.evaluate(folder.text_ids(["wake  me"]))
     with pytest.raises(ReleaseRefused, match="exact metrics on a text of this sample were reported before"):
-        folder.ledger.record([make_release(folder)], epsilon=1.0)
+        folder.ledger.record([make_release(folder)], Guarantee(1.0, 0.0))
     folder.ledger.record([make_release(folder)])  # nothing is promised
 
 
@@ -246,7 +247,7 @@ def test_noisy_metrics_and_releases_share_a_budget(tmp_path: Path) -> None:
     for _ in range(2):
         folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 2; 2 more is beyond privacy.budget=3"):
-        folder.ledger.record([make_release(folder)], epsilon=2.0)
+        folder.ledger.record([make_release(folder)], Guarantee(2.0, 0.0))
     folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
     with pytest.raises(ReleaseRefused, match=r"test row took an epsilon of 3; 1 more is beyond privacy.budget=3"):
         folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
@@ -328,7 +329,7 @@ def test_a_value_that_is_none_of_its_column_is_refused_and_counts_as_no_zero(
     tmp_path: Path, column: str, value: Any
 ) -> None:
     folder = DeviceFolder(tmp_path / "device")
-    folder.ledger.record([make_release(folder)], epsilon=1.0)
+    folder.ledger.record([make_release(folder)], Guarantee(1.0, 0.0))
     folder.ledger.evaluate([b"a text"])
     folder.close()
     table, _, name = column.partition(".")
@@ -387,10 +388,10 @@ def test_an_old_ledger_promises_nothing_until_its_texts_are_known(old: tuple[Pat
     folder = DeviceFolder(path)
     assert folder.ledger.outbox([release.release]) == {release.release: release}
     with pytest.raises(ReleaseRefused, match="has 1 releases of an earlier version, which does not say of which texts"):
-        folder.ledger.record([make_release(folder, "another")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, "another")], Guarantee(1.0, 0.0))
     folder.ledger.record([make_release(folder, "another")])  # nothing is promised
     folder.ledger.attribute([keys])
-    folder.ledger.record([make_release(folder, "a third")], epsilon=1.0)
+    folder.ledger.record([make_release(folder, "a third")], Guarantee(1.0, 0.0))
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 4; 1 more is beyond privacy.budget=1"):
-        folder.ledger.record([make_release(folder, shaping="v2")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, shaping="v2")], Guarantee(1.0, 0.0))
     folder.close()
