@@ -6,14 +6,11 @@ another, both sides meet the same load; the ratio of their medians is the result
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import torch
 
 from mobillm_flower.reports.comparison import Report
 
@@ -151,14 +148,3 @@ class BenchReport(Report):
             "comparisons": {name: comparison.to_dict() for name, comparison in self.comparisons.items()},
             "skipped": self.skipped,
         }
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

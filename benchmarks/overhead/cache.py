@@ -20,9 +20,9 @@ from benchmarks.measuring import BenchReport, Comparison, Seconds, Threshold, co
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import decode_samples, encode_sample
 from mobillm_flower.evaluation.fresh_process import run_fresh, status_bytes
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.sampler import draw_order, split_validation
-from mobillm_flower.wire.window import SampleBytes
 
 ROWS_BAR, GROWTH_BAR = 100_000, 1.10
 _SHAPE = (1, 12, 1, 768)
@@ -200,7 +200,7 @@ def _fill(file: Path, count: int, blobs: Sequence[bytes]) -> None:
     cache = ActivationCache(file)
     for start in range(0, count, _WINDOW):
         window = [
-            SampleBytes(i.to_bytes(16, "big"), 1, blobs[i % len(blobs)], i.to_bytes(24, "big"))
+            Release(i.to_bytes(16, "big"), 1, blobs[i % len(blobs)], i.to_bytes(24, "big"))
             for i in range(start, min(start + _WINDOW, count))
         ]
         cache.add(f"{start // _WINDOW % _DEVICES:032x}", window, backbone="0" * 64, round_=1)

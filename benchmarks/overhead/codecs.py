@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import BenchReport, Threshold, compare_seconds, take_turns, timed, torch_threads
+from benchmarks.measuring import BenchReport, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.core.sparse import decode_samples, encode_sample
 
 BITS_BAR = 4.2

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, torch_threads
+from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns
 from benchmarks.overhead.engines import compare_engines, compare_metrics
 from benchmarks.overhead.pipeline import window_beside_forward
 from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.roofline import server_roofline
 from mobillm_flower.backbones import plan_memory
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.evaluation.fresh_process import run_fresh
 from mobillm_flower.reports.comparison import Table
 

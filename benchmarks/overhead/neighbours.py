@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, timed, torch_threads
+from benchmarks.measuring import BenchReport, Seconds, Threshold, compare_seconds, take_turns, timed
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import fill_cache, train_epoch, training_plan
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.server import ActivationCache
 

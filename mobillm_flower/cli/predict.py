@@ -153,17 +153,14 @@ def _read(
 ) -> Iterator[Text]:
     """Return texts from the options, a file, or standard input, whose encoding is not that of the run's data."""
     from mobillm_flower.tasks import read_texts, text_lines
+    from mobillm_flower.tasks.readers import FileForm
 
     if file is not None and (texts or pairs):
         raise SettingsError("give --text or --file, not both")
     if file is not None:
-        return read_texts(
-            file.expanduser(),
-            text_column=data.text_column,
-            pair_column=data.pair_column,
-            encoding=data.encoding,
-            delimiter="" if file.suffix.lower() == ".tsv" else data.delimiter,
-        )
+        columns = (data.text_column, data.pair_column) if data.pair_column else (data.text_column,)
+        delimiter = "" if file.suffix.lower() == ".tsv" else data.delimiter
+        return read_texts(file.expanduser(), FileForm(columns, encoding=data.encoding, delimiter=delimiter))
     if texts or pairs:
         if pairs and not data.pair_column:
             raise SettingsError("this run's task has one text; leave out --pair")

@@ -17,8 +17,8 @@ from benchmarks.measuring import (
     compare_seconds,
     take_turns,
     timed,
-    torch_threads,
 )
+from mobillm_flower.core.placement import torch_threads
 
 
 def test_sides_are_called_in_turns_and_every_other_turn_backwards() -> None:
