@@ -16,7 +16,7 @@ from mobillm_flower.config import CHOOSERS, Partition, Settings
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks import TASKS, LocalData, check_prompt, load_splits, tokenize, with_tokens
-from mobillm_flower.tasks.data import Splits
+from mobillm_flower.tasks.data import Splits, check_own_classes
 from mobillm_flower.tasks.labels import value_text
 from mobillm_flower.tasks.partitions import natural_names
 from mobillm_flower.tasks.tokens import uncut_tokens
@@ -26,10 +26,17 @@ _MOST_DEVICES, _MOST_LENGTHS = 200, 2000
 _MANY_UNKNOWN = 0.05  # share of unknown tokens that is worth a word
 
 
-def preflight(settings: Settings) -> list[str]:
+def preflight(settings: Settings, *, own: bool = False) -> list[str]:
     """Refuse, before a simulation is started, what would end it at its first device: splits, columns, labels, prompt.
 
     Tasks that only an app registers are left to it.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's.
+    own : bool
+        Whether `data.source` holds what `load_data` gave, and not all data of one place.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def preflight(settings: Settings) -> list[str]:
     """
     if settings.task.kind not in TASKS:
         return []
-    splits, cut = Splits.of(*load_splits(settings.data), settings), settings.data
+    splits, cut = _splits(settings, own), settings.data
     splits.read(settings, [], [])
     rule = splits.train_rule
     if rule is not None and not any(rule(value) is not None for value in splits.train[cut.label_column][:]):
@@ -58,6 +65,13 @@ def preflight(settings: Settings) -> list[str]:
                 "splits"
             )
     return _notes(settings, splits)
+
+
+def _splits(settings: Settings, own: bool) -> Splits:
+    train, test = load_splits(settings.data)
+    if own:  # as its devices do, of which none knows the others' classes
+        check_own_classes(train, settings)
+    return Splits.of(train, test, settings)
 
 
 def _notes(settings: Settings, splits: Splits) -> list[str]:
@@ -128,7 +142,7 @@ def _tokens(tokenizer: Any, data: LocalData, settings: Settings) -> dict[str, An
     }
 
 
-def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False) -> dict[str, Any]:
+def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False, own: bool = False) -> dict[str, Any]:
     """Return what a run would understand of `data.source`.
 
     Parameters
@@ -139,6 +153,8 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
         Whether to load the backbone, for lengths in tokens and its own prediction of a few rows.
     texts : bool
         Whether to show three shortened texts.
+    own : bool
+        As in `preflight`.
 
     Returns
     -------
@@ -152,7 +168,7 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
     MobiLLMError
         What would end the run, or cost it all of its devices.
     """
-    splits = Splits.of(*load_splits(settings.data), settings)
+    splits = _splits(settings, own)
     whole = splits.read(settings, range(len(splits.train)), range(len(splits.test)))
     found: dict[str, Any] = {
         "splits": {

@@ -83,11 +83,16 @@ def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
         The rows have another form, a classification names its classes nowhere, or no row can be used.
     """
     train, test = both_splits((train, test))
+    check_own_classes(train, settings)
+    splits = Splits.of(train, test, settings)
+    return splits.read(settings, range(len(train)), range(len(test)))
+
+
+def check_own_classes(train: datasets.Dataset, settings: Settings) -> None:
+    """Refuse the train rows of a `load_data` of which nothing names the classes; raises DataError."""
     named = settings.task.labels or label_column(train, settings).names
     if TASKS[settings.task.kind].labels(["0"], settings) and not named:
         raise DataError("load_data's rows do not name the classes: give task.labels, in order, or a ClassLabel column")
-    splits = Splits.of(train, test, settings)
-    return splits.read(settings, range(len(train)), range(len(test)))
 
 
 def load_central_data(settings: Settings) -> LocalData:
