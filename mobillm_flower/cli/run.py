@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli.options import AppFolder, AsJson, Config
-from mobillm_flower.cli.output import print_rows, relative, say_json
+from mobillm_flower.cli.output import print_rows, relative, say_json, told
 from mobillm_flower.cli.watch import Watcher
 from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.runs.folder import RunFolder
@@ -118,7 +118,7 @@ def _look_at_data(app: App, settings: Settings, words: list[str]) -> list[str]:
         with gathered(app, [word for word in words if not word.startswith("data.source=")], at_most=1) as of_first:
             return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]), own=True)]
     except MobiLLMError as error:
-        return [f"the first device would be refused: {error}"]
+        return [f"the first device would be refused: {told(error)}"]
 
 
 def _earlier_run(settings: Settings) -> list[str]:

@@ -210,15 +210,16 @@ def _devices(splits: Splits, settings: Settings) -> dict[str, Any]:
     number = settings.data.num_devices
     sizes: list[tuple[int, int]] = []
     refused: dict[int, str] = {}
+    first: DataError | None = None
     for device in range(min(number, _MOST_DEVICES)):
         try:
             data = splits.local(settings, device, number)
         except DataError as error:
-            refused[device] = str(error)
+            refused[device], first = str(error), first or error
             continue
         sizes.append((len(data.train), len(data.test)))
     if not sizes:
-        raise DataError(f"all {number} devices would be refused; the first: {next(iter(refused.values()))}")
+        raise DataError(f"all {number} devices would be refused; the first: {first}") from first
     found: dict[str, Any] = {"num_devices": number, "devices": sizes, "refused": refused}
     if not refused and number <= _MOST_DEVICES:
         usable = len(splits.read(settings, [], range(len(splits.test))).test)

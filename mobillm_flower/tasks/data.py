@@ -128,6 +128,9 @@ class Splits:
     @classmethod
     def of(cls, train: datasets.Dataset, test: datasets.Dataset, settings: Settings) -> Splits:
         """Understand the columns of two splits; raises DataError where that cannot be done."""
+        for name, rows in (("train", train), ("test", test)):
+            if not rows.column_names:
+                raise DataError(f"the {name} split is empty: it has neither rows nor columns; give it rows")
         column = label_column(train, settings)
         contract = make_contract(settings, column)
         if not isinstance(TASKS[settings.task.kind], LeavesOut) or not contract.labels:

@@ -55,7 +55,8 @@ def class_names(values: Iterable[Any], *, setting: str) -> tuple[str, ...]:
     distinct = _distinct(values, setting)
     named = {text for value in distinct if (text := value_text(value)) is not None}
     if not named:
-        raise DataError(f"{setting} holds no label; name the labels with task.labels")
+        why = "holds no label in any row; name its column" if distinct else "has no rows; give the split rows"
+        raise DataError(f"{setting} {why}, or name the labels with task.labels")
     if len(named) > MAX_CLASSES:
         raise DataError(
             f"{setting} has {len(named)} distinct values, which is no set of classes; name the column of the labels"

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mobillm_flower.backbones.git_lfs import is_pointer
-from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.errors import DataError, MissingColumnError, SettingsError
 from mobillm_flower.tasks.labels import value_text
 
 _FIELD = 1 << 24  # characters of the longest field of a CSV file
@@ -118,7 +118,8 @@ def read_pieces(file: Path, form: FileForm, columns: Sequence[str] = (), *, rows
         for piece in reader(_Request(file, form, columns, rows)):
             for name in columns:
                 if name not in piece.column_names:
-                    raise DataError(f"{file.name} has no column {name!r} among its {len(piece.column_names)}")
+                    said = f"{file.name} has no column {name!r} among its {len(piece.column_names)}"
+                    raise MissingColumnError(said, tuple(piece.column_names))
             yield piece.select(columns) if columns else piece
     except DataError:
         raise

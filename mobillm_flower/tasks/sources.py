@@ -18,6 +18,7 @@ from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.files import read_files, split_files
 from mobillm_flower.tasks.partitions import no_progress
 from mobillm_flower.tasks.readers import FileForm, form_of, reason
+from mobillm_flower.tasks.rows import missing_column
 
 
 def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -49,7 +50,7 @@ def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Data
         count = round(share * len(rows))
         return rows.select(np.sort(drawn[count:])), rows.select(np.sort(drawn[:count]))
     if column not in rows.column_names:
-        raise DataError(f"data.split-column={column!r} is none of the data's {len(rows.column_names)} columns")
+        raise missing_column("data.split-column", column, rows.column_names)
     values = np.array([str(value) for value in rows[column][:]])
     parts = []
     for split in (settings.train_split, settings.test_split):

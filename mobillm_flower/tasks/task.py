@@ -21,6 +21,7 @@ from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.labels import LabelRule, class_names, label_rule, number_of, value_text
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
+from mobillm_flower.tasks.rows import missing_column
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import BAD_TARGET, NO_LABEL, NO_TEXT, REASONS, UNKNOWN_LABEL
 
@@ -334,7 +335,7 @@ def measure(scores: Tensor, labels: Tensor, contract: TaskContract) -> float:
 
 def _column(rows: Any, name: str, setting: str) -> list[Any]:
     if name not in rows.column_names:
-        raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
+        raise missing_column(setting, name, rows.column_names)
     return list(rows[name][:])  # at once: a column by itself is read row by row
 
 
