@@ -47,6 +47,7 @@ def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(
             (f"class {name}", f"{train:,}", f"{test:,} in the test split" + ("" if train else "; never in train"))
         )
+    rows += [("note", "", note) for note in found["notes"]]
     if found["left_out"]:
         rows.append(("rows left out", "", found["left_out"]))
     for value, count in found["unmatched"].items():

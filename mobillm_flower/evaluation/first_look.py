@@ -17,7 +17,7 @@ from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks import TASKS, LocalData, check_prompt, load_splits, tokenize, with_tokens
 from mobillm_flower.tasks.data import Splits, check_own_classes
-from mobillm_flower.tasks.labels import value_text
+from mobillm_flower.tasks.labels import names_alike, value_text
 from mobillm_flower.tasks.partitions import natural_names
 from mobillm_flower.tasks.tokens import uncut_tokens
 
@@ -64,7 +64,7 @@ def preflight(settings: Settings, *, own: bool = False) -> list[str]:
                 f"no test row is on any device: no value of data.partition-column={cut.partition_column!r} is in both "
                 "splits"
             )
-    return _notes(settings, splits)
+    return [*_alike(splits), *_notes(settings, splits)]
 
 
 def _splits(settings: Settings, own: bool) -> Splits:
@@ -72,6 +72,14 @@ def _splits(settings: Settings, own: bool) -> Splits:
     if own:  # as its devices do, of which none knows the others' classes
         check_own_classes(train, settings)
     return Splits.of(train, test, settings)
+
+
+def _alike(splits: Splits) -> list[str]:
+    return [
+        f"the classes {', '.join(map(repr, names))} differ in capitals or blanks alone and are learned as "
+        f"{len(names)}; if they are one, write them alike in data.label-column"
+        for names in names_alike(splits.contract.labels)
+    ]
 
 
 def _notes(settings: Settings, splits: Splits) -> list[str]:
@@ -159,9 +167,9 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
     Returns
     -------
     dict
-        `splits` (rows and columns with their types), `classes` (counts by name, of train and test), `unmatched` (values
-        of labels that are no class, with counts), `left_out`, `devices` (train and test samples of each),
-        `refused` (reasons by device), `on_no_device` (test rows), `tokens`, `base`, `texts`.
+        `splits` (rows and columns with their types), `classes` (counts by name, of train and test), `notes` (sentences
+        on the classes), `unmatched` (values of labels that are no class, with counts), `left_out`, `devices` (train and
+        test samples of each), `refused` (reasons by device), `on_no_device` (test rows), `tokens`, `base`, `texts`.
 
     Raises
     ------
@@ -176,6 +184,7 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
             for name, rows in (("train", splits.train), ("test", splits.test))
         },
         "classes": _classes(whole),
+        "notes": _alike(splits),
         "unmatched": _unmatched(splits, settings),
         "left_out": str(whole.left_out),
         **_devices(splits, settings),

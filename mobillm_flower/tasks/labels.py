@@ -66,6 +66,20 @@ def class_names(values: Iterable[Any], *, setting: str) -> tuple[str, ...]:
     return tuple(sorted(named))
 
 
+def names_alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return names that differ in capitals and blanks alone, each group together: they may be meant as one class.
+
+    Examples
+    --------
+    >>> names_alike(["Spam", "ham", "spam ", "spam"])
+    [('Spam', 'spam ', 'spam')]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
 def number_of(value: Any) -> float | None:
     """Return a number, or the one that a text is; None where it is neither."""
     text = value_text(value)
