@@ -12,6 +12,7 @@ import torch
 from benchmarks.overhead.random_models import SHAPES, random_opt
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.config import Settings, load_settings, to_yaml
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, tokens
 from mobillm_flower.evaluation.turns import (
     Comparison,
@@ -20,7 +21,6 @@ from mobillm_flower.evaluation.turns import (
     compare_seconds,
     take_turns,
     timed,
-    torch_threads,
 )
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec
@@ -74,7 +74,7 @@ def bench_device(
         loaded = load_backbone(name, layers=layers, token_budget=settings.backbone.token_budget)
         data = load_local_data(settings, 0, 1)
         samples = tokens(loaded, data)
-        spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks)
+        spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
         report = Report("device", _describe(backbone, loaded, samples, spec, settings))
         report.settings |= {"threads": num_threads, "pairs": pairs}
         _forward_seconds(report, loaded, samples, spec, pairs=pairs, say=say)
