@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.core.sparse import decode_samples, encode_sample
-from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed
 
 BITS_BAR = 4.2
 REFERENCE = "fp32"

@@ -12,6 +12,7 @@ import torch
 from benchmarks.overhead.random_models import SHAPES, random_opt
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.config import Settings, load_settings, to_yaml
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.evaluation.device_cost import can_measure, peak_bytes, tokens
 from mobillm_flower.evaluation.turns import (
     Comparison,
@@ -20,7 +21,6 @@ from mobillm_flower.evaluation.turns import (
     compare_seconds,
     take_turns,
     timed,
-    torch_threads,
 )
 from mobillm_flower.tasks import load_local_data
 from mobillm_flower.tasks.extraction import extraction_spec

@@ -16,6 +16,7 @@ from benchmarks.overhead.pipeline import window_beside_forward
 from benchmarks.overhead.random_models import random_opt
 from benchmarks.overhead.roofline import server_roofline
 from mobillm_flower.backbones import plan_memory
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.evaluation.turns import (
     Report,
     Seconds,
@@ -24,7 +25,6 @@ from mobillm_flower.evaluation.turns import (
     compare_seconds,
     run_fresh,
     take_turns,
-    torch_threads,
 )
 
 _MB = 1e6

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.overhead.synthetic import synthetic_spec
 from benchmarks.overhead.trainer import fill_cache, train_epoch, training_plan
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.evaluation.turns import (
     Report,
@@ -20,7 +21,6 @@ from mobillm_flower.evaluation.turns import (
     compare_seconds,
     take_turns,
     timed,
-    torch_threads,
 )
 from mobillm_flower.server import ActivationCache
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from benchmarks.overhead.synthetic import BATCH, synthetic_plan, synthetic_spec
 from mobillm_flower.config import TrainerSettings
 from mobillm_flower.core.codecs import CODECS
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square, square_loss
-from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed, torch_threads
+from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed
 from mobillm_flower.server import ActivationCache, Trainer, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.sampler import draw_order

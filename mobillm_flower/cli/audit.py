@@ -35,20 +35,13 @@ def audit(
     ] = None,
 ) -> None:
     """Attack what a server holds under a run's or other settings, and say what it could learn."""
-    import torch
-
     from mobillm_flower.audit.audit import run_audit
+    from mobillm_flower.core.placement import torch_threads
     from mobillm_flower.reports.audit import frontier_file
 
-    stack = ExitStack()
-    audited = _subject(subject.expanduser(), config or [], stack, own)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with ExitStack() as stack, torch_threads(threads):
+        audited = _subject(subject.expanduser(), config or [], stack, own)
         result = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
-    finally:
-        torch.set_num_threads(before)
-        stack.close()
     _print(result)
     target = json_file or (audited.run.audit if audited.run else None)
     if target is not None:

@@ -15,14 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-import torch
 
 import mobillm_flower
 from mobillm_flower.errors import RunFailed
@@ -203,17 +202,6 @@ class Report:
             "skipped": self.skipped,
             "tables": [asdict(table) for table in self.tables],
         }
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run_fresh(

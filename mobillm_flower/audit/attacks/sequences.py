@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mobillm_flower.audit.attacks.linear import Ridge, components
 from mobillm_flower.audit.attacks.words import Vocabulary, word_list
 from mobillm_flower.audit.finding import Measured, of_scores
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.tasks import Samples
 
 _END, _OTHER = 0, 1  # end (and beginning) of a text; a word out of the vocabulary, which is read and never written
@@ -27,6 +27,7 @@ _HIDDEN, _BATCH, _EPOCHS, _PEAK, _DROPOUT = 128, 64, 8, 3e-3, 0.2
 _CLEAN_SHARE = 0.5  # of the training steps' texts that are told of without noise
 _FAR = 4.0  # standard deviations beyond which a component is cut
 _BEAMS, _LENGTH_POWER = 5, 0.7
+_THREADS = 1  # steps are so small that a second one waits, for minutes where cores are shared
 _LEAST_STRENGTH = 1e-4  # of the mean eigenvalue, where uploads are not noisy
 
 
@@ -34,17 +35,6 @@ def token_f1(true: Sequence[str], guessed: Sequence[str]) -> float:
     """Return F1 of words, each as often as it stands (SQuAD's; Rajpurkar et al. 2016)."""
     common = sum((Counter(true) & Counter(guessed)).values())
     return 2 * common / (len(true) + len(guessed)) if common else 0.0
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: steps are so small that a second one waits, for minutes where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Writer(nn.Module):
@@ -114,7 +104,7 @@ class SequenceDecoder:
         self._seed = seed
         self._told = components(rows, seed=seed)(rows, whiten=True).clamp(-_FAR, _FAR)
         self._words = ("", "", *Vocabulary.of(samples.texts).words)
-        with torch.random.fork_rng(devices=[]), _one_thread():
+        with torch.random.fork_rng(devices=[]), torch_threads(_THREADS):
             torch.manual_seed(seed)
             self._writer = _Writer(self._told.shape[1], len(self._words))
             self._train()
@@ -170,7 +160,7 @@ class SequenceDecoder:
         )
 
     @torch.inference_mode()
-    @_one_thread()
+    @torch_threads(_THREADS)
     def write(self, told: Tensor) -> list[tuple[str, ...]]:
         """Return the words of the best of five beams for each row of told [B, q], by log p / words^0.7."""
         count, size = len(told), len(self._words)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mobillm_flower
+from mobillm_flower.core.placement import torch_threads
 from mobillm_flower.errors import RunFailed
 from mobillm_flower.evaluation.turns import (
     Comparison,
@@ -21,7 +22,6 @@ from mobillm_flower.evaluation.turns import (
     run_fresh,
     take_turns,
     timed,
-    torch_threads,
 )
 
 
