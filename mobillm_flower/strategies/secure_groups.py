@@ -180,18 +180,5 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
     run.folder.append(device_events.GroupSummed(group.name, list(group.server.members), samples))
     for device in members:
         replies = group.replies[device.description.pseudonym]
-        event = device_events.Window(
-            round=round_,
-            device=device.record.device,
-            window=1,
-            samples=device.description.num_train,
-            new=device.description.num_train,
-            remaining=0,
-            refused=0,
-            bytes=sum(reply.num_bytes for reply in replies),
-            forward_seconds=round(sum(reply.forward_seconds for reply in replies), 4),
-        )
-        device.count(event, peak_memory_bytes=max(reply.peak_memory_bytes for reply in replies))
-        device.done = True
-        run.folder.append(event)
+        run.folder.append(device.take_sums(replies, samples=device.description.num_train, round_=round_))
     return ""
