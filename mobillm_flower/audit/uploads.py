@@ -42,22 +42,7 @@ class RememberingBackbone(Backbone):
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        super().__init__(
-            model=backbone.model,
-            stack=backbone.stack,
-            stack_name=backbone.stack_name,
-            tokenizer=backbone.tokenizer,
-            info=backbone.info,
-            predictor=backbone.predictor,
-            label_head=backbone.label_head,
-            decoder_start=backbone.decoder_start,
-            token_budget=backbone.token_budget,
-            device=backbone.device,
-            language_model=backbone.language_model,
-            head=backbone.head,
-            engine=backbone.engine,
-            plan=backbone.plan,
-        )
+        vars(self).update(vars(backbone))
         self._inner = backbone
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._seconds, self._ran = 0.0, 0
