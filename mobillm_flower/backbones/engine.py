@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mobillm_flower.backbones.prefix import Prefix, PrefixCache, can_share
 from mobillm_flower.core.pivots import Pivot
@@ -204,19 +203,13 @@ def handing_over(
     def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
         take(output[0] if isinstance(output, tuple) else output)
 
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as hooks, suppress(_EnoughError):
         for layer in layers:
             if layer < len(stack):
-                handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
+                hooks.enter_context(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
             else:
-                handles.append(stack[-1].register_forward_hook(after))
+                hooks.enter_context(stack[-1].register_forward_hook(after))
         yield
-    except _EnoughError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _EnoughError(Exception):
