@@ -170,9 +170,4 @@ def _join(targets: Sequence[TargetBatch]) -> TargetBatch:
         there = [part for part in parts if part is not None]
         return torch.cat(there) if there else None
 
-    return TargetBatch(
-        cat([t.differences for t in targets]),
-        cat([t.labels for t in targets]),
-        cat([t.base for t in targets]),
-        cat([t.weights for t in targets]),
-    )
+    return TargetBatch(*(cat(parts) for parts in zip(*(vars(t).values() for t in targets), strict=True)))

@@ -20,7 +20,7 @@ from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.preparation import log_prepared
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.run_state import RunState
-from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped
+from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped, sums_request
 from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import DeviceDescription
@@ -36,11 +36,15 @@ class SumsIntake(Intake):
 
     def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
         """Return what a device is asked for: its sums."""
-        return pack_sums_request(sums_request(run, device))
+        return pack_sums_request(self._asked(run, device))
+
+    def _asked(self, run: RunState, device: DeviceState) -> SumsRequest:
+        description = device.description
+        return sums_request(run, description.backbone.fingerprint, run.cache.held(description.pseudonym))
 
     def commit(self, run: RunState, device: DeviceState, content: RecordDict, round_: int) -> int:
         """Open, check and commit a device's sums; returns the number of its samples, 0 where there is no room."""
-        request = sums_request(run, device)
+        request = self._asked(run, device)
         sums = open_sums(content, request=request)
         if sums.pseudonym != device.description.pseudonym:
             raise PacketRejected("pseudonym", "the packet names another device than the node it came from")
@@ -120,14 +124,3 @@ class AnalyticMobiLLM(SideTuningStrategy):
         collect(run, private, config, round_=round_)
         note_round(run.cache, round_)
         return round_
-
-
-def sums_request(run: RunState, device: DeviceState) -> SumsRequest:
-    """Return what a device is asked for."""
-    backbone = device.description.backbone.fingerprint
-    return SumsRequest(
-        contract=run.plan.contract,
-        spec=run.plan.specs[backbone],
-        sums=run.plan.sums[backbone],
-        held=run.cache.held(device.description.pseudonym),
-    )

@@ -128,7 +128,7 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
             )
             logger.log(WARNING, "%s", too_few)
             continue
-        request = _request(run, backbone)
+        request = sums_request(run, backbone)
         for number in range(count := num_groups(len(devices), least)):
             groups.append(
                 new_group(
@@ -144,8 +144,9 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
     return groups, too_few
 
 
-def _request(run: RunState, backbone: str) -> SumsRequest:
-    return SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], frozenset())
+def sums_request(run: RunState, backbone: str, held: frozenset[bytes] = frozenset()) -> SumsRequest:
+    """Return what devices of a type are asked for, of which the server holds releases."""
+    return SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], held)
 
 
 def _pack(request: SumsRequest, _phase: str, message: bytes) -> RecordDict:
