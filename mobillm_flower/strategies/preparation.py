@@ -151,7 +151,7 @@ def _fresh_plan(
     earlier: Earlier | None,
 ) -> TrainingPlan:
     """Return the plan that a new run with these settings and devices would have."""
-    contract = fleet.contract
+    contract = fleet.agreement.contract
     assert contract is not None  # there is a device
     num_train = fleet.sizes()
     before = stored or (earlier.plan if earlier else None)
