@@ -41,10 +41,6 @@ class Codec(Protocol):
         finite.
         """
 
-    @property
-    def bits_per_value(self) -> float:
-        """Bits a value of a large sample takes, scales included."""
-
 
 CODECS: Registry[Codec] = Registry("codec")
 """Codecs by the name that `activations.codec` gives."""
@@ -84,11 +80,6 @@ class FloatCodec:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._numpy = np.dtype("<f4" if dtype == torch.float32 else "<f2")
-
-    @property
-    def bits_per_value(self) -> float:
-        """32 or 16."""
-        return 8.0 * self._numpy.itemsize
 
     def num_bytes(self, count: int) -> int:
         """Return count times the format's size."""
@@ -132,11 +123,6 @@ class Blockwise8Codec:
 
     def __init__(self, table: Tensor) -> None:
         self._table = table
-
-    @property
-    def bits_per_value(self) -> float:
-        """8.125."""
-        return 8 + 32 / _BLOCK_8BIT
 
     def num_bytes(self, count: int) -> int:
         """Return one byte a value plus four a block."""
@@ -183,11 +169,6 @@ class Blockwise4Codec:
 
     def __init__(self, quant_type: str) -> None:
         self._type = quant_type
-
-    @property
-    def bits_per_value(self) -> float:
-        """About 4.13, without the offset of 32 bits a sample."""
-        return 4 + 8 / _BLOCK_4BIT + 32 / (_BLOCK_4BIT * _BLOCK_8BIT)
 
     @staticmethod
     def _parts(count: int) -> tuple[int, int]:

@@ -26,8 +26,6 @@ def mean_and_spread(hidden: Any, mask: Any) -> Any:
 class Linear4Codec:
     """Four bits a value: sixteen equal steps between the sample's largest magnitude and its negative."""
 
-    bits_per_value = 4.0
-
     def num_bytes(self, count: Any) -> Any:
         return 4 + -(-count // 2)
 
