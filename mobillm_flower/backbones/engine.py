@@ -24,9 +24,9 @@ class Engine(Protocol):
 
     name: str
 
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
         """Make ready to run these layers and pivot, and return what will: itself, or what it falls back to."""
-        ...
+        return self
 
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """transformers' own code, one batch after the other.
 
     Hooks on the sampled layers select pivots as each layer ends, so that no layer's hidden states outlive the next.
@@ -80,10 +80,6 @@ class TorchEngine:
             from mobillm_flower.backbones.key_values import cache_name  # loads transformers
 
             self._prefixes = PrefixCache(self._hidden, cache_name(self._model))
-
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
-        """Return itself: nothing is to be made ready."""
-        return self
 
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot

@@ -28,7 +28,7 @@ _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _INSTEAD = "set backbone.memory-budget-mib=0"
 
 
-class StreamedEngine:
+class StreamedEngine(Engine):
     """transformers' own code, layer by layer: a layer's weights are read, all batches pass it, the next layer follows.
 
     The model's own forward pass runs first with layers that only note what they are called with (masks, positions),
@@ -71,10 +71,6 @@ class StreamedEngine:
         give_back_at_once()
         self._answers: int | None = None  # how many values a layer returns in a tuple; 0: no tuple
         self.seconds = self.waited = 0.0
-
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
-        """Return itself: nothing is to be made ready."""
-        return self
 
     @torch.inference_mode()
     def run(
