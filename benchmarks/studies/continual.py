@@ -246,7 +246,7 @@ class Learner:
             SampleBytes(number.to_bytes(16, "big"), 1, self.store[name].blobs[row], target)
             for number, ((name, row), target) in enumerate(zip(used, targets, strict=True))
         ]
-        cache = ActivationCache(self.folder / f"{len(self.tasks)}.sqlite")
+        cache = ActivationCache(self.folder / f"{len(self.tasks.spans)}.sqlite")
         cache.add("device", samples, backbone=spec.backbone, round_=1)
         return cache
 
@@ -254,7 +254,7 @@ class Learner:
         """Return the accuracy on each task so far where it is known, and where it is not."""
         known: list[float] = []
         unknown: list[float] = []
-        for span in self.tasks:
+        for span in self.tasks.spans:
             vectors, labels = self.store[span.name].held_out[split]
             with torch.inference_mode():
                 side = torch.cat(

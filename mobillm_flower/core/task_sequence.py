@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -77,12 +77,6 @@ class TaskSequence:
     def labels(self) -> tuple[str, ...]:
         """Names of all columns, "task: class", each once."""
         return tuple(f"{span.name}: {label}" for span in self.spans for label in span.labels)
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def __iter__(self) -> Iterator[TaskSpan]:
-        return iter(self.spans)
 
     def append(self, name: str, labels: Sequence[str]) -> TaskSequence:
         """Return the sequence with one more task, whose columns come last.

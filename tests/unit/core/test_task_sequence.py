@@ -12,7 +12,7 @@ TASKS = TaskSequence().append("spam", ["ham", "spam"]).append("topic", ["world",
 
 
 def test_each_task_has_the_columns_after_the_one_before() -> None:
-    assert [(span.start, span.stop) for span in TASKS] == [(0, 2), (2, 5)]
+    assert [(span.start, span.stop) for span in TASKS.spans] == [(0, 2), (2, 5)]
     assert TASKS.sizes == (2, 3)
     assert TASKS.num_outputs == 5
     assert len(set(TASKS.labels)) == 5  # classes of one name in two tasks are two columns
