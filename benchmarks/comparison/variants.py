@@ -115,7 +115,7 @@ def relative_error(cell: Cell, work: Path, *, num_samples: int = 64) -> float:
     settings = load_settings(overrides=cell.words(work))
     local = load_local_data(settings, 0, settings.data.num_devices)
     backbone = load_backbone(settings.backbone.name, layers=settings.backbone.layers)
-    spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
+    spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
     samples = tokens(backbone, local)[:num_samples]
     exact = backbone.extract(samples, layers=spec.layers, pivot=spec.pivot).activations
     codec, width = CODECS[spec.codec], exact[0].shape[-1]

@@ -29,9 +29,9 @@ from mobillm_flower.evaluation.turns import (
     take_turns,
     timed,
 )
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.sampler import draw_order, split_validation
-from mobillm_flower.wire.window import SampleBytes
 
 ROWS_BAR, GROWTH_BAR = 100_000, 1.10
 _SHAPE = (1, 12, 1, 768)
@@ -209,7 +209,7 @@ def _fill(file: Path, count: int, blobs: Sequence[bytes]) -> None:
     cache = ActivationCache(file)
     for start in range(0, count, _WINDOW):
         window = [
-            SampleBytes(i.to_bytes(16, "big"), 1, blobs[i % len(blobs)], i.to_bytes(24, "big"))
+            Release(i.to_bytes(16, "big"), 1, blobs[i % len(blobs)], i.to_bytes(24, "big"))
             for i in range(start, min(start + _WINDOW, count))
         ]
         cache.add(f"{start // _WINDOW % _DEVICES:032x}", window, backbone="0" * 64, round_=1)

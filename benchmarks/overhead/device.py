@@ -74,7 +74,7 @@ def bench_device(
         loaded = load_backbone(name, layers=layers, token_budget=settings.backbone.token_budget)
         data = load_local_data(settings, 0, 1)
         samples = tokens(loaded, data)
-        spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks)
+        spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
         report = Report("device", _describe(backbone, loaded, samples, spec, settings))
         report.settings |= {"threads": num_threads, "pairs": pairs}
         _forward_seconds(report, loaded, samples, spec, pairs=pairs, say=say)

@@ -13,6 +13,7 @@ from torch import nn
 
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.evaluation.device_cost import tokens
 from mobillm_flower.evaluation.turns import Report, Seconds, Table, Threshold, compare_seconds, take_turns, timed
@@ -57,7 +58,7 @@ def compare_engines(
         settings = load_settings({**_BASE, **changes, "data.max-samples": num_samples})
         backbone = _loaded(settings)
         samples = tokens(backbone, load_local_data(settings, 0, 1))
-        spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
+        spec = extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
         if backbone.computed_by(spec.layers, spec.pivot) != settings.backbone.engine.value:
             report.skipped[f"engine {name}"] = "torch computes in its place; see the warning"
             continue
@@ -173,7 +174,7 @@ def _trained(settings: Settings, data: LocalData, seeds: int) -> list[float]:
             )
             spec = plan.specs[info.fingerprint]
             if not seed:
-                made = device.window(spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
+                made = make_window(device, spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
                 cache.add(device.folder.pseudonym, made.samples, backbone=spec.backbone, round_=1)
             rule = prediction_rule(plan, send_base=settings.loss.send_base)
             trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=1 << 30)

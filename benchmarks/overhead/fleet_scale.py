@@ -30,6 +30,7 @@ from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.evaluation.turns import Report, Threshold, run_fresh, status_bytes
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, TrainerOptions
@@ -45,7 +46,7 @@ from mobillm_flower.wire.messages import (
     pack_request,
 )
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes, open_window, pack_window
+from mobillm_flower.wire.window import Window, open_window, pack_window
 
 SAMPLE_BAR, DEVICE_BAR, MEMORY_BAR = 1.5, 1.5, 16_384
 REFERENCE = 100
@@ -181,19 +182,18 @@ class _Devices:
             blobs = self._blobs[asked.spec.backbone]
             # three bytes of codes of its own: no two samples have one digest
             blob = release[:3] + blobs[int.from_bytes(release[3:5], "big") % len(blobs)][3:]
-            samples.append(SampleBytes(release, 1, blob, self._targets[release[5] % len(self._targets)]))
-        return pack_window(
-            samples,
-            spec=asked.spec,
-            contract=asked.contract,
+            samples.append(Release(release, 1, blob, self._targets[release[5] % len(self._targets)]))
+        window = Window(
             pseudonym=pseudonym,
             data_fingerprint=pseudonym,
+            samples=samples,
             total=self.samples,
             remaining=self.samples - len(samples),
             refused=0,
             forward_seconds=0.0,
             peak_memory_bytes=0.0,
         )
+        return pack_window(window, spec=asked.spec, contract=asked.contract)
 
 
 def _measure(count: int, samples: int, folder: Path, num_threads: int) -> dict[str, Any]:

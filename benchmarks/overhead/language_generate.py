@@ -33,7 +33,7 @@ def tuned(folder: str, name: str) -> SideTunedModel:
     """Return the model with a side network whose weights are random, so that nothing is zero."""
     backbone = load_backbone(folder, device="cpu", language_model=True)
     settings = load_settings({"backbone.name": folder, "loss.objective": "label"})
-    spec = extraction_spec(backbone.info, settings, num_blocks=backbone.info.depth)
+    spec = extraction_spec(backbone.info, settings, num_blocks=backbone.info.depth, num_outputs=1)
     config = SideNetworkConfig.of(
         {spec.backbone: spec.alignment},
         name=name,

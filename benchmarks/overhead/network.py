@@ -85,7 +85,7 @@ def _bytes(settings: Settings, batch: int) -> int:
     """Return the bytes of a batch's encoded activations."""
     data = load_local_data(settings, 0, 1)
     loaded = load_backbone(settings.backbone.name, token_budget=settings.backbone.token_budget)
-    spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks)
+    spec = extraction_spec(loaded.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1)
     found = loaded.extract(tokens(loaded, data)[:batch], layers=spec.layers, pivot=spec.pivot)
     return sum(len(encode_sample(sample, CODECS[spec.codec], spec.keep)) for sample in found.activations)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import load_settings
 from mobillm_flower.evaluation.turns import Comparison, Report, Threshold, take_turns
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -44,9 +45,11 @@ def window_beside_forward(
         def run() -> tuple[float, float]:
             with tempfile.TemporaryDirectory() as path:
                 device = Device(settings, data, DeviceFolder(Path(path)))
-                spec = extraction_spec(device.backbone.info, settings, num_blocks=settings.activations.num_blocks)
+                spec = extraction_spec(
+                    device.backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=1
+                )
                 started = time.perf_counter()
-                window = device.window(spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
+                window = make_window(device, spec, held=frozenset(), size=len(data.train), max_bytes=1 << 40)
                 seconds = time.perf_counter() - started
                 device.folder.close()
             return seconds, window.forward_seconds

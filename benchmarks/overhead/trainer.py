@@ -19,12 +19,12 @@ from mobillm_flower.core.side_networks.additive import ALIGNMENT_RATE
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square, square_loss
 from mobillm_flower.evaluation.turns import Report, Threshold, compare_seconds, take_turns, timed
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache, Trainer, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.sampler import draw_order
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 
 STEP_BAR = 1.15
 PIVOTS = {"": "first+mean", "_mean": "mean"}
@@ -185,5 +185,5 @@ def fill_cache(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContr
     samples = []
     for i, target in enumerate(encode_targets(labels, base, spec, contract)):
         values = torch.randn(1, len(spec.layers), spec.num_vectors, spec.width, generator=generator)
-        samples.append(SampleBytes(i.to_bytes(16, "big"), 1, encode_sample(values, CODECS["nf4"], 1.0), target))
+        samples.append(Release(i.to_bytes(16, "big"), 1, encode_sample(values, CODECS["nf4"], 1.0), target))
     cache.add("0" * 32, samples, backbone=spec.backbone, round_=1)

@@ -29,11 +29,11 @@ from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def measure(
     cache = ActivationCache(folder / "cache.sqlite")
     plan.store(cache)
     samples = [
-        SampleBytes(number.to_bytes(16, "big"), 1, encode_sample(one[None], CODECS[spec.codec], spec.keep), target)
+        Release(number.to_bytes(16, "big"), 1, encode_sample(one[None], CODECS[spec.codec], spec.keep), target)
         for number, (one, target) in enumerate(zip(vectors, targets, strict=True))
     ]
     cache.add("device", samples, backbone=spec.backbone, round_=1)

@@ -32,13 +32,13 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import ActivationBatch, BudgetedSideNetwork, OrthogonalSideNetwork
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.task_sequence import SequenceMeasures, TaskSequence
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.sampler import split_validation
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Learner:
         labels = torch.stack([self.tasks.span_of(name).start + self.store[name].labels[row] for name, row in used])
         targets = encode_targets(labels, torch.full((len(used), outputs), 1 / outputs), spec, plan.contract)
         samples = [
-            SampleBytes(number.to_bytes(16, "big"), 1, self.store[name].blobs[row], target)
+            Release(number.to_bytes(16, "big"), 1, self.store[name].blobs[row], target)
             for number, ((name, row), target) in enumerate(zip(used, targets, strict=True))
         ]
         cache = ActivationCache(self.folder / f"{len(self.tasks.spans)}.sqlite")

@@ -38,10 +38,10 @@ from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.launch import read_app, run_app
 from mobillm_flower.models.saved import saved_backbones
 from mobillm_flower.models.side_tuned import SideTunedModel
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, planned_steps
 from mobillm_flower.tasks import load_central_data, render
-from mobillm_flower.wire.window import SampleBytes
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "fleet"
@@ -131,7 +131,7 @@ def join_late(run: Path, tested: dict[str, Tested], rule: PredictionRule, *, see
     shutil.copyfile(run / "cache.sqlite", file)
     query = "SELECT device, release, tokens, activations, target FROM samples WHERE backbone = ? ORDER BY id"
     with closing(sqlite3.connect(file)) as db:
-        samples = [(row[0], SampleBytes(*row[1:])) for row in db.execute(query, (newcomer.info.fingerprint,))]
+        samples = [(row[0], Release(*row[1:])) for row in db.execute(query, (newcomer.info.fingerprint,))]
     cache = ActivationCache(file)
     whole = TrainingPlan.of(cache)
     assert whole is not None

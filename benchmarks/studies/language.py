@@ -30,17 +30,18 @@ from torch.nn import functional
 from mobillm_flower import __version__, load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings
 from mobillm_flower.core.language import correction
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.plan import Frozen, TrainingPlan
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
 from mobillm_flower.tasks import LocalData, Samples, load_central_data, token_windows
 from mobillm_flower.wire.target_bytes import encode_corrections
-from mobillm_flower.wire.window import SampleBytes
 
 ROOT = Path(__file__).parents[2]
 TASKS: dict[str, dict[str, Any]] = {
@@ -105,7 +106,7 @@ class Bench:
         device = Device(settings, self.data, DeviceFolder(folder / "device"))
         plan = self.plan(settings)
         (spec,) = plan.specs.values()
-        window = device.window(spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40)
+        window = make_window(device, spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40)
         cache = ActivationCache(folder / "cache.sqlite")
         cache.add(device.folder.pseudonym, window.samples, backbone=spec.backbone, round_=0)
         tokens = sum(sample.tokens for sample in window.samples)
@@ -175,7 +176,7 @@ class Bench:
             steps, weights = correction(tuned.clone(), targets.labels, head)
             (target,) = encode_corrections([(tuned - base + steps, weights)], spec)
             ((blob, _),) = by_label.read([row.id])
-            samples.append(SampleBytes(i.to_bytes(16, "big"), row.tokens, blob, target))
+            samples.append(Release(i.to_bytes(16, "big"), row.tokens, blob, target))
         found.add("0" * 32, samples, backbone=spec.backbone, round_=0)
         return found
 

@@ -30,6 +30,7 @@ from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings
 from mobillm_flower.evaluation.responses import rouge
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -147,7 +148,7 @@ class SmolBench(Bench):
         cache = ActivationCache(work / "cache.sqlite")
         if not len(cache):
             device = Device(settings, self.data, DeviceFolder(work / "device"))
-            samples = device.window(spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40).samples
+            samples = make_window(device, spec, held=frozenset(), size=len(self.data.train), max_bytes=1 << 40).samples
             cache.add(device.folder.pseudonym, samples, backbone=spec.backbone, round_=0)
         upper = UpperLayers(Cut(self.backbone, spec.layers[-1], setting="layer")) if spec.layers_above else None
         rule, frozen = prediction_rule(plan, send_base=False), Frozen(head=self.backbone.head, upper=upper)

@@ -63,7 +63,7 @@ def run(task: Task, data: Path, *, apart: bool, scaled: bool) -> dict[str, float
     settings = load_settings(overrides=[*words, f"activations.bi-encoder={str(apart).lower()}"])
     read = load_central_data(settings)
     backbone = load_with(LoadOptions.of(settings.backbone).for_task(read.contract))
-    spec = extraction_spec(backbone.info, settings, num_blocks=0)
+    spec = extraction_spec(backbone.info, settings, num_blocks=0, num_outputs=1)
     codec = CODECS[spec.codec]
 
     def part(samples: Any, count: int, *, coded: bool) -> tuple[Tensor, Tensor]:

@@ -32,12 +32,12 @@ from mobillm_flower.core.side_networks import ActivationBatch, AlignmentSpec, Si
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import automatic_scale, predict_square
 from mobillm_flower.models.saved import saved_backbones
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, plan_what_is_held
 from mobillm_flower.tasks import load_central_data, render
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 
 DEVICES = 10
 SETS: dict[str, tuple[dict[str, str], int]] = {
@@ -123,7 +123,7 @@ class Extracted:
         (target,) = encode_targets(torch.tensor([label]), base, self.spec, self.contract)
         blob = encode_sample(row[None, :, None], CODECS[_CODEC], 1.0)
         release = hashlib.sha256(blob + target + number.to_bytes(8, "big")).digest()[:16]
-        return SampleBytes(release, 1, blob, target)
+        return Release(release, 1, blob, target)
 
     def accuracy(self, network: torch.nn.Module) -> float:
         network.eval()

@@ -24,10 +24,9 @@ from mobillm_flower.audit.attacks.empirical_epsilon import (
 )
 from mobillm_flower.audit.attacks.labels import argmax_of_draws
 from mobillm_flower.audit.attacks.pivots import attack_pivots
-from mobillm_flower.audit.attacks.sequences import SequenceDecoder
-from mobillm_flower.audit.attacks.texts import Embed, read_public_texts
+from mobillm_flower.audit.attacks.texts import Attacker, Embed, read_public_texts
 from mobillm_flower.audit.cell import Attacked, attack
-from mobillm_flower.audit.draw import FULL, QUICK, Draw, Size, draw, load_devices
+from mobillm_flower.audit.draw import FULL, QUICK, draw, load_devices
 from mobillm_flower.audit.finding import combine
 from mobillm_flower.audit.grid import AS_SET, MIXING, UNPROTECTED, Cell, grid
 from mobillm_flower.audit.plain_words import plain_words
@@ -39,7 +38,7 @@ from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
-from mobillm_flower.privacy.accounting import gaussian_sigma, guarantee
+from mobillm_flower.privacy.accounting import gaussian_sigma
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.labelled_cap import LabelledCap
 from mobillm_flower.privacy.mixing import MixingKey
@@ -47,7 +46,8 @@ from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import LocalData
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
+from mobillm_flower.tasks.extraction import release_guarantee
+from mobillm_flower.wire.contract import TaskContract
 
 FORMAT = 1
 _CHECKED_EPSILONS = (1.0, 4.0)
@@ -107,21 +107,12 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
         read_public_texts(settings, one, backbone=backbone, sentences=size.sentences, seed=seed)
         for seed, one in enumerate(draws)
     ]
+    attackers = [Attacker(one, backbone, sequences[i], embed, size.victims, seed=i) for i, one in enumerate(draws)]
     say(f"sequence decoders, trained on {len(sequences[0].samples):,} texts ({time.perf_counter() - begun:.0f} s)")
     cells = []
     for cell in grid(settings, quick=quick):
         begun = time.perf_counter()
-        made = _audit_cell(
-            cell,
-            subject,
-            devices,
-            draws,
-            backbone=backbone,
-            sequences=sequences,
-            embed=embed,
-            size=size,
-            remarks=remarks,
-        )
+        made = _audit_cell(cell, subject, devices, attackers, remarks)
         cells.append(made)
         outcome = made["skipped"] or f"{made['quality']['value']:.3f} {devices[0].contract.metric}"
         say(f"{cell.name}: {outcome} ({time.perf_counter() - begun:.0f} s)")
@@ -142,7 +133,7 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
     say("pivots")
     result["pivots"] = attack_pivots(draws[0], backbone, sequences[0])
     say(f"empirical ε of the mechanisms, {size.draws:,} draws each")
-    result["epsilon_checks"] = [_check(one) for one in _epsilon_checks(devices[0].contract, size.draws)]
+    result["epsilon_checks"] = [one.to_dict() for one in _epsilon_checks(devices[0].contract, size.draws)]
     say("labels under randomization, on draws of their own")
     result["label_checks"] = _label_checks(devices[0].contract, size.draws // 50)
     result["retention_days"] = settings.cache.retention_days
@@ -153,32 +144,24 @@ def run_audit(subject: Subject, *, quick: bool = False, say: Say = lambda _text:
 
 
 def _audit_cell(
-    cell: Cell,
-    subject: Subject,
-    devices: Sequence[LocalData],
-    draws: Sequence[Draw],
-    *,
-    backbone: RememberingBackbone,
-    sequences: Sequence[SequenceDecoder],
-    embed: Embed | None,
-    size: Size,
-    remarks: list[str],
+    cell: Cell, subject: Subject, devices: Sequence[LocalData], attackers: Sequence[Attacker], remarks: list[str]
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"name": cell.name, "kind": cell.kind, "settings": list(cell.words), "skipped": ""}
     attacked: list[Attacked] = []
     try:
-        for seed, drawn in enumerate(draws):
+        for attacker in attackers:
             with ExitStack() as stack:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mobillm-audit-")))
                 key = _fresh_key(folder / "key") if cell.kind == MIXING else ()
                 settings = subject.settings([*cell.words, *key])
                 given = released = None
                 if subject.run is not None and cell.kind == AS_SET:
+                    drawn, backbone = attacker.drawn, attacker.backbone
                     given = stack.enter_context(
                         run_uploads(subject.run, settings, devices, drawn, backbone, folder / "run")
                     )
                     released = run_side_network(subject.run, settings, backbone) if given else None
-                    if given is None and seed == 0:
+                    if given is None and attacker is attackers[0]:
                         remarks.append(
                             "The rows of the run's cache could not be matched to the texts they are of (that takes the "
                             "devices' folders, one backbone type, and --app where devices load their own rows): "
@@ -186,13 +169,8 @@ def _audit_cell(
                         )
                 attacked.append(
                     attack(
+                        attacker,
                         settings,
-                        drawn,
-                        backbone=backbone,
-                        sequences=sequences[seed],
-                        embed=embed,
-                        size=size,
-                        seed=seed,
                         folder=folder,
                         each_layer=cell.kind in (AS_SET, UNPROTECTED),
                         given=given,
@@ -213,13 +191,14 @@ def _fresh_key(file: Path) -> tuple[str, ...]:
 
 def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Settings) -> dict[str, Any]:
     spec = attacked[0].spec
+    claimed = release_guarantee(spec, contract, delta=settings.privacy.delta)
     names = [name for name in attacked[0].measured if all(name in one.measured for one in attacked)]
     layers = [
         {"layer": layer, **{key: combine([one.layers[i][key] for one in attacked]).to_dict() for key in measured}}
         for i, (layer, measured) in enumerate(zip(spec.layers, attacked[0].layers, strict=False))
     ]
     return {
-        "epsilon": _claimed(spec, contract, settings.privacy.delta),
+        "epsilon": {"total": claimed.epsilon, "delta": claimed.delta, "reason": claimed.reason},
         "pivot": spec.pivot,
         "codec": spec.codec,
         "layers_sampled": list(spec.layers),
@@ -229,21 +208,6 @@ def _summary(attacked: Sequence[Attacked], contract: TaskContract, settings: Set
         "attacks": {name: combine([one.measured[name] for one in attacked]).to_dict() for name in names},
         "layers": layers,
     }
-
-
-def _claimed(spec: ExtractionSpec, contract: TaskContract, delta: float) -> dict[str, Any]:
-    """Return what the accountant says of one release."""
-    given = guarantee(
-        joint_epsilon=spec.joint_epsilon,
-        activation_sigma=spec.sigma,
-        clip_norm=0.0 if spec.joint_epsilon else spec.clip_norm,
-        delta=delta,
-        label_epsilon=spec.label_epsilon,
-        labels_sent=True,
-        base_is_constant=spec.constant_base,
-        classes=contract.num_outputs,
-    )
-    return {"total": given.epsilon, "delta": given.delta, "reason": given.reason}
 
 
 def _backbone(settings: Settings, data: LocalData, remarks: list[str]) -> RememberingBackbone:
@@ -297,7 +261,3 @@ def _label_checks(contract: TaskContract, draws: int) -> list[dict[str, Any]]:
             measured = combine([argmax_of_draws(protection, draws=draws)]).to_dict()
             checks.append({"mechanism": name, "epsilon": epsilon, **measured})
     return checks
-
-
-def _check(check: EpsilonCheck) -> dict[str, Any]:
-    return {**dataclasses.asdict(check), "holds": check.holds}

@@ -12,11 +12,9 @@ from torch import nn
 
 from mobillm_flower.audit.attacks import devices, labels, membership, secret_mixing
 from mobillm_flower.audit.attacks.linear import signal
-from mobillm_flower.audit.attacks.sequences import SequenceDecoder
-from mobillm_flower.audit.attacks.texts import Embed, attack_texts, clean_features
-from mobillm_flower.audit.draw import Draw, Size
-from mobillm_flower.audit.finding import Measured, of_scores
-from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, joined, make_uploads
+from mobillm_flower.audit.attacks.texts import Attacker, attack_texts
+from mobillm_flower.audit.finding import Measured
+from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, make_uploads
 from mobillm_flower.config import Settings
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import ActivationBatch
@@ -63,14 +61,9 @@ class Attacked:
 
 
 def attack(
+    attacker: Attacker,
     settings: Settings,
-    drawn: Draw,
     *,
-    backbone: RememberingBackbone,
-    sequences: SequenceDecoder,
-    embed: Embed | None,
-    size: Size,
-    seed: int,
     folder: Path,
     each_layer: bool,
     given: tuple[Uploads, ActivationCache] | None = None,
@@ -80,20 +73,10 @@ def attack(
 
     Parameters
     ----------
+    attacker : Attacker
+        Attacks his draw.
     settings : Settings
         Of the cell.
-    drawn : Draw
-        Samples.
-    backbone : RememberingBackbone
-        Of devices and attacker.
-    sequences : SequenceDecoder
-        Trained on the attacker's texts; see `attacks.texts.read_public_texts`.
-    embed : callable or None
-        For similarity of meaning; None leaves it out.
-    size : Size
-        How many victims.
-    seed : int
-        Of attacks and training.
     folder : path
         Empty; for devices and caches.
     each_layer : bool
@@ -103,51 +86,38 @@ def attack(
     released : Trained, optional
         The side network that was trained from them, instead of training one here.
     """
-    contract = next(iter(drawn.fleet.values())).contract
+    drawn, backbone, seed = attacker.drawn, attacker.backbone, attacker.seed
     with ExitStack() as stack:
-        if given is None:
-            given = stack.enter_context(make_uploads(settings, drawn.fleet, backbone, folder / "fleet"))
-        uploads, cache = given
-        attacker = {0: LocalData(contract, drawn.public, drawn.public.take([]))}
+        uploads, cache = given or stack.enter_context(make_uploads(settings, drawn.fleet, backbone, folder / "fleet"))
+        own = {0: LocalData(drawn.contract, drawn.public, drawn.public.take([]))}
         keyless = replace(settings, privacy=replace(settings.privacy, mixing="", mixing_key=""))
-        public, _ = stack.enter_context(make_uploads(keyless, attacker, backbone, folder / "attacker"))
+        public, _ = stack.enter_context(make_uploads(keyless, own, backbone, folder / "attacker"))
         trained = released or _train(settings, uploads, cache, backbone, seed)
     model = SideTunedModel(
         backbone,
         trained.network,
         spec=uploads.spec,
-        contract=contract,
+        contract=drawn.contract,
         rule=trained.rule,
         public_text=settings.activations.public_text,
         mixing=mixing_key(settings.privacy.mixing, settings.privacy.mixing_key),
     )
-    measured = _labels(uploads, trained, seed, contract.num_outputs)
-    recovered, layers = attack_texts(
-        settings,
-        uploads,
-        public,
-        backbone=backbone,
-        sequences=sequences,
-        embed=embed,
-        victims=size.victims,
-        seed=seed,
-        each_layer=each_layer,
-    )
-    measured |= recovered
+    recovered, layers = attack_texts(attacker, settings, uploads, public, each_layer=each_layer)
+    measured = {**_labels(uploads, trained, seed, drawn.contract.num_outputs), **recovered}
     if uploads.spec.mixing:
         measured |= _key(settings, uploads, public, backbone, seed)
     if len(drawn.fleet) > 1:
-        measured["device: which one"] = devices.infer_attribute(uploads.features, _numbered(uploads), seed=seed)
-        measured["device: two uploads of one"] = devices.link_uploads(uploads.features, _numbered(uploads), seed=seed)
-    held_out = model.scores(drawn.test)
-    members = joined([data.train for data in drawn.fleet.values()])
+        owners = np.unique(uploads.devices, return_inverse=True)[1].astype(np.int64)  # from 0 on, without gaps
+        measured["device: which one"] = devices.infer_attribute(uploads.features, owners, seed=seed)
+        measured["device: two uploads of one"] = devices.link_uploads(uploads.features, owners, seed=seed)
+    held_out, members = model.scores(drawn.test), drawn.attacked
     measured |= membership.loss_threshold(
         membership.losses(model.scores(members), members.labels),
         membership.losses(held_out, drawn.test.labels),
         seed=seed,
     )
-    right = of_scores((held_out.argmax(1) == drawn.test.labels).numpy(), labels.majority_share(drawn.test.labels))
-    quality = replace(right, value=measure(held_out, drawn.test.labels, contract))
+    right = labels.side_network_oracle(held_out, drawn.test.labels)
+    quality = replace(right, value=measure(held_out, drawn.test.labels, drawn.contract))
     seconds = backbone.seconds_a_sample + uploads.device_seconds_a_sample
     return Attacked(measured, quality, uploads.bytes_a_sample, seconds, uploads.spec, layers)
 
@@ -157,7 +127,7 @@ def _labels(uploads: Uploads, trained: Trained, seed: int, classes: int) -> dict
     with torch.inference_mode():
         side = trained.network([ActivationBatch(uploads.spec.backbone, uploads.rows)])
     scores = trained.rule.scores(side, torch.full((len(rows), classes), 1 / classes))
-    kept = uploads.label_rates[0]
+    kept = uploads.spec.protection(uploads.contract).label_rates[0]
     measured = {
         "label: argmax Δy": labels.argmax_difference(uploads.targets, truth, theory=None if mixed else kept),
         "label: clusters and class shares": labels.clusters_by_priors(rows, truth, seed=seed),
@@ -182,8 +152,10 @@ def _key(
     settings: Settings, uploads: Uploads, public: Uploads, backbone: RememberingBackbone, seed: int
 ) -> dict[str, Measured]:
     """Recover the secret rotation of uploads, from leaked pairs and without any, and look texts up."""
-    clean = clean_features(settings, uploads.spec, uploads.contract, uploads.samples, backbone)
-    suspected = clean_features(settings, uploads.spec, uploads.contract, public.samples, backbone)
+    clean, suspected = (
+        clean_rows(settings, uploads.spec, uploads.contract, samples, backbone).flatten(1)
+        for samples in (uploads.samples, public.samples)
+    )
     scale = signal(public.features, suspected)[0]
     width = uploads.rows.shape[2] if uploads.spec.projection else uploads.spec.width
     plain, mixed, others = (
@@ -201,20 +173,10 @@ def _train(
 ) -> Trained:
     """Train as a server would, by the settings' own schedule."""
     fresh = replace(settings, run=replace(settings.run, seed=seed))
-    plan = make_plan(
-        fresh,
-        uploads.contract,
-        {uploads.spec.backbone: backbone.info},
-        [len(uploads.samples)],
-    )
+    plan = make_plan(fresh, uploads.contract, {uploads.spec.backbone: backbone.info}, [len(uploads.samples)])
     plan = replace(plan, num_threads=torch.get_num_threads())
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
     trainer = plan.trainer(cache, scores=rule.scores, memory_bytes=settings.cache.memory_mib << 20)
     trainer.run_epochs()
     trainer.network.eval()
     return Trained(trainer.network, rule)
-
-
-def _numbered(uploads: Uploads) -> np.ndarray:
-    """Return the devices' numbers from 0 on, without gaps."""
-    return np.asarray(np.unique(uploads.devices, return_inverse=True)[1], np.int64)

@@ -13,6 +13,7 @@ from mobillm_flower.config import Settings
 from mobillm_flower.core.side_networks import needs_of
 from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.tasks import LocalData, Samples, load_local_data
+from mobillm_flower.wire.contract import TaskContract
 
 _LEAST = 40  # uploads below which no attack says anything
 _ENOUGH_PUBLIC = 300  # training texts that are not attacked; where there are fewer, held-out ones are added
@@ -67,6 +68,16 @@ class Draw:
     places: dict[int, NDArray[np.int64]]
     public: Samples
     test: Samples
+
+    @property
+    def contract(self) -> TaskContract:
+        """The task."""
+        return next(iter(self.fleet.values())).contract
+
+    @property
+    def attacked(self) -> Samples:
+        """The samples of all devices whose uploads are attacked."""
+        return joined([data.train for data in self.fleet.values()])
 
 
 def load_devices(settings: Settings, number: int = 0) -> list[LocalData]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard errors."""
@@ -101,10 +102,7 @@ def of_auc(positive: NDArray[np.floating[Any]], negative: NDArray[np.floating[An
     The error is Hanley and McNeil's (1982).
     """
     n, m = len(positive), len(negative)
-    order = np.sort(np.asarray(negative, np.float64))
-    below = np.searchsorted(order, positive, side="left")
-    not_above = np.searchsorted(order, positive, side="right")
-    auc = float((below + not_above).mean() / 2 / m)
+    auc = float(roc_auc_score(np.repeat([1, 0], [n, m]), np.concatenate([positive, negative])))
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
     variance = (auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (m - 1) * (q2 - auc**2)) / (n * m)
     return Measured(auc, 0.5, math.sqrt(max(variance, 0.25 / (n * m))), n + m)

@@ -57,8 +57,8 @@ class Cell:
     words: tuple[str, ...] = ()
 
 
-def grid(settings: Settings, *, quick: bool = False) -> list[Cell]:
-    """Return the cells of an audit of settings.
+def grid(settings: Settings, *, quick: bool = False) -> Iterator[Cell]:
+    """Yield the cells of an audit of settings.
 
     Parameters
     ----------
@@ -67,10 +67,6 @@ def grid(settings: Settings, *, quick: bool = False) -> list[Cell]:
     quick : bool
         One or two strengths of each mechanism.
     """
-    return list(_cells(settings, quick=quick))
-
-
-def _cells(settings: Settings, *, quick: bool) -> Iterator[Cell]:
     yield Cell(AS_SET, AS_SET)
     whole = dict(_NO_PROTECTION)
     if needs_of(settings.side_network.name).one_vector:  # which a projection gives

@@ -8,6 +8,21 @@ from typing import Any
 _NETWORK = "label: trained side network"
 _NO_PAIR = "key: texts looked up, aligned to public text"
 _BROKEN = 0.9
+_WHO = (
+    "An honest but curious server: it follows the protocol, keeps what it gets, knows the public backbone and the "
+    "settings, and has other texts of the same kind. With a colluding device it has that device's texts and "
+    "uploads too: the rows on leaked pairs count them. A passive listener learns sizes and times, where TLS is on."
+)
+_OUTSIDE = (
+    "Outside every ε: how many samples a device has and declines to release, when it answers and how long it "
+    "takes, its memory, backbone and own metrics, the number of tokens where it is sent, its pseudonym, and that "
+    "it takes part. Codec and sparsification save bytes and are no protection. Secure aggregation does not apply, "
+    "since the server works on single samples."
+)
+_FORGET = (
+    "`mobillm cache forget` deletes a device's rows; with --retrain the side network is as if the device had never "
+    "been there. Copies that were made before, and what was learned from rows by then, stay with whoever has them."
+)
 Statement = tuple[str, str]
 """What it is about, and what holds."""
 
@@ -43,7 +58,7 @@ def plain_words(result: Mapping[str, Any]) -> list[Statement]:
         figures = f"{what} ({one['value']:.2f}; without uploads {one['baseline']:.2f})"
         (could if one["low"] > one["baseline"] else could_not).append(figures)
     return [
-        ("Who attacks", _who()),
+        ("Who attacks", _WHO),
         ("What this server could learn", _listed(could, "Nothing that these attacks show.")),
         (
             "What it could not",
@@ -54,18 +69,10 @@ def plain_words(result: Mapping[str, Any]) -> list[Statement]:
         ("The guarantee", _guarantee(cell["epsilon"])),
         ("The floor", " ".join(_floor(attacks))),
         *_rotation(result["cells"]),
-        ("What is not protected", _outside()),
+        ("What is not protected", _OUTSIDE),
         ("How long it is kept", _kept(float(result["retention_days"]))),
-        ("What forgetting can undo", _forget()),
+        ("What forgetting can undo", _FORGET),
     ]
-
-
-def _who() -> str:
-    return (
-        "An honest but curious server: it follows the protocol, keeps what it gets, knows the public backbone and the "
-        "settings, and has other texts of the same kind. With a colluding device it has that device's texts and "
-        "uploads too: the rows on leaked pairs count them. A passive listener learns sizes and times, where TLS is on."
-    )
 
 
 def _guarantee(epsilon: Mapping[str, Any]) -> str:
@@ -104,26 +111,10 @@ def _rotation(cells: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
     )
 
 
-def _outside() -> str:
-    return (
-        "Outside every ε: how many samples a device has and declines to release, when it answers and how long it "
-        "takes, its memory, backbone and own metrics, the number of tokens where it is sent, its pseudonym, and that "
-        "it takes part. Codec and sparsification save bytes and are no protection. Secure aggregation does not apply, "
-        "since the server works on single samples."
-    )
-
-
 def _kept(days: float) -> str:
     if days:
         return f"Rows are deleted from the cache when it is opened and they are older than {days:g} days."
     return "The cache keeps every upload until it is told to forget it (cache.retention-days = 0)."
-
-
-def _forget() -> str:
-    return (
-        "`mobillm cache forget` deletes a device's rows; with --retrain the side network is as if the device had never "
-        "been there. Copies that were made before, and what was learned from rows by then, stay with whoever has them."
-    )
 
 
 def _listed(parts: list[str], none: str) -> str:

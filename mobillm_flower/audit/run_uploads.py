@@ -16,7 +16,7 @@ import torch
 
 from mobillm_flower.audit.cell import Trained
 from mobillm_flower.audit.draw import Draw
-from mobillm_flower.audit.uploads import Uploads, at_places, decode_all, joined
+from mobillm_flower.audit.uploads import Uploads, decode_all, joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.clients.device import Device
 from mobillm_flower.config import Settings
@@ -88,11 +88,11 @@ def run_uploads(
             yield None
             return
         decoded, targets = decode_all(cache, spec, plan.contract)
-        places = np.array(rows, np.int64)
+        chosen = torch.tensor(rows)
         yield (
             Uploads(
-                rows=decoded[torch.from_numpy(places)],
-                targets=at_places(targets, places),
+                rows=decoded[chosen],
+                targets=targets.take(chosen),
                 samples=joined(samples),
                 devices=np.array(numbers, np.int64),
                 bytes_a_sample=_bytes_a_sample(run),

@@ -14,7 +14,7 @@ from mobillm_flower import __version__
 from mobillm_flower.audit.attacks.sums import SumsAttack, check_sums_noise
 from mobillm_flower.audit.draw import Size
 from mobillm_flower.audit.finding import Measured, combine
-from mobillm_flower.audit.uploads import joined
+from mobillm_flower.audit.uploads import joined, spec_of
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.clients.summing import read_rows, sample_statistic, with_intercept
 from mobillm_flower.config import Settings
@@ -22,7 +22,7 @@ from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
 from mobillm_flower.server.sums import noise_variances
 from mobillm_flower.tasks import LocalData
-from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform
+from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.sums import room_for, sums_spec
 from mobillm_flower.wire.sums import SumsSpec
 
@@ -53,9 +53,7 @@ def audit_sums(
     samples = joined([device.train for device in devices])
     if len(samples) < _LEAST:
         raise UnsupportedError(f"{len(samples)} training samples are too few to attack; give at least {_LEAST}")
-    spec = extraction_spec(
-        backbone.info, settings, num_blocks=settings.activations.num_blocks, num_outputs=contract.num_outputs
-    )
+    spec = spec_of(settings, backbone, contract)
     sums = sums_spec(settings, contract, spec, capacity=room_for(len(samples)))
     public = settings.activations.public_text
     transform = fitted_transform(spec, backbone, max_length=contract.max_length, file=public)
@@ -85,8 +83,7 @@ def audit_sums(
     checks = []
     if sums.epsilon:
         say(f"empirical ε of the noise, {size.draws:,} draws each")
-        check = check_sums_noise(sums, draws=size.draws)
-        checks.append({**dataclasses.asdict(check), "holds": check.holds})
+        checks.append(check_sums_noise(sums, draws=size.draws).to_dict())
     result: dict[str, Any] = {
         "format": 1,
         "kind": SUMS,

@@ -16,9 +16,11 @@ from torch import Tensor
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.backbone import Extraction
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings
 from mobillm_flower.core.perturb import clip_joint
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Limits
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
@@ -29,7 +31,6 @@ from mobillm_flower.wire.target_bytes import TargetBatch
 from mobillm_flower.wire.window import open_window, pack_window
 
 _MOST_BYTES = 1 << 34
-_READ = 256  # rows decoded at a time
 
 
 class RememberingBackbone(Backbone):
@@ -42,7 +43,7 @@ class RememberingBackbone(Backbone):
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        vars(self).update(vars(backbone))
+        vars(self).update(vars(backbone))  # it is that backbone in all but `extract`
         self._inner = backbone
         self._known: dict[tuple[object, ...], tuple[Tensor, Tensor | None]] = {}
         self._seconds, self._ran = 0.0, 0
@@ -114,11 +115,6 @@ class Uploads:
     contract: TaskContract
 
     @property
-    def label_rates(self) -> tuple[float, float]:
-        """P[released label = true label], and P[released label = k] of each other k."""
-        return self.spec.protection(self.contract).label_rates
-
-    @property
     def is_noisy(self) -> bool:
         """Whether activations carry noise."""
         return bool(self.spec.joint_epsilon or self.spec.sigma)
@@ -133,20 +129,10 @@ class Uploads:
         return replace(
             self,
             rows=self.rows[torch.from_numpy(places)],
-            targets=at_places(self.targets, places),
+            targets=self.targets.take(torch.from_numpy(places)),
             samples=self.samples.take(places.tolist()),
             devices=self.devices[places],
         )
-
-
-def at_places(targets: TargetBatch, places: NDArray[np.int64]) -> TargetBatch:
-    """Return the targets at places, in that order."""
-    index = torch.from_numpy(places)
-
-    def part(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[index]
-
-    return TargetBatch(part(targets.differences), part(targets.labels), part(targets.base))
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -159,9 +145,10 @@ def joined(parts: Sequence[Samples]) -> Samples:
     )
 
 
-def spec_of(settings: Settings, backbone: Backbone) -> ExtractionSpec:
+def spec_of(settings: Settings, backbone: Backbone, contract: TaskContract) -> ExtractionSpec:
     """Return what devices of one backbone upload under settings."""
-    return extraction_spec(backbone.info, settings, num_blocks=settings.activations.num_blocks)
+    blocks = settings.activations.num_blocks
+    return extraction_spec(backbone.info, settings, num_blocks=blocks, num_outputs=contract.num_outputs)
 
 
 @contextmanager
@@ -183,33 +170,22 @@ def make_uploads(
     folder : path
         Made here, with devices' folders and the cache in it.
     """
-    spec = spec_of(settings, backbone)
     contract = next(iter(fleet.values())).contract
+    spec = spec_of(settings, backbone, contract)
     cache = ActivationCache(RunFolder(folder).make().cache)
     sent_bytes, seconds, owners, order = 0, 0.0, [], []
     try:
         for number, data in fleet.items():
-            owned = DeviceFolder(RunFolder(folder).device(number), max_releases=settings.privacy.max_releases)
+            owned = DeviceFolder(RunFolder(folder).device(number), limits=Limits(settings.privacy.max_releases))
             try:
                 device = Device(settings, data, owned, partition=number)
                 device.backbone = backbone
                 started = time.perf_counter()
-                made = device.window(spec, held=frozenset(), size=len(data.train), max_bytes=_MOST_BYTES)
+                made = make_window(device, spec, held=frozenset(), size=len(data.train), max_bytes=_MOST_BYTES)
                 seconds += time.perf_counter() - started - made.forward_seconds
                 shaping = device.shaping(spec)
                 place = {owned.release_id(sample, shaping): i for i, sample in enumerate(device.sample_ids)}
-                packed = pack_window(
-                    made.samples,
-                    spec=spec,
-                    contract=contract,
-                    pseudonym=owned.pseudonym,
-                    data_fingerprint=device.data_fingerprint,
-                    total=made.total,
-                    remaining=made.remaining,
-                    refused=made.refused,
-                    forward_seconds=made.forward_seconds,
-                    peak_memory_bytes=0.0,
-                )
+                packed = pack_window(made, spec=spec, contract=contract)
                 window = open_window(
                     packed, spec=spec, contract=contract, max_samples=len(data.train), max_bytes=_MOST_BYTES
                 )
@@ -258,19 +234,11 @@ def decode_all(cache: ActivationCache, spec: ExtractionSpec, contract: TaskContr
     """
     loader = BatchLoader(cache, {spec.backbone: spec}, contract, memory_bytes=0)
     refs = sorted((row for row in cache.rows() if row.backbone == spec.backbone), key=lambda row: row.id)
-    decoded, differences, labels, base = [], [], [], []
-    for start in range(0, len(refs), _READ):
-        (batch,), targets = loader.load(refs[start : start + _READ])
+    decoded, targets = [], []
+    for (batch,), of_part in loader.in_parts(refs):
         rows = batch.rows
         if batch.lengths is not None:
             rows = torch.stack([part.mean(0) for part in torch.split(rows, batch.lengths.tolist())])
         decoded.append(rows)
-        differences.append(targets.differences)
-        labels.append(targets.labels)
-        base.append(targets.base)
-    return torch.cat(decoded), TargetBatch(_cat(differences), _cat(labels), _cat(base))
-
-
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
+        targets.append(of_part)
+    return torch.cat(decoded), TargetBatch.join(targets)

@@ -39,8 +39,9 @@ def audit(
     from mobillm_flower.core.placement import torch_threads
     from mobillm_flower.reports.audit import frontier_file
 
-    with ExitStack() as stack, torch_threads(threads):
-        audited = _subject(subject.expanduser(), config or [], stack, own)
+    stack = ExitStack()
+    audited = _subject(subject.expanduser(), config or [], stack, own)
+    with stack, torch_threads(threads):
         result = run_audit(audited, quick=quick, say=lambda line: typer.echo(line, err=True))
     _print(result)
     target = json_file or (audited.run.audit if audited.run else None)

@@ -170,17 +170,14 @@ class _Reading:
     def texts(self, texts: list[str], pairs: list[str], file: Path | None) -> Iterator[Text]:
         """Return texts from the options, a file, or standard input."""
         from mobillm_flower.tasks import read_texts, text_lines
+        from mobillm_flower.tasks.readers import FileForm
 
         if file is not None and (texts or pairs):
             raise SettingsError("give --text or --file, not both")
         if file is not None:
-            return read_texts(
-                file.expanduser(),
-                text_column=self.text_column,
-                pair_column=self.pair_column,
-                encoding=self.encoding,
-                delimiter="" if file.suffix.lower() == ".tsv" else self.delimiter,
-            )
+            columns = (self.text_column, self.pair_column) if self.pair_column else (self.text_column,)
+            delimiter = "" if file.suffix.lower() == ".tsv" else self.delimiter
+            return read_texts(file.expanduser(), FileForm(columns, encoding=self.encoding, delimiter=delimiter))
         if texts or pairs:
             if pairs and not self.pair_column:
                 raise SettingsError("this run's task has one text; leave out --pair")

@@ -1,14 +1,15 @@
-"""A device: its backbone, its samples, its folder; a window of releases made from them."""
+"""A device: its backbone, its samples, its folder."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
+
+from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.choose import Choice, choose
@@ -16,34 +17,20 @@ from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.memory import keep_few_kernels
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.streaming.memory_plan import plan_within
-from mobillm_flower.clients.releases import ReleaseMaker
 from mobillm_flower.config import Settings
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.models.side_tuned import SideTunedModel
-from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.ledger import Limits, SampleKeys
 from mobillm_flower.privacy.mixing import MixingKey, mixing_key
 from mobillm_flower.privacy.noisy_metric import noisy_accuracy
 from mobillm_flower.tasks import LocalData, Samples, with_tokens
-from mobillm_flower.tasks.extraction import extraction_spec, release_guarantee
+from mobillm_flower.tasks.extraction import extraction_spec, fitted_transform
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import MAX_CHOSEN, DeviceDescription
-from mobillm_flower.wire.window import SampleBytes
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MadeWindow:
-    """What `Device.window` returns: the samples to send, and what is left."""
-
-    samples: list[SampleBytes]
-    total: int
-    remaining: int
-    refused: int
-    forward_seconds: float
 
 
 class Device:
@@ -241,9 +228,15 @@ class Device:
         private = self.settings.privacy
         return mixing_key(private.mixing, private.mixing_key)
 
-    def guarantee(self, spec: ExtractionSpec) -> Guarantee:
-        """Return what one release guarantees."""
-        return release_guarantee(spec, self.data.contract, delta=self.settings.privacy.delta)
+    def transform(self, spec: ExtractionSpec) -> Callable[[Tensor], Tensor] | None:
+        """Return what is applied to activations before anything private is done to them, see `fitted_transform`."""
+        return fitted_transform(
+            spec,
+            self.backbone,
+            max_length=self.data.contract.max_length,
+            file=self.settings.activations.public_text,
+            remembered_in=self.folder.path,
+        )
 
     def shaping(self, spec: ExtractionSpec) -> str:
         """Return, canonically, everything beside the sample that shapes a release.
@@ -260,71 +253,6 @@ class Device:
             },
             sort_keys=True,
         )
-
-    def window(self, spec: ExtractionSpec, *, held: frozenset[bytes], size: int, max_bytes: int) -> MadeWindow:
-        """Make the next window: what the server does not hold, at most `size` samples and `max_bytes` of payload.
-
-        Bytes that wait in the outbox are sent again as they are. New ones are written to the ledger first.
-        """
-        shaping = self.shaping(spec)
-        release_ids = [self.folder.release_id(sample, shaping) for sample in self.sample_ids]
-        self.folder.ledger.acknowledge(held)
-        gone = self.folder.ledger.held() - held
-        missing = [i for i, release in enumerate(release_ids) if release not in held]
-        open_ = [i for i in missing if release_ids[i] not in gone]
-        refused = len(missing) - len(open_)
-        waiting = self.folder.ledger.outbox([release_ids[i] for i in open_])
-        chosen: list[int] = []
-        fresh: list[int] = []
-        new = [i for i in open_ if release_ids[i] not in waiting]
-        promised = self.guarantee(spec)
-        may = self.folder.ledger.allowed(
-            ((self.sample_keys[i], release_ids[i]) for i in new), epsilon=promised.epsilon, delta=promised.delta
-        )
-        with contextlib.closing(may):
-            for i in open_:
-                if len(chosen) == size:
-                    break
-                if release_ids[i] not in waiting:
-                    if not next(may):
-                        refused += 1
-                        continue
-                    fresh.append(i)
-                chosen.append(i)
-        seconds = self._release(fresh, release_ids, spec)
-        waiting |= self.folder.ledger.outbox([release_ids[i] for i in fresh])
-        samples: list[SampleBytes] = []
-        used = 0
-        for i in chosen:
-            item = waiting[release_ids[i]]
-            used += len(item.activations) + len(item.target) + 32
-            if samples and used > max_bytes:
-                break  # stays in the outbox for the next window
-            samples.append(SampleBytes(item.release, item.tokens, item.activations, item.target))
-        return MadeWindow(
-            samples=samples,
-            total=len(release_ids),
-            remaining=len(missing) - refused - len(samples),
-            refused=refused,
-            forward_seconds=seconds,
-        )
-
-    def _release(self, fresh: Sequence[int], release_ids: Sequence[bytes], spec: ExtractionSpec) -> float:
-        """Make releases of samples and write them into the ledger; returns the forward pass's seconds."""
-        maker = ReleaseMaker(
-            self.backbone,
-            self.data.contract,
-            spec,
-            folder=self.folder,
-            token_budget=self.settings.backbone.token_budget,
-            public_text=self.settings.activations.public_text,
-            mixing=self.mixing,
-        )
-        releases, seconds = maker.make(self.data.train, fresh, release_ids)
-        if releases:
-            promised, of_samples = self.guarantee(spec), [(self.sample_keys[i], release) for i, release in releases]
-            self.folder.ledger.record(of_samples, epsilon=promised.epsilon, delta=promised.delta)
-        return seconds
 
 
 def _own_digests(samples: Samples) -> list[bytes]:

@@ -8,6 +8,7 @@ of it from there.
 from __future__ import annotations
 
 import dataclasses
+import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def open_folder(settings: Settings, context: Context) -> DeviceFolder:
     counter = context.node_config.get("device-counter")
     return DeviceFolder(
         device_folder(settings, context),
-        **dataclasses.asdict(device_policy(context).limits(settings)),
+        limits=device_policy(context).limits(settings),
         counter=Path(str(counter)).expanduser() if counter else None,
     )
 
@@ -206,6 +207,12 @@ def told(error: MobiLLMError, context: Context) -> str:
     for path in sorted(_paths(context), key=len, reverse=True):  # a folder after what is in it
         text = text.replace(path, "…")
     return text
+
+
+def unexpected(error: Exception) -> str:
+    """Return what an unexpected error is called and where it was raised, without its message, which may hold a text."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno} in {place.name}"
 
 
 def _own(context: Context) -> dict[str, Any]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -28,8 +26,10 @@ from mobillm_flower.clients.own import (
     open_folder,
     told,
     trusts_server,
+    unexpected,
 )
-from mobillm_flower.clients.summing import MadeSums, make_sums
+from mobillm_flower.clients.releases import make_window
+from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.sums import Words
@@ -38,7 +38,7 @@ from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.ledger_file import damaged
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.held_out import open_held_out, pack_tally, purpose_of_tally
-from mobillm_flower.wire.masked import open_masked_request, open_message, pack_masked, purpose_of
+from mobillm_flower.wire.masked import open_message, pack_masked, purpose_of
 from mobillm_flower.wire.messages import (
     EvaluationRequest,
     open_evaluation,
@@ -48,7 +48,7 @@ from mobillm_flower.wire.messages import (
     pack_refusal,
 )
 from mobillm_flower.wire.proof import prove
-from mobillm_flower.wire.sums import open_sums_request, pack_sums
+from mobillm_flower.wire.sums import SumsReply, open_sums_request, pack_sums
 from mobillm_flower.wire.window import pack_window
 
 logger = logging.getLogger(__name__)
@@ -97,24 +97,13 @@ class SideTuningClient:
         _require_sums(device, asked=False)
         request = open_request(asked.content)
         device.agree(request.contract, request.spec)
-        made = device.window(request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
-        return pack_window(
-            made.samples,
-            spec=request.spec,
-            contract=request.contract,
-            pseudonym=device.folder.pseudonym,
-            data_fingerprint=device.data_fingerprint,
-            total=made.total,
-            remaining=made.remaining,
-            refused=made.refused,
-            forward_seconds=made.forward_seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+        made = make_window(device, request.spec, held=request.held, size=request.window, max_bytes=request.max_bytes)
+        return pack_window(made, spec=request.spec, contract=request.contract)
 
     def _secure_sum(self, device: Device, asked: Message) -> RecordDict:
         _require_sums(device, asked=True)
-        request, message = open_masked_request(asked.content)
-        made: list[MadeSums] = []
+        request, message = open_sums_request(asked.content), open_message(asked.content)
+        made: list[SumsReply] = []
 
         def make() -> Words:
             device.agree(request.contract, request.spec)
@@ -132,9 +121,8 @@ class SideTuningClient:
         content, secure = asked.content, keys.SECURE_SUMS in asked.content
 
         def make() -> Words:
-            request = open_held_out(content, device.agree)
-            model = _model(device, request.evaluation)
-            return tally_held_out(device, model, share=request.share, alone=not secure)
+            request, share = open_held_out(content, device.agree)
+            return tally_held_out(device, _model(device, request), share=share, alone=not secure)
 
         if not secure:
             require_plain(device)
@@ -154,14 +142,7 @@ class SideTuningClient:
         request = open_sums_request(asked.content)
         device.agree(request.contract, request.spec)
         made = make_sums(device, request.spec, request.sums, held=request.held)
-        return pack_sums(
-            made.words,
-            request=request,
-            pseudonym=device.folder.pseudonym,
-            release=made.release,
-            forward_seconds=made.forward_seconds,
-            peak_memory_bytes=peak_memory_bytes(),
-        )
+        return pack_sums(made, request=request)
 
     def _evaluate(self, device: Device, asked: Message) -> RecordDict:
         forget_secure_sums(device, asked.metadata.run_id)
@@ -187,10 +168,8 @@ class SideTuningClient:
                     logger.warning("%s: %s", type(error).__name__, error)
                 content = pack_refusal(told(error, context))
             except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
-                logger.error("unexpected %s at %s", type(error).__name__, where)
-                raise RuntimeError(f"unexpected {type(error).__name__} at {where}") from None
+                logger.error(unexpected(error))
+                raise RuntimeError(unexpected(error)) from None
             return Message(content, reply_to=message)
 
         return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,41 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobillm_flower.backbones import Backbone
+from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
-from mobillm_flower.core.sums import Words, statistic, wrap
-from mobillm_flower.core.targets import base_prediction
+from mobillm_flower.core.sums import statistic, wrap
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.ledger import Release, SampleKeys
 from mobillm_flower.tasks import Samples, read_activations
-from mobillm_flower.tasks.extraction import fitted_transform
+from mobillm_flower.tasks.activations import read_base
 from mobillm_flower.tasks.sums import require_task, sums_guarantee, sums_spec
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
-from mobillm_flower.wire.sums import SumsSpec
+from mobillm_flower.wire.sums import SumsReply, SumsSpec
 from mobillm_flower.wire.target_bytes import exact_targets
 
 
-@dataclass(frozen=True)
-class MadeSums:
-    """A device's statistic.
-
-    Parameters
-    ----------
-    words : ndarray
-        [W], modulo 2^bits.
-    release : bytes
-        Its id.
-    forward_seconds : float
-        Of the forward pass; 0 where it was made before.
-    """
-
-    words: Words
-    release: bytes
-    forward_seconds: float
-
-
-def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: frozenset[bytes]) -> MadeSums:
+def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: frozenset[bytes]) -> SumsReply:
     """Add up a device's samples, once: the ledger counts each, and the same words are sent when they are asked again.
 
     Left out are the held-out share and samples whose budget is spent.
@@ -78,11 +59,12 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
         texts = tuple(dict.fromkeys(text for i in used for text in device.sample_keys[i].texts))
         item = Release(release, len(used), wrap(values, sums.scale.bits).tobytes(), b"")
         charged = SampleKeys(release, texts)
-        ledger.record([(charged, item)], epsilon=promised.epsilon, delta=promised.delta, whole=device.promises)
+        ledger.record([(charged, item)], promised, whole=device.promises)
         waiting = ledger.outbox([release])
     else:
         seconds = 0.0
-    return MadeSums(np.frombuffer(waiting[release].activations, kind), release, seconds)
+    words = np.frombuffer(waiting[release].activations, kind)
+    return SumsReply(words, device.folder.pseudonym, release, seconds, peak_memory_bytes())
 
 
 def held_out_samples(device: Device, share: float) -> list[int]:
@@ -100,12 +82,8 @@ def _sum(
     device: Device, spec: ExtractionSpec, sums: SumsSpec, kept: Sequence[int], release: bytes
 ) -> tuple[float, NDArray[np.int64], list[int]]:
     """Return seconds of the forward pass, the statistic [W], and the samples in it."""
-    promised = _counted(device, sums)
-    may = device.folder.ledger.allowed(
-        ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept),
-        epsilon=promised.epsilon,
-        delta=promised.delta,
-    )
+    ids = ((device.sample_keys[i], release + i.to_bytes(8, "big")) for i in kept)
+    may = device.folder.ledger.allowed(ids, _counted(device, sums))
     used = [i for i, allowed in zip(kept, may, strict=True) if allowed]
     if len(used) < sums.min_samples:
         raise ReleaseRefused(
@@ -115,13 +93,7 @@ def _sum(
     if len(used) > sums.capacity:
         raise ReleaseRefused(f"the run's sums have room for {sums.capacity} samples, this device has more")
     contract, seconds = device.data.contract, 0.0
-    transform = fitted_transform(
-        spec,
-        device.backbone,
-        max_length=contract.max_length,
-        file=device.settings.activations.public_text,
-        remembered_in=device.folder.path,
-    )
+    transform = device.transform(spec)
     values = np.zeros(sums.shape.num_words, np.int64)
     order = sorted(used, key=lambda i: (len(device.data.train.texts[i]), i))
     for start in range(0, len(order), MAX_SAMPLES_AT_ONCE):
@@ -142,8 +114,7 @@ def read_rows(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what is added up of samples: z [B, D] and targets [B, K], float64."""
     extraction = read_activations(backbone, samples, contract, spec, transform)
-    logits = None if spec.constant_base else extraction.base_logits
-    base = base_prediction(logits, len(samples), contract.num_outputs, label_range=contract.label_range)
+    base = read_base(extraction, spec, contract)
     rows = torch.stack([sample.flatten() for sample in extraction.activations])
     return rows.double().numpy(), exact_targets(samples.labels, base, contract).double().numpy()
 

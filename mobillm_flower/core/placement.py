@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-@contextmanager
+@contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads inside."""
     before = torch.get_num_threads()

@@ -21,6 +21,7 @@ import torch
 
 from mobillm_flower.backbones import Backbone, plan_memory
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.clients.summing import make_sums
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.config.compatibility import ANALYTIC
@@ -145,7 +146,7 @@ def own_work(device: Device, settings: Settings) -> Callable[[], object]:
     if settings.strategy == ANALYTIC:
         sums = sums_spec(settings, contract, spec, capacity=room_for(rows))
         return lambda: make_sums(device, spec, sums, held=frozenset())
-    return lambda: device.window(spec, held=frozenset(), size=rows, max_bytes=1 << 40)
+    return lambda: make_window(device, spec, held=frozenset(), size=rows, max_bytes=1 << 40)
 
 
 def _below_whole(settings: Settings) -> int:

@@ -15,11 +15,10 @@ from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.side_networks import ActivationBatch
 from mobillm_flower.core.side_networks.upper_layers import through
-from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.core.task_sequence import TaskSpan
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.privacy.mixing import MixingKey
-from mobillm_flower.tasks.activations import read_activations
+from mobillm_flower.tasks.activations import read_activations, read_base
 from mobillm_flower.tasks.task import Samples
 from mobillm_flower.wire.contract import ExtractionSpec
 
@@ -124,12 +123,7 @@ def _outputs(model: SideTunedModel, samples: Samples) -> tuple[Tensor | None, Te
         none = torch.zeros(0, model.contract.num_outputs)
         return (None if model.side_network is None else torch.zeros(0, width or none.shape[1])), none
     extraction = read_activations(model.backbone, samples, model.contract, model.spec, model.transform)
-    base = base_prediction(
-        None if model.spec.constant_base else extraction.base_logits,
-        len(samples),
-        model.contract.num_outputs,
-        label_range=model.contract.label_range,
-    )
+    base = read_base(extraction, model.spec, model.contract)
     if model.side_network is None:
         return None, base
     activations = extraction.activations

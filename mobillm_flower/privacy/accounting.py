@@ -39,13 +39,16 @@ class Guarantee:
         Why no ε can be named, in plain words; empty where one is.
     parts : mapping of str to (float, float)
         ε and δ of each protected part: `activations`, `labels`, or `activations and labels` where one ε pays for both.
-        A part that is missing is sent unprotected or not sent.
+        A part that is missing is sent unprotected.
     """
 
     epsilon: float | None
     delta: float
     reason: str = ""
     parts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+UNPROTECTED = Guarantee(None, 0.0, "nothing is protected")
 
 
 def gaussian_sigma(epsilon: float, delta: float, sensitivity: float) -> float:
@@ -141,7 +144,6 @@ def guarantee(
     clip_norm: float,
     delta: float,
     label_epsilon: float,
-    labels_sent: bool,
     base_is_constant: bool,
     classes: int,
 ) -> Guarantee:
@@ -165,8 +167,6 @@ def guarantee(
         δ of the Gaussian mechanism, in (0, 1); not used without it.
     label_epsilon : float
         ε of randomized response on labels; 0 where it is off.
-    labels_sent : bool
-        Whether a target of any kind (label, Δy, Δh) leaves the device.
     base_is_constant : bool
         Whether the sent target holds nothing of the text beside the label: p_b = 1/K, p_b computed by the server from
         the noised release, or the label itself.
@@ -186,35 +186,19 @@ def guarantee(
     Examples
     --------
     >>> guarantee(
-    ...     joint_epsilon=0, activation_sigma=2.2, clip_norm=1.0, delta=1e-5, label_epsilon=1.0, labels_sent=True,
+    ...     joint_epsilon=0, activation_sigma=2.2, clip_norm=1.0, delta=1e-5, label_epsilon=1.0,
     ...     base_is_constant=False, classes=2,
     ... ).reason
     'the prediction difference carries a base prediction that is a function of the text'
     """
-    for name, value in (
-        ("joint_epsilon", joint_epsilon),
-        ("activation_sigma", activation_sigma),
-        ("clip_norm", clip_norm),
-        ("label_epsilon", label_epsilon),
-    ):
-        if not 0 <= value < math.inf:
-            raise ArgumentError(name, value, "must be 0 or above, and finite: 0 switches it off")
-    if joint_epsilon and (activation_sigma or label_epsilon):
-        raise ArgumentError(
-            "joint_epsilon",
-            joint_epsilon,
-            f"covers activations and labels: leave activation_sigma={activation_sigma!r} and "
-            f"label_epsilon={label_epsilon!r} at 0, or use those two alone",
-        )
+    _check_mechanisms(joint_epsilon, activation_sigma, clip_norm, label_epsilon)
     parts: dict[str, tuple[float, float]] = {}
     reasons: list[str] = []
     if joint_epsilon:
-        if labels_sent and classes < 1:
+        if classes < 1:
             reasons.append("the target is not a class, and the joint mechanism covers classes only")
-            parts[ACTIVATIONS] = (LabelledCap(joint_epsilon, 1).epsilon, 0.0)
-        else:
-            part = JOINT if labels_sent else ACTIVATIONS
-            parts[part] = (LabelledCap(joint_epsilon, max(classes, 1)).epsilon, 0.0)
+        part = JOINT if classes >= 1 else ACTIVATIONS
+        parts[part] = (LabelledCap(joint_epsilon, max(classes, 1)).epsilon, 0.0)
     else:
         if not activation_sigma:
             reasons.append("activations are not noised")
@@ -222,13 +206,13 @@ def guarantee(
             reasons.append("activations are noised but not clipped, so that their sensitivity has no bound")
         else:
             parts[ACTIVATIONS] = (gaussian_epsilon(activation_sigma, delta, 2 * clip_norm), delta)
-        if labels_sent and classes < 1:
+        if classes < 1:
             reasons.append("the target is sent unprotected, and randomized response covers classes only")
-        elif labels_sent and not label_epsilon:
+        elif not label_epsilon:
             reasons.append("labels are sent unprotected")
-        elif labels_sent:
+        else:
             parts[LABELS] = (RandomizedResponse(label_epsilon, classes).epsilon, 0.0)
-    if labels_sent and not base_is_constant:
+    if not base_is_constant:
         reasons.append("the prediction difference carries a base prediction that is a function of the text")
     return _total(parts, reasons)
 
@@ -287,6 +271,24 @@ def _crossing(rising: Callable[[float], float]) -> float:
     from scipy.optimize import brentq  # a third of a second, in every process of a device
 
     return float(brentq(rising, low, high, xtol=low * 1e-13, rtol=1e-13)) if low < high else low
+
+
+def _check_mechanisms(joint_epsilon: float, activation_sigma: float, clip_norm: float, label_epsilon: float) -> None:
+    for name, value in (
+        ("joint_epsilon", joint_epsilon),
+        ("activation_sigma", activation_sigma),
+        ("clip_norm", clip_norm),
+        ("label_epsilon", label_epsilon),
+    ):
+        if not 0 <= value < math.inf:
+            raise ArgumentError(name, value, "must be 0 or above, and finite: 0 switches it off")
+    if joint_epsilon and (activation_sigma or label_epsilon):
+        raise ArgumentError(
+            "joint_epsilon",
+            joint_epsilon,
+            f"covers activations and labels: leave activation_sigma={activation_sigma!r} and "
+            f"label_epsilon={label_epsilon!r} at 0, or use those two alone",
+        )
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -39,8 +39,8 @@ class DeviceFolder:
     ----------
     path : Path
         The folder; made with mode 0700 where it is missing.
-    max_releases, budget, max_delta, max_evaluations
-        What the device agrees to, ever: see `Limits`.
+    limits : Limits, optional
+        What the device agrees to, ever; nothing is bounded by default.
     counter : Path or None
         A file outside the folder that notices when an older copy of the folder is put in its place.
 
@@ -52,16 +52,7 @@ class DeviceFolder:
         The folder cannot be made or written to.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        max_releases: int = 0,
-        budget: float = 0.0,
-        max_delta: float = 0.0,
-        max_evaluations: int = 0,
-        counter: str | Path | None = None,
-    ) -> None:
+    def __init__(self, path: str | Path, *, limits: Limits | None = None, counter: Path | None = None) -> None:
         self.path = Path(path)
         make_private(self.path, "device-folder")
         self.path.chmod(0o700)
@@ -76,9 +67,8 @@ class DeviceFolder:
         if not known and not (self.path / "secret").exists():
             self._refuse_orphan(file)
         self._secret = self._load_secret()
-        limits = Limits(max_releases, budget, max_delta, max_evaluations)
-        outside = None if counter is None else Counter(Path(counter), self._derived(b"counter"))
-        self.ledger = Ledger(file, limits=limits, counter=outside)
+        outside = None if counter is None else Counter(counter, self._derived(b"counter"))
+        self.ledger = Ledger(file, limits=limits or Limits(), counter=outside)
 
     def close(self) -> None:
         """Close the ledger."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.accounting import UNPROTECTED, Guarantee
 from mobillm_flower.privacy.counter import Counter
 from mobillm_flower.privacy.ledger_file import count, open_ledger
 from mobillm_flower.runs.files import transaction
@@ -25,9 +26,10 @@ class Release:
     release : bytes
         The release id, 16 bytes.
     tokens : int
-        Packed rows of the sample: 1, or the number of tokens with pivot `all`.
+        Packed rows T of the sample: 1, or the number of tokens with pivot `all` (of language modelling those in the
+        loss, or with `spec.whole_texts` all but the last of each chunk).
     activations, target : bytes
-        Encoded activations and target.
+        As encoded.
     """
 
     release: bytes
@@ -154,7 +156,7 @@ class Ledger:
         return prepared
 
     def allowed(
-        self, samples: Iterable[tuple[SampleKeys, bytes]], *, epsilon: float | None = None, delta: float = 0.0
+        self, samples: Iterable[tuple[SampleKeys, bytes]], promised: Guarantee = UNPROTECTED
     ) -> Generator[bool, None, None]:
         """Yield of each sample and release id whether it may be released beside those before it; writes nothing.
 
@@ -162,13 +164,13 @@ class Ledger:
         ----------
         samples : iterable of (SampleKeys, bytes)
             Samples and the ids of their releases.
-        epsilon, delta : float or None, float
-            What each takes of its texts' budget; None where no ε can be named for it.
+        promised : Guarantee
+            What each takes of its texts' budget.
         """
         with transaction(self._db, keep=False):
             for keys, release in samples:
                 try:
-                    self._charge(keys, Release(release, 0, b"", b""), epsilon, delta)
+                    self._charge(keys, Release(release, 0, b"", b""), promised)
                 except ReleaseRefused:
                     yield False
                 else:
@@ -177,9 +179,8 @@ class Ledger:
     def record(
         self,
         releases: Sequence[tuple[SampleKeys, Release]],
+        promised: Guarantee = UNPROTECTED,
         *,
-        epsilon: float | None = None,
-        delta: float = 0.0,
         whole: bool = False,
     ) -> None:
         """Write releases of samples, or of sums, into ledger and outbox, all or none, before anything is sent.
@@ -198,7 +199,7 @@ class Ledger:
             for keys, release in releases:
                 if whole:
                     self._check_whole(keys)
-                self._charge(keys, release, epsilon, delta)
+                self._charge(keys, release, promised)
             count(self._db, "changes")
         self._write_counter()
 
@@ -245,12 +246,7 @@ class Ledger:
         query = "SELECT 1 FROM texts WHERE text = ? LIMIT 1"
         return {text for text in texts if self._db.execute(query, (text,)).fetchone()}
 
-    def num_releases(self, text: bytes) -> int:
-        """Return how many releases of a text the ledger holds."""
-        (count,) = self._db.execute("SELECT COUNT(*) FROM texts WHERE text = ?", (text,)).fetchone()
-        return int(count)
-
-    def _charge(self, keys: SampleKeys, item: Release, epsilon: float | None, delta: float) -> None:
+    def _charge(self, keys: SampleKeys, item: Release, promised: Guarantee) -> None:
         row = self._db.execute("SELECT held FROM releases WHERE release = ?", (item.release,)).fetchone()
         if row and row[0]:
             raise ReleaseRefused(
@@ -259,14 +255,14 @@ class Ledger:
             )
         if row:
             return
-        if epsilon is not None or self.limits != Limits():
+        if promised.epsilon is not None or self.limits != Limits():
             self._check_named()
         for text in keys.texts:
-            self._check_text(text, epsilon, delta)
+            self._check_text(text, promised.epsilon, promised.delta)
         self._db.execute(
             "INSERT INTO releases (release, sample, tokens, activations, target, epsilon, delta) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (item.release, keys.sample, item.tokens, item.activations, item.target, epsilon, delta),
+            (item.release, keys.sample, item.tokens, item.activations, item.target, promised.epsilon, promised.delta),
         )
         self._db.executemany("INSERT INTO texts VALUES (?, ?)", [(text, item.release) for text in set(keys.texts)])
 

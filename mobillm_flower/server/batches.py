@@ -101,7 +101,7 @@ class BatchLoader:
             batch = ActivationBatch(backbone, activations, lengths, sequences).to(self.device)
             batches.append(batch)
             targets.append(replace(of_type, base=batch.rows[:, -1]) if self.contract.per_token else of_type)
-        return batches, _join(targets)
+        return batches, TargetBatch.join(targets)
 
     def in_parts(self, rows: Sequence[RowRef]) -> Iterator[tuple[list[ActivationBatch], TargetBatch]]:
         """Load rows a few at a time, in their order."""
@@ -132,8 +132,7 @@ class BatchLoader:
             decoded = decode_targets([blobs[i] for i in places], spec, self.tasks.in_order[task])
             parts.append(self.tasks.spread(decoded, task))
             order += places
-        joined, back = _join(parts), torch.tensor(order).argsort()
-        return TargetBatch(*(None if part is None else part[back] for part in vars(joined).values()))
+        return TargetBatch.join(parts).take(torch.tensor(order).argsort())
 
     def _samples(self, rows: Sequence[RowRef], spec: ExtractionSpec) -> list[tuple[Tensor, bytes]]:
         """Return (activations [T, M, P·d], target) of rows of one type."""
@@ -160,14 +159,3 @@ def _of_asked(batch: ActivationBatch, targets: TargetBatch) -> tuple[ActivationB
     read = read_asked(targets.labels)
     base = batch.rows.new_zeros(len(read.labels), batch.rows.shape[2])
     return replace(batch, sequences=read.chunks, asked=read.asked), TargetBatch(None, read.labels, base)
-
-
-def _join(targets: Sequence[TargetBatch]) -> TargetBatch:
-    if len(targets) == 1:
-        return targets[0]
-
-    def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
-        return torch.cat(there) if there else None
-
-    return TargetBatch(*(cat(parts) for parts in zip(*(vars(t).values() for t in targets), strict=True)))

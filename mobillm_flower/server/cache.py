@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from mobillm_flower.errors import CacheError, CacheFull
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.runs.files import transaction
 from mobillm_flower.server.cache_file import CacheFile, Holding, carry_over
 from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem, unlike
 from mobillm_flower.server.rows import Rows
-from mobillm_flower.wire.window import SampleBytes
 
 _CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
 _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
@@ -96,7 +96,7 @@ class ActivationCache:
                 self._known_size = (int(count), int(size), int(of_task))
             return self._known_size
 
-    def add(self, device: str, samples: Sequence[SampleBytes], *, backbone: str, round_: int) -> int:
+    def add(self, device: str, samples: Sequence[Release], *, backbone: str, round_: int) -> int:
         """Commit a window, all of it or nothing; rows that are held already stay as they are.
 
         Returns

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest as _xxh3
 
-from mobillm_flower.wire.window import SampleBytes
+from mobillm_flower.privacy.ledger import Release
 
 _SIGNED = (1 << 63) - 1  # SQLite's integers have a sign
 
@@ -36,7 +36,7 @@ class Damage:
         return self.problem if self.row is None else f"row {self.row} of device {self.device}: {self.problem}"
 
 
-def digest(backbone: str, sample: SampleBytes) -> bytes:
+def digest(backbone: str, sample: Release) -> bytes:
     """Return the SHA-256 of a sample's bytes and of what they are of."""
     head = b"%s:%d:%d:" % (backbone.encode(), sample.tokens, len(sample.activations))
     return hashlib.sha256(head + sample.activations + sample.target).digest()
@@ -89,7 +89,7 @@ def problem(db: sqlite3.Connection, number: int) -> str:
     if row is None:
         return "only the index has it"
     backbone, *sample, committed = row
-    return "" if digest(backbone, SampleBytes(*sample)) == committed else "its bytes are not those that were committed"
+    return "" if digest(backbone, Release(*sample)) == committed else "its bytes are not those that were committed"
 
 
 def _integrity(db: sqlite3.Connection) -> list[Damage]:

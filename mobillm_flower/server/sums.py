@@ -21,11 +21,11 @@ from mobillm_flower.core.sums import Words, add_words, lift
 from mobillm_flower.core.targets import base_prediction, difference
 from mobillm_flower.errors import CacheError, PacketRejected
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.privacy.noise import derive
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.fitting import Measured
 from mobillm_flower.wire.sums import SumsSpec
-from mobillm_flower.wire.window import SampleBytes
 
 _NOISE_KEY, _NOISED = "noise-key", "noised-totals"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
@@ -140,7 +140,7 @@ def hold(
     cache: ActivationCache, words: Words, *, pseudonym: str, release: bytes, samples: int, backbone: str, round_: int
 ) -> int:
     """Commit checked sums of a device, or of a group under a pseudonym of its own; returns 1 if they are new."""
-    row = SampleBytes(release, samples, words.tobytes(), b"")
+    row = Release(release, samples, words.tobytes(), b"")
     return cache.add(pseudonym, [row], backbone=backbone, round_=round_)
 
 

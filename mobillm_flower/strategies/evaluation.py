@@ -105,7 +105,7 @@ def network_request(
 ) -> EvaluationRequest:
     """Return the side network's request to devices of a backbone type; parameters as of `EvaluationRequest`."""
     tasks = run.plan.tasks
-    columns = (tasks.spans[-1].start, tasks.spans[-1].stop, int(tasks.may_be_unknown)) if tasks else ()
+    columns = (*tasks.columns_of(tasks.names[-1]), int(tasks.may_be_unknown)) if tasks else ()
     return EvaluationRequest(
         contract=run.plan.contract,
         spec=run.plan.specs[backbone],

@@ -19,7 +19,6 @@ from mobillm_flower.strategies.secure_phases import Group, new_group, sum_groups
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.held_out import (
     BITS,
-    HeldOutRequest,
     check_tally,
     num_words,
     open_tally,
@@ -57,7 +56,7 @@ def _contents(run: RunState, settings: Settings) -> dict[str, RecordDict]:
     contents = {}
     for backbone in run.cache.rows().names("backbone"):
         request = network_request(run, backbone, state, held=frozenset(), codec=settings.side_network.codec)
-        contents[backbone] = pack_held_out(HeldOutRequest(request, settings.trainer.validation_share))
+        contents[backbone] = pack_held_out(request, settings.trainer.validation_share)
     return contents
 
 

@@ -18,9 +18,9 @@ from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.run_state import RunState
 from mobillm_flower.strategies.secure_phases import Group, new_group, sum_groups
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.masked import pack_masked_request, purpose_of
+from mobillm_flower.wire.masked import purpose_of, with_message
 from mobillm_flower.wire.secure_sums import PHASES
-from mobillm_flower.wire.sums import SumsRequest
+from mobillm_flower.wire.sums import SumsRequest, pack_sums_request
 
 logger = getLogger("flwr")
 
@@ -150,7 +150,7 @@ def sums_request(run: RunState, backbone: str, held: frozenset[bytes] = frozense
 
 
 def _pack(request: SumsRequest, _phase: str, message: bytes) -> RecordDict:
-    return pack_masked_request(request, message)
+    return with_message(pack_sums_request(request), message)
 
 
 def _commit(run: RunState, group: Group, round_: int) -> str:

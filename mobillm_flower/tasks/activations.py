@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mobillm_flower.backbones.backbone import Backbone, Extraction
 from mobillm_flower.core.pairs import compare
+from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.calibration import uninformed
 from mobillm_flower.tasks.task import Samples, render
@@ -55,3 +56,9 @@ def read_activations(
     activations = backbone.extract(tokens, layers=layers, pivot=pivot).activations
     sides = zip(activations[: len(texts)], activations[len(texts) :], strict=True)
     return Extraction([compare(first, second) for first, second in sides], None)
+
+
+def read_base(extraction: Extraction, spec: ExtractionSpec, contract: TaskContract) -> Tensor:
+    """Return p_b [B, K] of samples that were read, see `base_prediction`."""
+    logits = None if spec.constant_base else extraction.base_logits
+    return base_prediction(logits, len(extraction.activations), contract.num_outputs, label_range=contract.label_range)

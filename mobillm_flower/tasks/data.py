@@ -129,7 +129,7 @@ class Splits:
             return cls(train, test, contract, None, None)
         setting = f"data.label-column={settings.data.label_column!r}"
         rule = label_rule(contract.labels, column, column.names, setting=setting)
-        with _of_split("test", test):
+        with _of_test(test):
             tested = label_column(test, settings)
             if tested.names == rule.own and any(rule(value) is not None for value in column):
                 return cls(train, test, contract, rule, rule)
@@ -151,14 +151,14 @@ class Splits:
         cut = settings.data
         if cut.partition == Partition.dirichlet:  # a skewed test split would measure the skew
             cut = dataclasses.replace(cut, partition=Partition.iid)
-        with _of_split("test", self.test):
+        with _of_test(self.test):
             tested = places(self.test, cut, partition_id, num_partitions, like=self.train)
         return self.read(settings, mine[: cut.max_samples or None], tested)
 
     def read(self, settings: Settings, train: Sequence[int], test: Sequence[int]) -> LocalData:
         """Return rows of both splits as samples, without those that cannot be used."""
         kept, digests, bad = self._samples(self.train, train, self.train_rule, settings)
-        with _of_split("test", self.test):
+        with _of_test(self.test):
             tested, test_digests, bad_test = self._samples(self.test, test, self.test_rule, settings)
         left_out = LeftOut.of_reasons(train=bad, test=bad_test)
         check_left_out(left_out, settings, kept=len(kept))
@@ -182,12 +182,12 @@ class Splits:
 
 
 @contextlib.contextmanager
-def _of_split(name: str, rows: datasets.Dataset) -> Iterator[None]:
-    """Say of which split an error speaks."""
+def _of_test(rows: datasets.Dataset) -> Iterator[None]:
+    """Say of an error that it speaks of the test split."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{name} split ({len(rows)} rows): {error}") from error
+        raise DataError(f"test split ({len(rows)} rows): {error}") from error
 
 
 def _row_digests(rows: Any) -> tuple[bytes, ...]:

@@ -75,7 +75,7 @@ def _layers(backbone: BackboneInfo, settings: Settings, num_blocks: int, scheme:
 
 
 def extraction_spec(
-    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int = 1, scheme: str = ""
+    backbone: BackboneInfo, settings: Settings, *, num_blocks: int, num_outputs: int, scheme: str = ""
 ) -> ExtractionSpec:
     """Return what a device with this backbone uploads under these settings.
 
@@ -222,7 +222,6 @@ def release_guarantee(spec: ExtractionSpec, contract: TaskContract, *, delta: fl
             clip_norm=spec.clip_norm,
             delta=delta,
             label_epsilon=spec.label_epsilon,
-            labels_sent=True,
             base_is_constant=spec.constant_base or (spec.objective == "label" and not spec.send_base),
             classes=len(contract.labels),
         )

@@ -13,6 +13,7 @@ import numpy as np
 from mobillm_flower.config import DataSettings, Partition
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks.labels import value_text
+from mobillm_flower.tasks.rows import column_of
 
 _DIRICHLET_TURNS = 20
 
@@ -75,10 +76,7 @@ def natural_names(train: datasets.Dataset, settings: DataSettings) -> list[str]:
 
 
 def _column(rows: datasets.Dataset, settings: DataSettings) -> list[str | None]:
-    name = settings.partition_column
-    if name not in rows.column_names:
-        raise DataError(f"data.partition-column={name!r} is none of the data's {len(rows.column_names)} columns")
-    return [value_text(value) for value in rows[name][:]]  # at once: a column by itself is read row by row
+    return [value_text(value) for value in column_of(rows, settings.partition_column, "data.partition-column")]
 
 
 def _dirichlet(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:

@@ -52,10 +52,6 @@ class LeftOut:
                 parts.append(f"{len(rows)} {split} {kind} {REASONS[reason]} ({kind} {places}, counted from 0)")
         return "; ".join(parts)
 
-    def and_also(self, split: str, reason: str, rows: Sequence[int]) -> LeftOut:
-        """Return these with others."""
-        return LeftOut({**self.rows, f"{split} {reason}": list(rows)}) if rows else self
-
     @classmethod
     def of_reasons(cls, **splits: Mapping[int, str]) -> LeftOut:
         """Return what is left out by each split's reasons, place in the split -> reason."""
@@ -134,3 +130,10 @@ def _plain(value: Any) -> Any:
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" if value is not None else "None"
+
+
+def column_of(rows: Any, name: str, setting: str) -> list[Any]:
+    """Return the values of a data set's column; raises DataError where it has none that a setting names."""
+    if name not in rows.column_names:
+        raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
+    return list(rows[name][:])  # at once: a column by itself is read row by row

@@ -18,6 +18,7 @@ from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.files import read_files, split_files
 from mobillm_flower.tasks.partitions import no_progress
 from mobillm_flower.tasks.readers import FileForm, form_of, reason
+from mobillm_flower.tasks.rows import column_of
 
 
 def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -48,9 +49,7 @@ def load_splits(settings: DataSettings) -> tuple[datasets.Dataset, datasets.Data
         drawn = np.random.default_rng([settings.seed, len(rows)]).permutation(len(rows))
         count = round(share * len(rows))
         return rows.select(np.sort(drawn[count:])), rows.select(np.sort(drawn[:count]))
-    if column not in rows.column_names:
-        raise DataError(f"data.split-column={column!r} is none of the data's {len(rows.column_names)} columns")
-    values = np.array([str(value) for value in rows[column][:]])
+    values = np.array([str(value) for value in column_of(rows, column, "data.split-column")])
     parts = []
     for split in (settings.train_split, settings.test_split):
         parts.append(rows.select(np.flatnonzero(values == split)))

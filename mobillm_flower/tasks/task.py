@@ -21,6 +21,7 @@ from mobillm_flower.core.registry import Registry
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks.labels import LabelRule, class_names, label_rule, number_of, value_text
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS
+from mobillm_flower.tasks.rows import column_of
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import BAD_TARGET, NO_LABEL, NO_TEXT, REASONS, UNKNOWN_LABEL
 
@@ -120,7 +121,7 @@ def label_column(rows: Any, settings: Settings) -> Column:
     if predicts_tokens(settings):
         return Column([], None)
     name = settings.data.label_column
-    return Column(_column(rows, name, "data.label-column"), rows.features[name])
+    return Column(column_of(rows, name, "data.label-column"), rows.features[name])
 
 
 class TextTask:
@@ -167,7 +168,7 @@ class TextTask:
                 "data.pair-column"
             )
         texts, pairs, reasons = read_texts_of(rows, settings)
-        column = _column(rows, settings.data.label_column, "data.label-column")
+        column = column_of(rows, settings.data.label_column, "data.label-column")
         labels = [0.0] * len(column)
         for i, value in enumerate(column):
             number = _number(value, contract) if rule is None else rule(value)
@@ -332,12 +333,6 @@ def measure(scores: Tensor, labels: Tensor, contract: TaskContract) -> float:
     return METRICS[contract.metric](labels.numpy(), predicted.float().numpy().astype(np.float64))
 
 
-def _column(rows: Any, name: str, setting: str) -> list[Any]:
-    if name not in rows.column_names:
-        raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
-    return list(rows[name][:])  # at once: a column by itself is read row by row
-
-
 def read_texts_of(rows: Any, settings: Settings) -> tuple[list[str], list[str] | None, dict[int, str]]:
     """Return the columns of texts and second texts, and which rows lack one; "" stands for it there.
 
@@ -353,7 +348,7 @@ def read_texts_of(rows: Any, settings: Settings) -> tuple[list[str], list[str] |
 
 
 def _texts(rows: Any, name: str, setting: str, reasons: dict[int, str]) -> list[str]:
-    column = _column(rows, name, setting)
+    column = column_of(rows, name, setting)
     others = sorted({type(value).__name__ for value in column if value is not None and not isinstance(value, str)})
     if others and not any(isinstance(value, str) for value in column):
         raise DataError(f"{setting}={name!r} holds values of type {', '.join(others)}, not texts")

@@ -12,6 +12,7 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.tasks.data import LocalData, check_left_out
 from mobillm_flower.tasks.extraction import compares
 from mobillm_flower.tasks.language import all_tokens, num_loss_tokens
+from mobillm_flower.tasks.rows import LeftOut
 from mobillm_flower.tasks.task import Samples, render
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import NO_TOKENS
@@ -104,9 +105,8 @@ def with_tokens(data: LocalData, backbone: Backbone, settings: Settings) -> Loca
     bad = {name: _empty(backbone, part, data.contract, apart) for name, part in _splits(data)}
     if not any(bad.values()):
         return data
-    left_out = data.left_out
-    for name, part in _splits(data):
-        left_out = left_out.and_also(name, NO_TOKENS, [part.row(i) for i in bad[name]])
+    rows = {f"{name} {NO_TOKENS}": [part.row(i) for i in bad[name]] for name, part in _splits(data)}
+    left_out = LeftOut({**data.left_out.rows, **rows})
     train, test = ([i for i in range(len(part)) if i not in set(bad[name])] for name, part in _splits(data))
     check_left_out(left_out, settings, kept=len(train))
     return replace(

@@ -86,11 +86,6 @@ def open_holdings(content: RecordDict) -> tuple[TaskContract, int, int]:
     return TaskContract.from_json(str(record.get(keys.CONTRACT))), num_train, num_test
 
 
-def server_round(content: RecordDict) -> int:
-    """Return the number of the round that a message of Flower's strategies carries, or 0."""
-    return open_config(content, keys.SERVER_ROUND)
-
-
 def open_config(content: RecordDict, name: str) -> int:
     """Return a whole number of a message's config, or 0 where it is not there."""
     config = content.get(keys.CONFIG)

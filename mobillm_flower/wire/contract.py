@@ -40,6 +40,7 @@ class _Agreed:
     Fields in `_LATER` are left out of it at their defaults, so that whoever does not use them has the form of before.
     """
 
+    _TITLE: ClassVar[str]
     _LATER: ClassVar[frozenset[str]] = frozenset()
 
     def to_json(self) -> str:
@@ -58,14 +59,13 @@ class _Agreed:
         """
         try:
             values = json.loads(text)
-            names = {item.name for item in dataclasses.fields(cls)}
-            if not isinstance(values, dict) or not names - cls._LATER <= set(values) <= names:
-                raise ValueError
             annotations = {item.name: str(item.type) for item in dataclasses.fields(cls)}
+            if not isinstance(values, dict) or not annotations.keys() - cls._LATER <= set(values) <= set(annotations):
+                raise ValueError
             if not all(_fits(value, annotations[name]) for name, value in values.items()):
                 raise ValueError
         except (ValueError, RecursionError) as error:
-            raise MismatchError(f"{cls._title()} is not of the form that this version reads") from error
+            raise MismatchError(f"{cls._TITLE} is not of the form that this version reads") from error
         made: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -85,11 +85,7 @@ class _Agreed:
             if getattr(self, item.name) != getattr(other, item.name)
         ]
         if different:
-            raise MismatchError(f"{self._title()} differs: {'; '.join(different)}; give both sides the same settings")
-
-    @classmethod
-    def _title(cls) -> str:
-        return cls.__name__
+            raise MismatchError(f"{self._TITLE} differs: {'; '.join(different)}; give both sides the same settings")
 
 
 @dataclass(frozen=True)
@@ -122,6 +118,7 @@ class TaskContract(_Agreed):
         All tokens of a label word count in the base prediction, not the first alone.
     """
 
+    _TITLE = "the task contract"
     _LATER = frozenset({"chat_template", "calibration", "whole_words"})
 
     kind: str
@@ -145,10 +142,6 @@ class TaskContract(_Agreed):
     def is_regression(self) -> bool:
         """Whether the target is a number."""
         return not self.labels and not self.per_token
-
-    @classmethod
-    def _title(cls) -> str:
-        return "the task contract"
 
 
 @dataclass(frozen=True)
@@ -201,6 +194,8 @@ class ExtractionSpec(_Agreed):
     layers_above : int
         Layers of the backbone above the last sampled one; other than 0 only where the side network runs them.
     """
+
+    _TITLE = "what is uploaded"
 
     backbone: str
     width: int
@@ -274,7 +269,3 @@ class ExtractionSpec(_Agreed):
     def labels_protected(self) -> bool:
         """Whether the server can read no label, or one that may not be the sample's own."""
         return self.joint_epsilon > 0 or self.label_epsilon > 0 or bool(self.mixing)
-
-    @classmethod
-    def _title(cls) -> str:
-        return "what is uploaded"

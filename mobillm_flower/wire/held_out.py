@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -22,42 +21,28 @@ BITS = 64
 _BESIDE_WORDS = 1 << 16
 
 
-@dataclass(frozen=True)
-class HeldOutRequest:
-    """What is predicted with, and on which samples.
-
-    Parameters
-    ----------
-    evaluation : EvaluationRequest
-        The side network.
-    share : float
-        Share of a device's samples that its sums left out.
-    """
-
-    evaluation: EvaluationRequest
-    share: float
-
-
 def num_words(contract: TaskContract) -> int:
     """Return the words of a task's tally."""
     return tally_words(contract.num_outputs, numbers=contract.is_regression)
 
 
-def pack_held_out(request: HeldOutRequest) -> RecordDict:
-    """Make the request."""
-    content = pack_evaluation(request.evaluation)
+def pack_held_out(request: EvaluationRequest, share: float) -> RecordDict:
+    """Make the request to predict what sums left out with a side network: a share of a device's samples."""
+    content = pack_evaluation(request)
     record = content[keys.REQUEST]
     assert isinstance(record, ConfigRecord)
-    record[keys.HELD_OUT] = request.share
+    record[keys.HELD_OUT] = share
     return content
 
 
-def open_held_out(content: RecordDict, agree: Callable[[TaskContract, ExtractionSpec], None]) -> HeldOutRequest:
-    """Read it on the device; `agree` and what is raised as of `open_evaluation`."""
+def open_held_out(
+    content: RecordDict, agree: Callable[[TaskContract, ExtractionSpec], None]
+) -> tuple[EvaluationRequest, float]:
+    """Read side network and share on the device; `agree` and what is raised as of `open_evaluation`."""
     share = read_request(content).get(keys.HELD_OUT)
     if not isinstance(share, float) or not 0 < share < 1:
         raise MismatchError(f"the server's request names no {keys.HELD_OUT!r} between 0 and 1")
-    return HeldOutRequest(open_evaluation(content, agree), share)
+    return open_evaluation(content, agree), share
 
 
 def purpose_of_tally(content: RecordDict) -> str:
@@ -82,7 +67,7 @@ def open_tally(content: RecordDict, contract: TaskContract, *, most: int) -> Wor
     """Read it, of at most so many samples; raises PacketRejected."""
     if record_bytes(content) > num_words(contract) * BITS // 8 + _BESIDE_WORDS:
         raise PacketRejected("size", "a tally of predictions is larger than was asked for")
-    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, np.uint64, 1)
+    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, np.uint64)
     if len(words) != num_words(contract):
         raise PacketRejected("words", f"{len(words)} words, {num_words(contract)} were asked for")
     check_tally(words, contract, most=most)

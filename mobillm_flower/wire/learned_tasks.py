@@ -11,7 +11,7 @@ from functools import cached_property
 from torch.nn import functional
 
 from mobillm_flower.core.targets import recover
-from mobillm_flower.core.task_sequence import TaskSequence, TaskSpan
+from mobillm_flower.core.task_sequence import TaskSequence
 from mobillm_flower.errors import MismatchError, UnsupportedError
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.target_bytes import TargetBatch
@@ -63,11 +63,6 @@ class LearnedTasks:
         for name, contract in self.contracts.items():
             sequence = sequence.append(name, contract.labels)
         return sequence
-
-    @cached_property
-    def spans(self) -> tuple[TaskSpan, ...]:
-        """Columns of each task, in order."""
-        return self.sequence.spans
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,7 +138,7 @@ class LearnedTasks:
         number : int
             Which task's, counted from 0.
         """
-        span = self.spans[number]
+        span = self.sequence.spans[number]
         if targets.labels is not None:
             base = None if targets.base is None else span.widen(targets.base, self.num_outputs)
             return TargetBatch(None, targets.labels + span.start, base)

@@ -10,8 +10,8 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from mobillm_flower.errors import PacketRejected
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.sums import SumsRequest, open_sums_request, pack_sums_request
-from mobillm_flower.wire.window import read_array, read_record, record_bytes
+from mobillm_flower.wire.sums import SumsRequest
+from mobillm_flower.wire.window import read_array, read_measured, read_record, record_bytes
 
 _BESIDE_WORDS = 1 << 20  # bytes of an answer beside a vector's, shares of many neighbours among them
 
@@ -42,19 +42,9 @@ def purpose_of(request: SumsRequest) -> str:
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 
-def pack_masked_request(request: SumsRequest, message: bytes) -> RecordDict:
-    """Make a request of a phase."""
-    return with_message(pack_sums_request(request), message)
-
-
 def with_message(content: RecordDict, message: bytes) -> RecordDict:
-    """Return the records with a message of the protocol beside them."""
+    """Return the records of a request with a message of the protocol beside them."""
     return RecordDict({**content, keys.SECURE_SUMS: _record(message)})
-
-
-def open_masked_request(content: RecordDict) -> tuple[SumsRequest, bytes]:
-    """Read a request on the device; raises MismatchError or PacketRejected where it is malformed."""
-    return open_sums_request(content), open_message(content)
 
 
 def pack_masked(message: bytes, *, forward_seconds: float, peak_memory_bytes: float) -> RecordDict:
@@ -68,14 +58,8 @@ def open_masked(content: RecordDict, *, vector_bytes: int) -> MaskedReply:
     num_bytes, most = record_bytes(content), vector_bytes + _BESIDE_WORDS
     if num_bytes > most:
         raise PacketRejected("size", f"{num_bytes} bytes, at most {most} are taken")
-    metrics = read_record(content, keys.METRICS, MetricRecord)
-    measured: list[float] = []
-    for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY):
-        value = metrics.get(key)
-        if not isinstance(value, int | float) or not 0 <= value < 1e15:
-            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
-        measured.append(float(value))
-    return MaskedReply(open_message(content), measured[0], measured[1], num_bytes)
+    forward_seconds, peak_memory_bytes = read_measured(content)
+    return MaskedReply(open_message(content), forward_seconds, peak_memory_bytes, num_bytes)
 
 
 def _record(message: bytes) -> ArrayRecord:
@@ -84,4 +68,4 @@ def _record(message: bytes) -> ArrayRecord:
 
 def open_message(content: RecordDict) -> bytes:
     """Read the protocol's message; raises PacketRejected where there is none."""
-    return read_array(read_record(content, keys.SECURE_SUMS, ArrayRecord), keys.PAYLOAD, np.uint8, 1).tobytes()
+    return read_array(read_record(content, keys.SECURE_SUMS, ArrayRecord), keys.PAYLOAD, np.uint8).tobytes()

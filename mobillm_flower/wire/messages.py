@@ -21,7 +21,7 @@ from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.left_out import open_left_out, pack_left_out
 from mobillm_flower.wire.weights import open_weights, pack_weights, require_network
-from mobillm_flower.wire.window import RELEASE_BYTES, record_bytes
+from mobillm_flower.wire.window import RELEASE_BYTES, read_record, record_bytes
 
 _MAX_DEPTH, _MAX_WIDTH, _MAX_VOCABULARY, _MAX_SAMPLES = 1024, 1 << 15, 1 << 21, 10**8  # beyond any model or device
 _MAX_DESCRIPTION, _MAX_NAME, _MAX_LABELS = 1 << 20, 500, 1 << 14
@@ -107,9 +107,7 @@ def open_description(content: RecordDict) -> DeviceDescription:
     PacketRejected
         A field is missing or of another form.
     """
-    record = content.get(keys.DEVICE)
-    if not isinstance(record, ConfigRecord):
-        raise PacketRejected("records", f"{keys.DEVICE!r} must be a ConfigRecord")
+    record = read_record(content, keys.DEVICE, ConfigRecord)
     if record_bytes(content) > _MAX_DESCRIPTION:
         raise PacketRejected(
             "description", f"it has {record_bytes(content)} bytes, at most {_MAX_DESCRIPTION} are read"

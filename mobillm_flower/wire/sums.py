@@ -22,11 +22,11 @@ from mobillm_flower.wire.messages import read_held, read_request
 from mobillm_flower.wire.window import (
     RELEASE_BYTES,
     read_array,
+    read_header,
     read_hex,
-    read_number,
+    read_measured,
     read_record,
     read_text,
-    record_bytes,
 )
 
 MAX_CAPACITY = 1 << 40
@@ -59,6 +59,8 @@ class SumsSpec(_Agreed):
     device_rows : int
         With unit "device": samples whose statistic's norm a device's is shortened to.
     """
+
+    _TITLE = "how samples are added up"
 
     width: int
     num_outputs: int
@@ -96,10 +98,6 @@ class SumsSpec(_Agreed):
         """Bytes of the vector."""
         return self.shape.num_words * self.scale.bits // 8
 
-    @classmethod
-    def _title(cls) -> str:
-        return "how samples are added up"
-
 
 @dataclass(frozen=True)
 class SumsRequest:
@@ -113,7 +111,7 @@ class SumsRequest:
 
 @dataclass(frozen=True)
 class SumsReply:
-    """A device's statistic as it came, of right form; what it holds is not checked yet.
+    """A device's statistic: as it was made, or as it came, of right form; what it holds is not checked yet.
 
     Parameters
     ----------
@@ -124,9 +122,9 @@ class SumsReply:
     release : bytes
         Its release id.
     forward_seconds, peak_memory_bytes : float
-        As the device measured them.
+        As the device measured them; the first 0 where the statistic was made before.
     num_bytes : int
-        Bytes of the message's records.
+        Bytes of the message's records, of one that came.
     """
 
     words: Words
@@ -134,7 +132,7 @@ class SumsReply:
     release: bytes
     forward_seconds: float
     peak_memory_bytes: float
-    num_bytes: int
+    num_bytes: int = 0
 
 
 def pack_sums_request(request: SumsRequest) -> RecordDict:
@@ -166,34 +164,26 @@ def open_sums_request(content: RecordDict) -> SumsRequest:
         raise MismatchError(f"the server's request lacks a field or has one of another form: {error}") from error
 
 
-def pack_sums(
-    words: Words,
-    *,
-    request: SumsRequest,
-    pseudonym: str,
-    release: bytes,
-    forward_seconds: float,
-    peak_memory_bytes: float,
-) -> RecordDict:
-    """Make the answer; parameters are the fields of `SumsReply`, and what was asked."""
+def pack_sums(reply: SumsReply, *, request: SumsRequest) -> RecordDict:
+    """Make the answer to what was asked."""
     header: dict[str, Any] = {
         keys.VERSION: keys.SCHEMA_VERSION,
         keys.CONTRACT: request.contract.to_json(),
         keys.SPEC: request.spec.to_json(),
         keys.SUMS: request.sums.to_json(),
-        keys.PSEUDONYM: pseudonym,
-        keys.RELEASES: release,
-        keys.PAYLOAD_HASH: _digest(release, words),
+        keys.PSEUDONYM: reply.pseudonym,
+        keys.RELEASES: reply.release,
+        keys.PAYLOAD_HASH: _digest(reply.release, reply.words),
     }
     metrics: dict[str, Any] = {
-        keys.FORWARD_SECONDS: forward_seconds,
-        keys.PEAK_MEMORY: peak_memory_bytes,
-        keys.PAYLOAD_BYTES: int(words.nbytes),
+        keys.FORWARD_SECONDS: reply.forward_seconds,
+        keys.PEAK_MEMORY: reply.peak_memory_bytes,
+        keys.PAYLOAD_BYTES: int(reply.words.nbytes),
     }
     return RecordDict(
         {
             keys.HEADER: ConfigRecord(header),
-            keys.SUMS: ArrayRecord({keys.PAYLOAD: Array(words)}),
+            keys.SUMS: ArrayRecord({keys.PAYLOAD: Array(reply.words)}),
             keys.METRICS: MetricRecord(metrics),
         }
     )
@@ -207,15 +197,7 @@ def open_sums(content: RecordDict, *, request: SumsRequest) -> SumsReply:
     PacketRejected
         A rule is broken; the rule is named.
     """
-    if not isinstance(content, RecordDict):
-        raise PacketRejected("records", "the message carries no records")
-    num_bytes, most = record_bytes(content), request.sums.num_bytes + _HEADER_BYTES
-    if num_bytes > most:
-        raise PacketRejected("size", f"{num_bytes} bytes, at most {most} were asked for")
-    header = read_record(content, keys.HEADER, ConfigRecord)
-    version = read_number(header, keys.VERSION, 10**6)
-    if version != keys.SCHEMA_VERSION:
-        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    header, num_bytes = read_header(content, request.sums.num_bytes + _HEADER_BYTES)
     for rule, key, asked in (
         ("contract", keys.CONTRACT, request.contract),
         ("extraction", keys.SPEC, request.spec),
@@ -227,19 +209,12 @@ def open_sums(content: RecordDict, *, request: SumsRequest) -> SumsReply:
     if not isinstance(release, bytes) or len(release) != RELEASE_BYTES:
         raise PacketRejected("releases", f"must be one release id of {RELEASE_BYTES} bytes")
     kind = np.uint32 if request.sums.scale.bits == 32 else np.uint64
-    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, kind, 1)
+    words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, kind)
     if len(words) != request.sums.shape.num_words:
         raise PacketRejected("words", f"{len(words)} words, {request.sums.shape.num_words} were asked for")
     if header.get(keys.PAYLOAD_HASH) != _digest(release, words):
         raise PacketRejected("payload-hash", "the payload is not what the header was made for")
-    metrics = read_record(content, keys.METRICS, MetricRecord)
-    measured: dict[str, float] = {}
-    for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY):
-        value = metrics.get(key)
-        if not isinstance(value, int | float) or not 0 <= value < 1e15:
-            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
-        measured[key] = float(value)
-    return SumsReply(words, pseudonym, release, measured[keys.FORWARD_SECONDS], measured[keys.PEAK_MEMORY], num_bytes)
+    return SumsReply(words, pseudonym, release, *read_measured(content), num_bytes)
 
 
 def _digest(release: bytes, words: Words) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -45,8 +45,19 @@ class TargetBatch:
 
     def to(self, device: torch.device) -> TargetBatch:
         """Return it on a device, see `moved`."""
-        parts = (getattr(self, item.name) for item in fields(self))
-        return TargetBatch(*(None if part is None else moved(part, device) for part in parts))
+        return TargetBatch(*(None if part is None else moved(part, device) for part in vars(self).values()))
+
+    def take(self, places: Tensor) -> TargetBatch:
+        """Return the targets at places [B'] int64, in that order."""
+        return TargetBatch(*(None if part is None else part[places] for part in vars(self).values()))
+
+    @classmethod
+    def join(cls, batches: Sequence[TargetBatch]) -> TargetBatch:
+        """Return targets of one kind one after another."""
+        if len(batches) == 1:
+            return batches[0]
+        columns = zip(*(vars(batch).values() for batch in batches), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
     def __len__(self) -> int:
         """B, or N."""

@@ -20,6 +20,7 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.core.sparse import decode_samples
 from mobillm_flower.errors import MismatchError, PacketRejected
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import check_targets, check_token_targets, decode_targets, target_size
@@ -32,53 +33,32 @@ MAX_VALUE = 1e6
 
 
 @dataclass(frozen=True)
-class SampleBytes:
-    """One uploaded sample.
-
-    Parameters
-    ----------
-    release : bytes
-        Release id, 16 bytes.
-    tokens : int
-        Packed rows T: 1, or the number of tokens with pivot `all` (of language modelling those in the loss, or with
-        `spec.whole_texts` all but the last of each chunk).
-    activations, target : bytes
-        As encoded.
-    """
-
-    release: bytes
-    tokens: int
-    activations: bytes
-    target: bytes
-
-
-@dataclass(frozen=True)
 class Window:
-    """An opened, valid window.
+    """A window: as a device made it, or opened and valid.
 
     Parameters
     ----------
     pseudonym, data_fingerprint : str
         Who sent it, and a keyed hash of that device's data.
-    samples : list of SampleBytes
+    samples : list of Release
         The samples; may be empty when the device has nothing left.
     total, remaining, refused : int
         The device's samples, those still to come, and those it declines to release.
     forward_seconds, peak_memory_bytes : float
         As the device measured them.
     num_bytes : int
-        Bytes of the message's records.
+        Bytes of the message's records, of one that came.
     """
 
     pseudonym: str
     data_fingerprint: str
-    samples: list[SampleBytes]
+    samples: list[Release]
     total: int
     remaining: int
     refused: int
     forward_seconds: float
     peak_memory_bytes: float
-    num_bytes: int
+    num_bytes: int = 0
 
 
 def record_bytes(content: RecordDict) -> int:
@@ -102,20 +82,9 @@ def _value_bytes(value: Any) -> int:
     return len(value) if isinstance(value, bytes) else 8
 
 
-def pack_window(
-    samples: Sequence[SampleBytes],
-    *,
-    spec: ExtractionSpec,
-    contract: TaskContract,
-    pseudonym: str,
-    data_fingerprint: str,
-    total: int,
-    remaining: int,
-    refused: int,
-    forward_seconds: float,
-    peak_memory_bytes: float,
-) -> RecordDict:
-    """Make the reply to a request for a window; parameters are the fields of `Window`."""
+def pack_window(window: Window, *, spec: ExtractionSpec, contract: TaskContract) -> RecordDict:
+    """Make the reply to a request for a window."""
+    samples = window.samples
     arrays: dict[str, np.ndarray] = {
         keys.PAYLOAD: np.frombuffer(b"".join(s.activations for s in samples), np.uint8),
         keys.LENGTHS: np.array([len(s.activations) for s in samples], np.uint32),
@@ -127,18 +96,18 @@ def pack_window(
         keys.VERSION: keys.SCHEMA_VERSION,
         keys.CONTRACT: contract.to_json(),
         keys.SPEC: spec.to_json(),
-        keys.PSEUDONYM: pseudonym,
-        keys.DATA_FINGERPRINT: data_fingerprint,
+        keys.PSEUDONYM: window.pseudonym,
+        keys.DATA_FINGERPRINT: window.data_fingerprint,
         keys.RELEASES: releases,
-        keys.TOTAL: total,
-        keys.REMAINING: remaining,
-        keys.REFUSED: refused,
+        keys.TOTAL: window.total,
+        keys.REMAINING: window.remaining,
+        keys.REFUSED: window.refused,
         keys.PAYLOAD_HASH: _hash(releases, *arrays.values(), targets),
     }
     metrics: dict[str, Any] = {
         keys.NUM_EXAMPLES: len(samples),
-        keys.FORWARD_SECONDS: forward_seconds,
-        keys.PEAK_MEMORY: peak_memory_bytes,
+        keys.FORWARD_SECONDS: window.forward_seconds,
+        keys.PEAK_MEMORY: window.peak_memory_bytes,
         keys.PAYLOAD_BYTES: int(arrays[keys.PAYLOAD].nbytes + targets.nbytes),
     }
     return RecordDict(
@@ -161,18 +130,14 @@ def open_window(
     PacketRejected
         Any rule is broken; the rule is named.
     """
-    if not isinstance(content, RecordDict):
-        raise PacketRejected("records", "the message carries no records")
-    num_bytes = record_bytes(content)
-    if num_bytes > max_bytes:
-        raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
-    header = _open_header(read_record(content, keys.HEADER, ConfigRecord), spec, contract, max_samples)
+    record, num_bytes = read_header(content, max_bytes)
+    header = _open_header(record, spec, contract, max_samples)
     count = len(header.releases)
     arrays = read_record(content, keys.ACTIVATIONS, ArrayRecord)
-    payload = read_array(arrays, keys.PAYLOAD, np.uint8, 1)
-    lengths = read_array(arrays, keys.LENGTHS, np.uint32, 1)
-    tokens = read_array(arrays, keys.TOKENS, np.uint32, 1)
-    targets = read_array(read_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8, 1)
+    payload = read_array(arrays, keys.PAYLOAD, np.uint8)
+    lengths = read_array(arrays, keys.LENGTHS, np.uint32)
+    tokens = read_array(arrays, keys.TOKENS, np.uint32)
+    targets = read_array(read_record(content, keys.TARGETS, ArrayRecord), keys.PAYLOAD, np.uint8)
     if len(lengths) != count or len(tokens) != count:
         raise PacketRejected("counts", f"{count} releases, {len(lengths)} lengths, {len(tokens)} token counts")
     if int(lengths.sum(dtype=np.uint64)) != len(payload):
@@ -189,16 +154,12 @@ def open_window(
         raise PacketRejected("targets", f"{len(targets)} bytes of targets, expected {sum(sizes)}")
     if header.payload_hash != _hash(b"".join(header.releases), payload, lengths, tokens, targets):
         raise PacketRejected("payload-hash", "the payload is not what the header was made for")
-    metrics = read_record(content, keys.METRICS, MetricRecord)
-    measured = {key: metrics.get(key) for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY)}
-    for key, value in measured.items():
-        if isinstance(value, list) or value is None or not 0 <= value < 1e15:
-            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
-    if metrics.get(keys.NUM_EXAMPLES) != count:
+    forward_seconds, peak_memory_bytes = read_measured(content)
+    if read_record(content, keys.METRICS, MetricRecord).get(keys.NUM_EXAMPLES) != count:
         raise PacketRejected("metrics", f"{keys.NUM_EXAMPLES} is not the number of samples, {count}")
 
     samples = [
-        SampleBytes(release, rows, blob, target)
+        Release(release, rows, blob, target)
         for release, rows, blob, target in zip(
             header.releases, tokens.tolist(), _cut(payload, lengths.tolist()), _cut(targets, sizes), strict=True
         )
@@ -212,8 +173,8 @@ def open_window(
         total=header.total,
         remaining=header.remaining,
         refused=header.refused,
-        forward_seconds=float(measured[keys.FORWARD_SECONDS]),
-        peak_memory_bytes=float(measured[keys.PEAK_MEMORY]),
+        forward_seconds=forward_seconds,
+        peak_memory_bytes=peak_memory_bytes,
         num_bytes=num_bytes,
     )
 
@@ -231,9 +192,6 @@ class _Header(NamedTuple):
 
 
 def _open_header(header: ConfigRecord, spec: ExtractionSpec, contract: TaskContract, max_samples: int) -> _Header:
-    version = read_number(header, keys.VERSION, 10**6)
-    if version != keys.SCHEMA_VERSION:
-        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
     try:
         contract.require_same(TaskContract.from_json(read_text(header, keys.CONTRACT)), mine="here", theirs="there")
     except MismatchError as error:
@@ -263,7 +221,7 @@ def most_rows(spec: ExtractionSpec, contract: TaskContract) -> int:
     return MAX_TOKENS if contract.per_token else contract.max_length if PIVOTS[spec.pivot].per_token else 1
 
 
-def _check_values(samples: Sequence[SampleBytes], spec: ExtractionSpec, contract: TaskContract) -> None:
+def _check_values(samples: Sequence[Release], spec: ExtractionSpec, contract: TaskContract) -> None:
     """Decode everything once: activations finite and bounded, targets possible under the declared objective."""
     counts = [sample.tokens * spec.vectors_per_row for sample in samples]
     try:
@@ -302,6 +260,20 @@ def _cut(array: np.ndarray, lengths: Sequence[int]) -> list[bytes]:
     return pieces
 
 
+def read_header(content: RecordDict, max_bytes: int) -> tuple[ConfigRecord, int]:
+    """Return the header of a message from a device, and the bytes of its records; raises PacketRejected."""
+    if not isinstance(content, RecordDict):
+        raise PacketRejected("records", "the message carries no records")
+    num_bytes = record_bytes(content)
+    if num_bytes > max_bytes:
+        raise PacketRejected("size", f"{num_bytes} bytes, at most {max_bytes} were asked for")
+    header = read_record(content, keys.HEADER, ConfigRecord)
+    version = read_number(header, keys.VERSION, 10**6)
+    if version != keys.SCHEMA_VERSION:
+        raise PacketRejected("schema-version", f"version {version}, this server reads {keys.SCHEMA_VERSION}")
+    return header, num_bytes
+
+
 def read_record(content: RecordDict, name: str, kind: type[Any]) -> Any:
     """Return a record of a kind; raises PacketRejected where there is none."""
     record = content.get(name)
@@ -310,16 +282,27 @@ def read_record(content: RecordDict, name: str, kind: type[Any]) -> Any:
     return record
 
 
-def read_array(record: ArrayRecord, name: str, dtype: type[Any], dims: int) -> np.ndarray:
-    """Return an array of a type and a number of dimensions, as its bytes really are; raises PacketRejected."""
+def read_measured(content: RecordDict) -> tuple[float, float]:
+    """Return seconds of the forward pass and peak memory in bytes, as a device measured them; raises PacketRejected."""
+    metrics, measured = read_record(content, keys.METRICS, MetricRecord), []
+    for key in (keys.FORWARD_SECONDS, keys.PEAK_MEMORY):
+        value = metrics.get(key)
+        if not isinstance(value, int | float) or not 0 <= value < 1e15:
+            raise PacketRejected("metrics", f"{key} must be a number of at least 0")
+        measured.append(float(value))
+    return measured[0], measured[1]
+
+
+def read_array(record: ArrayRecord, name: str, dtype: type[Any]) -> np.ndarray:
+    """Return an array of a type and one dimension, as its bytes really are; raises PacketRejected."""
     if name not in record:
         raise PacketRejected("arrays", f"{name!r} is missing")
     try:
         array = record[name].numpy()
     except Exception as error:  # whatever a damaged .npy raises
         raise PacketRejected("arrays", f"{name!r} cannot be read") from error
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dims:
-        raise PacketRejected("arrays", f"{name!r} must be {np.dtype(dtype).name} of {dims} dimension(s)")
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+        raise PacketRejected("arrays", f"{name!r} must be {np.dtype(dtype).name} of 1 dimension(s)")
     return array
 
 

@@ -17,6 +17,7 @@ import torch
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.core import language
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.sparse import encode_sample
@@ -75,8 +76,8 @@ def test_the_noise_of_a_release_is_the_same(folder: Path, tmp_path: Path) -> Non
         private = {"activations.clip-norm": 1.0, "activations.noise-sigma": 0.5, "activations.codec": "fp16"}
         settings, owned = load_settings(config | private), DeviceFolder(tmp_path / name)
         device = Device(settings, load_local_data(settings, 0, 3), owned)
-        spec = extraction_spec(device.backbone.info, settings, num_blocks=3)
-        window = device.window(spec, held=frozenset(), size=4, max_bytes=1 << 20)
+        spec = extraction_spec(device.backbone.info, settings, num_blocks=3, num_outputs=1)
+        window = make_window(device, spec, held=frozenset(), size=4, max_bytes=1 << 20)
         blobs = [sample.activations for sample in sorted(window.samples, key=lambda sample: sample.release)]
         vectors.append(CODECS["fp16"].decode(blobs, [len(blob) // 2 for blob in blobs]))
         owned.close()

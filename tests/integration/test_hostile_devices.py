@@ -18,12 +18,13 @@ from mobillm_flower import SideTuningClient, load_settings, make_strategy
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.models.saved import saved_backbones
 from mobillm_flower.privacy.identity import Identity
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.messages import pack_metrics
 from mobillm_flower.wire.proof import prove
-from mobillm_flower.wire.window import SampleBytes, Window, open_window, pack_window
+from mobillm_flower.wire.window import Window, open_window, pack_window
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
 from tests.support.superlink import events
@@ -170,16 +171,9 @@ def test_what_a_device_says_of_its_size_neither_lays_out_the_schedule_nor_keeps_
         new = replace(first[0].samples[0], release=hashlib.sha256(b"%d" % sent).digest()[:16])
         return Message(
             pack_window(
-                [new],
+                replace(first[0], samples=[new], total=many, remaining=many - sent, refused=0),
                 spec=spec,
                 contract=contract,
-                pseudonym=first[0].pseudonym,
-                total=many,
-                data_fingerprint=first[0].data_fingerprint,
-                remaining=many - sent,
-                refused=0,
-                forward_seconds=0.1,
-                peak_memory_bytes=1.0,
             ),
             reply_to=message,
         )
@@ -193,7 +187,7 @@ def test_what_a_device_says_of_its_size_neither_lays_out_the_schedule_nor_keeps_
 
 def test_samples_of_an_earlier_task_are_not_new_again_and_again(tmp_path: Path, backbone: Path) -> None:
     """The cache keeps a device's rows of all tasks, and ignores those that it has."""
-    first: list[SampleBytes] = []
+    first: list[Release] = []
     sent = 0
 
     def repeat(message: Message, reply: Message) -> Message:
@@ -209,18 +203,8 @@ def test_samples_of_an_earlier_task_are_not_new_again_and_again(tmp_path: Path, 
             return reply
         sent += 1
         assert sent < 20, "the run goes on and on"
-        packed = pack_window(
-            [replace(new, release=old.release) for new, old in zip(window.samples, first, strict=False)],
-            spec=spec,
-            contract=contract,
-            pseudonym=window.pseudonym,
-            total=window.total,
-            data_fingerprint=window.data_fingerprint,
-            remaining=12,
-            refused=0,
-            forward_seconds=0.1,
-            peak_memory_bytes=1.0,
-        )
+        samples = [replace(new, release=old.release) for new, old in zip(window.samples, first, strict=False)]
+        packed = pack_window(replace(window, samples=samples, remaining=12, refused=0), spec=spec, contract=contract)
         return Message(packed, reply_to=message)
 
     def by_the_liar(message: Message, reply: Message) -> Message:
@@ -300,7 +284,7 @@ def test_who_sends_without_end_is_stopped_though_another_does_so_too(
 ) -> None:
     monkeypatch.setattr("mobillm_flower.strategies.intake._MOST_OF_ONE", 2)
     many, sent = 10**6, 0
-    first: list[SampleBytes] = []
+    first: list[Release] = []
 
     def flood(message: Message, reply: Message) -> Message:
         nonlocal sent
@@ -320,16 +304,9 @@ def test_who_sends_without_end_is_stopped_though_another_does_so_too(
         sent += 3
         assert sent < 100, "the run goes on and on"
         packed = pack_window(
-            samples,
+            replace(window, samples=samples, total=many, remaining=many - sent, refused=0),
             spec=spec,
             contract=contract,
-            pseudonym=window.pseudonym,
-            total=many,
-            data_fingerprint=window.data_fingerprint,
-            remaining=many - sent,
-            refused=0,
-            forward_seconds=0.1,
-            peak_memory_bytes=1.0,
         )
         return Message(packed, reply_to=message)
 

@@ -19,6 +19,7 @@ from mobillm_flower import SideTunedModel, SideTuningClient, load_settings, make
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.cli import app
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.errors import MismatchError
 from mobillm_flower.evaluation.references import measure_references
 from mobillm_flower.evaluation.responses import ROUGE, measure_language, rouge
@@ -150,9 +151,9 @@ def test_what_was_planned_is_what_a_run_takes(
     settings = load_settings(config)
     local = load_local_data(settings, 0, devices)
     device = Device(settings, local, DeviceFolder(tmp_path / "counted"))
-    spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth)
+    spec = extraction_spec(device.backbone.info, settings, num_blocks=device.backbone.info.depth, num_outputs=1)
     with FlopCounterMode(display=False) as counter:
-        device.window(spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
+        make_window(device, spec, held=frozenset(), size=len(local.train), max_bytes=1 << 30)
     assert found["side_tuning"]["flops"] == pytest.approx(counter.get_total_flops(), rel=near)
 
 

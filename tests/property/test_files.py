@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.tasks import load_splits, read_texts
+from mobillm_flower.tasks.readers import FileForm
 
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
 ROWS = st.lists(
@@ -73,7 +74,7 @@ def test_what_is_written_is_read(rows: list[tuple[str, str]], suffix: str, packi
         train, _ = load_splits(load_settings({"data.source": folder, "data.encoding": named}).data)
         assert list(zip(train["text"], train["label"], strict=True)) == rows
         file = Path(folder, "test" + suffix + packing)
-        assert list(read_texts(file, text_column="text", pair_column="label", encoding=named)) == rows
+        assert list(read_texts(file, FileForm(texts=("text", "label"), encoding=named))) == rows
 
 
 @pytest.mark.parametrize(
@@ -100,4 +101,4 @@ def test_damaged_files_are_refused_or_read(suffix: str, data: st.DataObject) -> 
             for rows in load_splits(load_settings({"data.source": folder}).data):
                 assert "text" not in rows.column_names or len(rows["text"][:]) == len(rows)
         with contextlib.suppress(MobiLLMError):
-            list(read_texts(file, text_column="text"))
+            list(read_texts(file, FileForm()))

@@ -24,16 +24,17 @@ from hypothesis import strategies as st
 from mobillm_flower import SideTuningClient, load_settings
 from mobillm_flower.backbones.sources import BACKBONE_SOURCES
 from mobillm_flower.clients import device as device_module
+from mobillm_flower.clients import releases
 from mobillm_flower.clients.own import device_settings
-from mobillm_flower.clients.releases import ReleaseMaker
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.privacy.device_folder import plain_text
 from mobillm_flower.privacy.policy import Policy, read_policy
-from mobillm_flower.tasks import Samples, load_splits
+from mobillm_flower.tasks import load_splits
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import sums_spec
 from mobillm_flower.wire import keys
+from mobillm_flower.wire.contract import ExtractionSpec
 from mobillm_flower.wire.messages import (
     EvaluationRequest,
     WindowRequest,
@@ -129,7 +130,7 @@ class Server:
             return
         device = open_description(described)
         self.told |= set(device.contract.labels)
-        spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1)
+        spec = extraction_spec(device.backbone, device_settings(context), num_blocks=1, num_outputs=1)
         held = frozenset() if forget else frozenset(self.got)
         for of_request in (replace(spec, **asked), spec):
             request = WindowRequest(device.contract, of_request, 1, 64, 1 << 24, held)
@@ -164,15 +165,16 @@ class Server:
 def texts_of_releases() -> Iterator[dict[bytes, set[str]]]:
     """Note of which texts each release is that the device makes."""
     made: dict[bytes, set[str]] = defaultdict(set)
-    make = ReleaseMaker.make
+    make = releases.make_releases
 
-    def noting(self: ReleaseMaker, train: Samples, indices: Any, release_ids: Any) -> Any:
+    def noting(device: device_module.Device, spec: ExtractionSpec, indices: Any, release_ids: Any) -> Any:
+        train = device.data.train
         for i in indices:
             made[release_ids[i]] |= {plain_text(train.texts[i]), plain_text((train.pairs or train.texts)[i])}
-        return make(self, train, indices, release_ids)
+        return make(device, spec, indices, release_ids)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReleaseMaker, "make", noting)
+        patch.setattr(releases, "make_releases", noting)
         yield made
 
 

@@ -26,7 +26,8 @@ from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.privacy.identity import Identity
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.baseline_messages import open_array, open_config, open_holdings, open_numbers, pack_holdings
-from mobillm_flower.wire.masked import open_masked, open_masked_request, pack_masked, pack_masked_request
+from mobillm_flower.wire.masked import open_masked, pack_masked, with_message
+from mobillm_flower.wire.masked import open_message as open_masked_message
 from mobillm_flower.wire.messages import (
     DeviceDescription,
     EvaluationRequest,
@@ -52,7 +53,15 @@ from mobillm_flower.wire.secure_sums.messages import (
     open_set,
     pack_message,
 )
-from mobillm_flower.wire.sums import SumsRequest, SumsSpec, open_sums, pack_sums
+from mobillm_flower.wire.sums import (
+    SumsReply,
+    SumsRequest,
+    SumsSpec,
+    open_sums,
+    open_sums_request,
+    pack_sums,
+    pack_sums_request,
+)
 from tests.support.packets import PSEUDONYM, make_contract, make_spec
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
@@ -160,15 +169,7 @@ SUMS_REQUEST = SumsRequest(make_contract(), make_spec(), SUMS, frozenset({b"r" *
 
 def sums(data: st.DataObject) -> RecordDict:
     words = np.zeros(SUMS.shape.num_words, np.uint32 if SUMS.scale.bits == 32 else np.uint64)
-    content = pack_sums(
-        words,
-        request=SUMS_REQUEST,
-        pseudonym=PSEUDONYM,
-        release=b"r" * 16,
-        forward_seconds=0.1,
-        peak_memory_bytes=1.0,
-    )
-    return any_record(content, data)
+    return any_record(pack_sums(SumsReply(words, PSEUDONYM, b"r" * 16, 0.1, 1.0), request=SUMS_REQUEST), data)
 
 
 def masked(data: st.DataObject) -> RecordDict:
@@ -185,13 +186,13 @@ def asked(data: st.DataObject) -> RecordDict:
     requests = [
         pack_request(WindowRequest(contract, spec, 1, 8, 1 << 20, frozenset({b"r" * 16}))),
         pack_evaluation(EvaluationRequest(contract, spec, side, rule, side.build().state_dict(), frozenset(), "fp32")),
-        pack_masked_request(SUMS_REQUEST, b"message"),
+        with_message(pack_sums_request(SUMS_REQUEST), b"message"),
     ]
     return any_record(data.draw(st.sampled_from(requests)), data)
 
 
 def read_asked(content: RecordDict) -> None:
-    for read in (open_request, partial(open_evaluation, agree=lambda *_: None), open_masked_request):
+    for read in (open_request, partial(open_evaluation, agree=lambda *_: None), open_sums_request, open_masked_message):
         with contextlib.suppress(MismatchError, PacketRejected):
             read(content)
 

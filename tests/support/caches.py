@@ -14,12 +14,12 @@ from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import AlignmentSpec, SideNetworkConfig
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.targets import predict_square
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache, TrainerOptions
 from mobillm_flower.server.plan import TrainingPlan, note_round, plan_what_is_held
 from mobillm_flower.server.rows import RowRef
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 
 WIDTH, BLOCKS, CLASSES = 32, 3, 4
 BACKBONE = "a" * 64
@@ -54,7 +54,7 @@ def make_spec(
     )
 
 
-def make_samples(count: int, spec: ExtractionSpec, *, seed: int = 0) -> list[SampleBytes]:
+def make_samples(count: int, spec: ExtractionSpec, *, seed: int = 0) -> list[Release]:
     """Random activations whose class is a linear function of the last block."""
     generator = torch.Generator().manual_seed(seed)
     rule = torch.randn(CLASSES, spec.width, generator=torch.Generator().manual_seed(99))
@@ -66,13 +66,13 @@ def make_samples(count: int, spec: ExtractionSpec, *, seed: int = 0) -> list[Sam
         (target,) = encode_targets(label, torch.full((1, CLASSES), 1 / CLASSES), spec, CONTRACT)
         blob = encode_sample(activations, CODECS[spec.codec], spec.keep)
         release = hashlib.sha256(f"{seed}:{i}".encode()).digest()[:16]
-        samples.append(SampleBytes(release, tokens, blob, target))
+        samples.append(Release(release, tokens, blob, target))
     return samples
 
 
 def fill(
     file: Path,
-    samples: list[SampleBytes],
+    samples: list[Release],
     spec: ExtractionSpec,
     *,
     num_devices: int = 1,

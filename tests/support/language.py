@@ -18,7 +18,7 @@ def tuned_model(folder: str, prompt: str | None = None, *, name: str = "additive
     """Return one; `prompt` in place of the contract's own, `name` of the side network."""
     backbone = load_backbone(folder, device="cpu", language_model=True)
     settings = load_settings({"backbone.name": folder, "loss.objective": "label", "side-network.name": name})
-    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    spec = extraction_spec(backbone.info, settings, num_blocks=2, num_outputs=1)
     config = SideNetworkConfig.of(
         {spec.backbone: spec.alignment},
         name=name,

@@ -13,10 +13,11 @@ from flwr.app import Array
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.perturb import perturb
 from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes, Window, open_window, pack_window
+from mobillm_flower.wire.window import Window, open_window, pack_window
 
 PSEUDONYM = "0123456789abcdef" * 2
 DATA_FINGERPRINT = "fedcba9876543210" * 2
@@ -80,12 +81,12 @@ def random_targets(count: int, contract: TaskContract, seed: int = 0) -> tuple[t
     return labels, (3 * torch.randn(count, contract.num_outputs, generator=generator)).softmax(1)
 
 
-def random_samples(count: int, spec: ExtractionSpec, contract: TaskContract, seed: int = 0) -> list[SampleBytes]:
+def random_samples(count: int, spec: ExtractionSpec, contract: TaskContract, seed: int = 0) -> list[Release]:
     """Encoded samples with distinct release ids."""
     activations = random_activations(count, spec, contract, seed)
     targets = encode_targets(*random_targets(count, contract, seed), spec, contract) if count else []
     return [
-        SampleBytes(
+        Release(
             hashlib.sha256(f"{seed}:{i}".encode()).digest()[:16],
             len(values),
             encode_sample(values, CODECS[spec.codec], spec.keep),
@@ -144,25 +145,23 @@ def make_packet(
     *,
     spec: ExtractionSpec | None = None,
     contract: TaskContract | None = None,
-    samples: list[SampleBytes] | None = None,
+    samples: list[Release] | None = None,
     seed: int = 0,
 ) -> Packet:
     """A valid packet of `count` random samples, or of the given ones."""
     spec, contract = spec or make_spec(), contract or make_contract()
     samples = random_samples(count, spec, contract, seed) if samples is None else samples
-    content = pack_window(
-        samples,
-        spec=spec,
-        contract=contract,
+    window = Window(
         pseudonym=PSEUDONYM,
         data_fingerprint=DATA_FINGERPRINT,
+        samples=samples,
         total=len(samples) + 7,
         remaining=4,
         refused=2,
         forward_seconds=0.25,
         peak_memory_bytes=1e8,
     )
-    return Packet(content, spec, contract)
+    return Packet(pack_window(window, spec=spec, contract=contract), spec, contract)
 
 
 def with_activations(values: torch.Tensor, *, spec: ExtractionSpec | None = None) -> Packet:

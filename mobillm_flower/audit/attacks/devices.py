@@ -16,6 +16,7 @@ from mobillm_flower.audit.finding import Measured, of_auc, of_scores
 
 _FEATURES = 128
 _LINK_FEATURES = 64
+_PAIRS = 4000  # about half of them of one device
 
 
 def infer_attribute(rows: Tensor, groups: NDArray[np.int64], *, seed: int = 0) -> Measured:
@@ -42,7 +43,7 @@ def infer_attribute(rows: Tensor, groups: NDArray[np.int64], *, seed: int = 0) -
     return of_scores((guessed == truth[hidden]).numpy(), baseline)
 
 
-def link_uploads(rows: Tensor, groups: NDArray[np.int64], *, pairs: int = 4000, seed: int = 0) -> Measured:
+def link_uploads(rows: Tensor, groups: NDArray[np.int64], *, seed: int = 0) -> Measured:
     """Tell two uploads of one device from two of different ones by the cosine of whitened activations: AUC.
 
     Parameters
@@ -51,21 +52,19 @@ def link_uploads(rows: Tensor, groups: NDArray[np.int64], *, pairs: int = 4000, 
         [N, D].
     groups : ndarray
         [N] int64, the device of each.
-    pairs : int
-        Pairs drawn; half of them (about) of one device.
     seed : int
-        Draws them.
+        Draws pairs.
     """
     generator = np.random.default_rng(seed)
     features = torch.nn.functional.normalize(
         components(rows, _LINK_FEATURES, seed=seed)(rows, whiten=True), dim=1
     ).numpy()
-    first, second = generator.integers(len(rows), size=(2, pairs // 2))
+    first, second = generator.integers(len(rows), size=(2, _PAIRS // 2))
     different = groups[first] != groups[second]
     by_group = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[by_group], groups)
     sizes = np.bincount(groups)[groups]
-    one = generator.integers(len(rows), size=pairs // 2)
+    one = generator.integers(len(rows), size=_PAIRS // 2)
     two = by_group[starts[one] + generator.integers(sizes[one])]
     apart = one != two
 

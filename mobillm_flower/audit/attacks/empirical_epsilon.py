@@ -11,7 +11,7 @@ The draws are those of devices: the same functions, the same keyed generator.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,7 @@ CONFIDENCE = 0.999
 KEY = bytes(32)
 """Public on purpose: it makes the check repeatable and protects nothing."""
 
-DIM = 16
-_CHUNK = 100_000
+_DIM, _CHUNK = 16, 100_000  # d, which ε does not depend on; draws at a time
 
 Draw = Callable[[bytes, int], NDArray[Any]]
 """From a key and a number of draws to a statistic of each draw, [N]."""
@@ -70,10 +69,12 @@ class EpsilonCheck:
         """Whether the draws leave the claim standing."""
         return self.lower <= self.claimed
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, and whether the claim holds."""
+        return {**asdict(self), "holds": self.holds}
 
-def check_labelled_cap(
-    mechanism: LabelledCap, *, claimed: float | None = None, dim: int = DIM, draws: int = DRAWS, key: bytes = KEY
-) -> EpsilonCheck:
+
+def check_labelled_cap(mechanism: LabelledCap, *, draws: int = DRAWS, key: bytes = KEY) -> EpsilonCheck:
     """Bound the ε of `LabelledCap` by its worst event: the cap of the first input.
 
     The neighbour has the opposite vector and, where there are several classes, another label, so that its cap is
@@ -82,17 +83,13 @@ def check_labelled_cap(
     Parameters
     ----------
     mechanism : LabelledCap
-        What is drawn from.
-    claimed : float, optional
-        The ε to compare with; the mechanism's own by default.
-    dim : int
-        d, at least 1; ε does not depend on it.
+        What is drawn from; it claims its ε.
     draws : int
         Counted draws of each input.
     key : bytes
         32 bytes.
     """
-    direction = np.zeros(dim)
+    direction = np.zeros(_DIM)
     direction[0] = 1.0
 
     def hits(sign: int, label: int, chunk: bytes, count: int) -> NDArray[np.bool_]:
@@ -100,31 +97,25 @@ def check_labelled_cap(
             np.tile(sign * direction, (count, 1)),
             np.full(count, label),
             uniforms=uniforms(derive(chunk, "uniforms"), 4 * count).reshape(count, 4),
-            normals=standard_normal(derive(chunk, "normals"), (count, dim)).double().numpy(),
+            normals=standard_normal(derive(chunk, "normals"), (count, _DIM)).double().numpy(),
         )
         inside: NDArray[np.bool_] = (labels == 0) & (vectors @ direction >= mechanism.height)
         return inside
 
     first, second = partial(hits, 1, 0), partial(hits, -1, min(1, mechanism.classes - 1))
     lower = _by_event(first, second, draws=draws, delta=0.0, key=key)
-    return EpsilonCheck("labelled cap", mechanism.epsilon if claimed is None else claimed, 0.0, lower, draws)
+    return EpsilonCheck("labelled cap", mechanism.epsilon, 0.0, lower, draws)
 
 
-def check_randomized_response(
-    mechanism: RandomizedResponse, *, claimed: float | None = None, draws: int = DRAWS, key: bytes = KEY
-) -> EpsilonCheck:
+def check_randomized_response(mechanism: RandomizedResponse, *, draws: int = DRAWS) -> EpsilonCheck:
     """Bound the ε of randomized response by its worst event: the first input's label is said.
 
     Parameters
     ----------
     mechanism : RandomizedResponse
-        What is drawn from.
-    claimed : float, optional
-        The ε to compare with; the mechanism's own by default.
+        What is drawn from; it claims its ε.
     draws : int
         Counted draws of each input.
-    key : bytes
-        32 bytes.
     """
 
     def hits(label: int, chunk: bytes, count: int) -> NDArray[np.bool_]:
@@ -132,19 +123,12 @@ def check_randomized_response(
         kept: NDArray[np.bool_] = said == 0
         return kept
 
-    lower = _by_event(partial(hits, 0), partial(hits, 1), draws=draws, delta=0.0, key=key)
-    return EpsilonCheck("randomized response", mechanism.epsilon if claimed is None else claimed, 0.0, lower, draws)
+    lower = _by_event(partial(hits, 0), partial(hits, 1), draws=draws, delta=0.0)
+    return EpsilonCheck("randomized response", mechanism.epsilon, 0.0, lower, draws)
 
 
 def check_gaussian(
-    sigma: float,
-    clip_norm: float,
-    delta: float,
-    *,
-    claimed: float | None = None,
-    dim: int = DIM,
-    draws: int = DRAWS,
-    key: bytes = KEY,
+    sigma: float, clip_norm: float, delta: float, *, claimed: float | None = None, draws: int = DRAWS
 ) -> EpsilonCheck:
     """Bound the ε of clipping and Gaussian noise by the projection on the two inputs' difference.
 
@@ -161,23 +145,19 @@ def check_gaussian(
         δ of the claim.
     claimed : float, optional
         The ε to compare with; that of σ, δ and sensitivity 2 C by default.
-    dim : int
-        d, at least 1; ε does not depend on it.
     draws : int
         Counted draws of each input; as many again choose the threshold.
-    key : bytes
-        32 bytes.
     """
-    direction = torch.zeros(dim)
+    direction = torch.zeros(_DIM)
     direction[0] = 1.0
 
     def projections(sign: int, chunk: bytes, count: int) -> NDArray[np.float64]:
-        clipped = clip_joint(10 * sign * clip_norm * direction, clip_norm).expand(count, dim)
-        released = perturb(clipped, clip_norm=0.0, sigma=sigma, noise=standard_normal(chunk, (count, dim)))
+        clipped = clip_joint(10 * sign * clip_norm * direction, clip_norm).expand(count, _DIM)
+        released = perturb(clipped, clip_norm=0.0, sigma=sigma, noise=standard_normal(chunk, (count, _DIM)))
         projected: NDArray[np.float64] = (released @ direction).double().numpy()
         return projected
 
-    lower = lower_by_threshold(partial(projections, 1), partial(projections, -1), draws=draws, delta=delta, key=key)
+    lower = lower_by_threshold(partial(projections, 1), partial(projections, -1), draws=draws, delta=delta)
     if claimed is None:
         claimed = gaussian_epsilon(sigma, delta, 2 * clip_norm)
     return EpsilonCheck("gaussian", claimed, delta, lower, draws)
@@ -210,7 +190,7 @@ def lower_bound(
     return np.log(np.maximum((least - delta) / most, 1.0))
 
 
-def _by_event(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes) -> float:
+def _by_event(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes = KEY) -> float:
     """Lower bound for two functions that say whether a draw fell into the event."""
     hits = [
         np.count_nonzero(_drawn(first, draws, derive(key, "first"))),
@@ -219,10 +199,10 @@ def _by_event(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes
     return float(lower_bound(*map(np.array, hits), draws=draws, delta=delta))
 
 
-def lower_by_threshold(first: Draw, second: Draw, *, draws: int, delta: float, key: bytes) -> float:
+def lower_by_threshold(first: Draw, second: Draw, *, draws: int, delta: float) -> float:
     """Lower bound for the best event {statistic ≥ t}; t is chosen on draws of its own."""
-    near = np.sort(_drawn(first, draws, derive(key, "choose first")))
-    far = np.sort(_drawn(second, draws, derive(key, "choose second")))
+    near = np.sort(_drawn(first, draws, derive(KEY, "choose first")))
+    far = np.sort(_drawn(second, draws, derive(KEY, "choose second")))
     # thresholds that 1 … N draws of the second input reach, evenly in the logarithm
     ranks = np.unique(np.geomspace(1, draws, 400).astype(np.int64))
     thresholds = far[draws - ranks]
@@ -233,7 +213,6 @@ def lower_by_threshold(first: Draw, second: Draw, *, draws: int, delta: float, k
         lambda chunk, count: second(chunk, count) >= best,
         draws=draws,
         delta=delta,
-        key=key,
     )
 
 

@@ -13,9 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from mobillm_flower.audit.attacks.linear import components
-from mobillm_flower.audit.attacks.secret_mixing import random_key
 from mobillm_flower.audit.finding import Measured, of_scores
 from mobillm_flower.core.targets import difference
+from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.privacy.protect import Protection
 from mobillm_flower.wire.target_bytes import TargetBatch
 
@@ -51,7 +51,7 @@ def argmax_difference(targets: TargetBatch, labels: Tensor, *, theory: float | N
     return of_scores((read_targets(targets) == labels).numpy(), majority_share(labels), theory=theory)
 
 
-def argmax_of_draws(protection: Protection, *, draws: int, seed: int = 0) -> Measured:
+def argmax_of_draws(protection: Protection, *, draws: int) -> Measured:
     """Protect as many random labels, make Δy of them, take its argmax, and compare with the mechanism's theory.
 
     Parameters
@@ -60,10 +60,8 @@ def argmax_of_draws(protection: Protection, *, draws: int, seed: int = 0) -> Mea
         What devices do; activations are random unit vectors of eight values.
     draws : int
         Labels.
-    seed : int
-        Of labels, vectors and keys.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     truth = torch.from_numpy(generator.integers(protection.classes, size=draws))
     vectors = torch.nn.functional.normalize(torch.from_numpy(generator.standard_normal((draws, 8))), dim=1)
     keys = [generator.bytes(32) for _ in range(draws)]
@@ -120,7 +118,7 @@ def clusters_by_leaked_pairs(rows: Tensor, labels: Tensor, *, leaked: int = 1, s
 
 def rotated(differences: Tensor, *, seed: int = 0) -> Tensor:
     """Return Δy [N, K] under a drawn secret rotation, which hides the largest entry and not which are alike."""
-    return differences @ random_key(differences.shape[1], seed=seed)
+    return MixingKey(seed.to_bytes(32, "big")).targets(differences)
 
 
 def nearest_leaked(rows: Tensor, labels: Tensor, *, seed: int = 0) -> Measured:

@@ -81,10 +81,13 @@ class Ridge:
         mean = float(self.values.mean().clamp_min(1e-12))
         return [share * mean for share in (0.01, 0.1, 1.0, 10.0)]
 
-    def predict(self, rows: Tensor, strength: float, *, scale: float = 1.0) -> Tensor:
-        """Return [N, K]; with `scale` the rows are what the fitted ones are times so much (before noise)."""
-        weight = self.vectors @ (self.cross / (self.values + strength)[:, None])
-        return (rows / scale - self.mean_in) @ weight + self.mean_out
+    def weight(self, strength: float) -> Tensor:
+        """Return W(λ), [D, K]."""
+        return self.vectors @ (self.cross / (self.values + strength)[:, None])
+
+    def predict(self, rows: Tensor, strength: float) -> Tensor:
+        """Return [N, K]."""
+        return (rows - self.mean_in) @ self.weight(strength) + self.mean_out
 
 
 def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

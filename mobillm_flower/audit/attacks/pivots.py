@@ -13,7 +13,6 @@ from mobillm_flower.audit.attacks.sequences import SequenceDecoder
 from mobillm_flower.audit.attacks.words import Vocabulary, WordDecoder, word_f1, words
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, combine, of_scores
-from mobillm_flower.audit.uploads import joined
 from mobillm_flower.backbones import Backbone
 from mobillm_flower.core.pivots import PIVOTS
 from mobillm_flower.tasks import tokenize
@@ -43,12 +42,11 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
         "pivot", "layer", "victims" and a finding of word F1; "sequence", a finding of token F1, where a sample's
         vectors are few.
     """
-    contract = next(iter(drawn.fleet.values())).contract
-    samples = joined([data.train for data in drawn.fleet.values()])
+    samples = drawn.attacked
     order = np.random.default_rng(0).permutation(len(samples))[:_VICTIMS]
     victims = samples.take(order.tolist())
     known = drawn.public.take(list(range(min(_PUBLIC, len(drawn.public)))))
-    tokens = [tokenize(backbone, part, contract) for part in (victims, known, sequences.samples)]
+    tokens = [tokenize(backbone, part, drawn.contract) for part in (victims, known, sequences.samples)]
     layers = sorted({1, backbone.info.depth})
     results = []
     for pivot in PIVOTS:
@@ -65,13 +63,7 @@ def attack_pivots(drawn: Draw, backbone: Backbone, sequences: SequenceDecoder) -
                 sequence = sequences.recover(torch.cat(at[0]), victims.texts, torch.cat(at[2])).f1
                 written = {"sequence": combine([sequence]).to_dict()}
             results.append(
-                {
-                    "pivot": pivot,
-                    "layer": layer,
-                    "victims": len(victims),
-                    **combine([measured]).to_dict(),
-                    **written,
-                }
+                {"pivot": pivot, "layer": layer, "victims": len(victims), **combine([measured]).to_dict(), **written}
             )
     return results
 

@@ -18,14 +18,6 @@ LEAKED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Numbers of leaked samples that the key is recovered from."""
 
 
-def random_key(width: int, *, seed: int) -> Tensor:
-    """Return a uniformly drawn orthogonal matrix [d, d], float32."""
-    generator = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
-    key: Tensor = (q * r.diagonal().sign()).float()
-    return key
-
-
 def recover_key(plain: Tensor, mixed: Tensor) -> Tensor:
     """Return the orthogonal R that makes ‖plain R − mixed‖ least (Schönemann 1966).
 

@@ -7,12 +7,11 @@ terms that it was trained in by the best linear estimate, so that one network re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobillm_flower.audit.attacks.linear import Ridge, components
@@ -27,7 +26,6 @@ _HIDDEN, _BATCH, _EPOCHS, _PEAK, _DROPOUT = 128, 64, 8, 3e-3, 0.2
 _CLEAN_SHARE = 0.5  # of the training steps' texts that are told of without noise
 _FAR = 4.0  # standard deviations beyond which a component is cut
 _BEAMS, _LENGTH_POWER = 5, 0.7
-_THREADS = 1  # steps are so small that a second one waits, for minutes where cores are shared
 _LEAST_STRENGTH = 1e-4  # of the mean eigenvalue, where uploads are not noisy
 
 
@@ -104,7 +102,8 @@ class SequenceDecoder:
         self._seed = seed
         self._told = components(rows, seed=seed)(rows, whiten=True).clamp(-_FAR, _FAR)
         self._words = ("", "", *Vocabulary.of(samples.texts).words)
-        with torch.random.fork_rng(devices=[]), torch_threads(_THREADS):
+        # one thread: steps are so small that a second one waits, for minutes where cores are shared
+        with torch.random.fork_rng(devices=[]), torch_threads(1):
             torch.manual_seed(seed)
             self._writer = _Writer(self._told.shape[1], len(self._words))
             self._train()
@@ -141,26 +140,16 @@ class SequenceDecoder:
         strength = max(variance / scale**2, _LEAST_STRENGTH * float(ridge.values.mean()))
         written = self.write(ridge.predict(reduce(victims / scale), strength).clamp(-_FAR, _FAR))
         truth = [word_list(text) for text in texts]
-        without = (self.untold, tuple(frequent))
+        said = (written, *([one] * len(truth) for one in (self.untold, tuple(frequent))))  # and without the upload
 
-        def measured(score: NDArray[np.float64], blind: Sequence[NDArray[np.float64]]) -> Measured:
-            return of_scores(score, max(float(one.mean()) for one in blind))
+        def measured(score: Callable[[Sequence[str], Sequence[str]], float]) -> Measured:
+            reached, *blind = (np.array([score(*pair) for pair in zip(truth, one, strict=True)]) for one in said)
+            return of_scores(reached, max(float(one.mean()) for one in blind))
 
-        def f1(guesses: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-            return np.array([token_f1(true, guess) for true, guess in zip(truth, guesses, strict=True)])
-
-        def exact(guesses: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-            return np.array([float(true == guess) for true, guess in zip(truth, guesses, strict=True)])
-
-        blind = [[one] * len(truth) for one in without]
-        return Written(
-            written,
-            measured(f1(written), [f1(guesses) for guesses in blind]),
-            measured(exact(written), [exact(guesses) for guesses in blind]),
-        )
+        return Written(written, measured(token_f1), measured(lambda true, guess: float(true == guess)))
 
     @torch.inference_mode()
-    @torch_threads(_THREADS)
+    @torch_threads(1)
     def write(self, told: Tensor) -> list[tuple[str, ...]]:
         """Return the words of the best of five beams for each row of told [B, q], by log p / words^0.7."""
         count, size = len(told), len(self._words)
@@ -225,8 +214,7 @@ class SequenceDecoder:
         """Start the bag of words from a ridge regression, in units of each word's own standard deviation."""
         marks = _with(torch.zeros(len(read), len(self._words)), read)
         ridge, shares = Ridge.fit(self._told, marks), marks.mean(0).clamp_min(1e-3)
-        weight = ridge.vectors @ (ridge.cross / (ridge.values + 1)[:, None])  # [q, V]
-        self._writer.bag.weight.copy_((weight / shares.sqrt()).T)
+        self._writer.bag.weight.copy_((ridge.weight(1.0) / shares.sqrt()).T)  # [q, V] -> [V, q]
         self._writer.bag.bias.copy_(shares.log())
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mobillm_flower.audit.attacks.empirical_epsilon import KEY, EpsilonCheck, lower_by_threshold
+from mobillm_flower.audit.attacks.empirical_epsilon import EpsilonCheck, lower_by_threshold
 from mobillm_flower.audit.finding import Measured, of_auc, of_scores
 from mobillm_flower.clients.summing import sample_statistic, shortened
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
@@ -66,7 +66,7 @@ class SumsAttack:
         return distance
 
 
-def check_sums_noise(sums: SumsSpec, *, draws: int, key: bytes = KEY) -> EpsilonCheck:
+def check_sums_noise(sums: SumsSpec, *, draws: int) -> EpsilonCheck:
     """Bound the ε of the noise on sums by its draws: a canary is in the sums, or the one farthest from it.
 
     Two values suffice for the worst pair, of zᵀz' = ½ and opposite targets, whose sums are √4.5 apart; ε depends on no
@@ -78,8 +78,6 @@ def check_sums_noise(sums: SumsSpec, *, draws: int, key: bytes = KEY) -> Epsilon
         A run's, with noise.
     draws : int
         Counted draws of each input; as many again choose the threshold.
-    key : bytes
-        32 bytes.
     """
     small = dataclasses.replace(sums, width=2, num_outputs=1, target_bound=1.0, intercept=0.0)
     copies = max(1, sums.device_rows)
@@ -97,5 +95,5 @@ def check_sums_noise(sums: SumsSpec, *, draws: int, key: bytes = KEY) -> Epsilon
         return score
 
     inputs = partial(projected, first), partial(projected, second)
-    lower = lower_by_threshold(*inputs, draws=draws, delta=sums.delta, key=key)
+    lower = lower_by_threshold(*inputs, draws=draws, delta=sums.delta)
     return EpsilonCheck(f"discrete Gaussian on sums, one {sums.unit}", sums.epsilon, sums.delta, lower, draws)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,16 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobillm_flower.audit.attacks.linear import signal
-from mobillm_flower.audit.attacks.lookup import nearest_text
-from mobillm_flower.audit.attacks.sequences import SequenceDecoder
-from mobillm_flower.audit.attacks.words import WordDecoder, word_f1, words
+from mobillm_flower.audit.attacks.lookup import Lookup, nearest_text
+from mobillm_flower.audit.attacks.sequences import SequenceDecoder, Written
+from mobillm_flower.audit.attacks.words import Recovered, WordDecoder, word_f1, words
 from mobillm_flower.audit.draw import Draw
 from mobillm_flower.audit.finding import Measured, of_scores
 from mobillm_flower.audit.uploads import RememberingBackbone, Uploads, clean_rows, joined, spec_of
 from mobillm_flower.backbones import public_text
 from mobillm_flower.config import Settings
 from mobillm_flower.tasks import Samples, tokenize
-from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 
 Embed = Callable[[Sequence[str]], Tensor]
 """Texts to sentence embeddings [B, D]."""
@@ -45,43 +45,23 @@ def read_public_texts(
     seed : int
         Of the training.
     """
-    contract = next(iter(drawn.fleet.values())).contract
     samples = drawn.public
     if samples.pairs is None:
         more = list(public_text(settings.activations.public_text)[:sentences])
         samples = joined([samples, Samples(more, None, torch.zeros(len(more), dtype=samples.labels.dtype))])
-    tokens = tokenize(backbone, samples, contract)
-    rows = backbone.extract(tokens, layers=spec_of(settings, backbone).layers, pivot="mean").activations
+    tokens = tokenize(backbone, samples, drawn.contract)
+    rows = backbone.extract(tokens, layers=spec_of(settings, backbone, drawn.contract).layers, pivot="mean").activations
     return SequenceDecoder(torch.stack([row.flatten() for row in rows]), samples, seed=seed)
 
 
-def clean_features(
-    settings: Settings, spec: ExtractionSpec, contract: TaskContract, samples: Samples, backbone: RememberingBackbone
-) -> Tensor:
-    """Return `clean_rows` with all layers side by side, [N, M·F]."""
-    return clean_rows(settings, spec, contract, samples, backbone).flatten(1)
-
-
-def attack_texts(
-    settings: Settings,
-    uploads: Uploads,
-    public: Uploads,
-    *,
-    backbone: RememberingBackbone,
-    sequences: SequenceDecoder,
-    embed: Embed | None,
-    victims: int,
-    seed: int,
-    each_layer: bool,
-) -> tuple[dict[str, Measured], list[dict[str, Measured]]]:
-    """Recover words, sequences and whole texts of some uploads.
+@dataclass(frozen=True)
+class Attacker:
+    """Who attacks the uploads of one draw.
 
     Parameters
     ----------
-    settings : Settings
-        Of the cell.
-    uploads, public : Uploads
-        The devices', and those that the attacker made of his own texts, without a secret rotation.
+    drawn : Draw
+        What is attacked, and texts of his own.
     backbone : RememberingBackbone
         Of devices and attacker.
     sequences : SequenceDecoder
@@ -89,9 +69,32 @@ def attack_texts(
     embed : callable or None
         For similarity of meaning; None leaves it out.
     victims : int
-        Most texts that are recovered.
+        Most texts that he recovers.
     seed : int
-        Of the attacks, and of which texts.
+        Of attacks and training, and of which texts.
+    """
+
+    drawn: Draw
+    backbone: RememberingBackbone
+    sequences: SequenceDecoder
+    embed: Embed | None
+    victims: int
+    seed: int
+
+
+def attack_texts(
+    attacker: Attacker, settings: Settings, uploads: Uploads, public: Uploads, *, each_layer: bool
+) -> tuple[dict[str, Measured], list[dict[str, Measured]]]:
+    """Recover words, sequences and whole texts of some uploads.
+
+    Parameters
+    ----------
+    attacker : Attacker
+        Recovers them.
+    settings : Settings
+        Of the cell.
+    uploads, public : Uploads
+        The devices', and those that the attacker made of his own texts, without a secret rotation.
     each_layer : bool
         Whether to attack each sampled layer by itself too.
 
@@ -100,24 +103,26 @@ def attack_texts(
     tuple
         What was reached by the attack's name; and for each layer "words", "sequence" and "nearest", or nothing.
     """
-    generator = np.random.default_rng(seed)
-    attacked = uploads.take(generator.permutation(len(uploads.samples.texts))[:victims])
-    truth, known = attacked.samples, public.samples
+    generator, seed, sequences = np.random.default_rng(attacker.seed), attacker.seed, attacker.sequences
+    attacked = uploads.take(generator.permutation(len(uploads.samples.texts))[: attacker.victims])
+    truth, known, itself = attacked.samples, public.samples, np.arange(len(attacked.samples))
     own, others, learned = (
-        clean_rows(settings, uploads.spec, uploads.contract, part, backbone)
+        clean_rows(settings, uploads.spec, uploads.contract, part, attacker.backbone)
         for part in (truth, known, sequences.samples)
     )
-    clean_victims, clean_public = own.flatten(1), others.flatten(1)
-    decoder = WordDecoder(public.features, known.texts, seed=seed)
-    recovered = decoder.recover(attacked.features, truth.texts)
+    clean_public = others.flatten(1)
     scale, variance = signal(public.features, clean_public)
-    itself = np.arange(len(truth))
-    lookup = nearest_text(attacked.features, torch.cat([clean_victims, clean_public]), itself, scale=scale)
+
+    def recover(blocks: slice) -> tuple[Recovered, Written, Lookup]:
+        rows, mine, clean, candidates, told = (
+            part[:, blocks].flatten(1) for part in (attacked.rows, public.rows, own, others, learned)
+        )
+        bag = WordDecoder(mine, known.texts, seed=seed).recover(rows, truth.texts)
+        said = sequences.recover(rows, truth.texts, told, scale=scale, variance=variance, frequent=bag.frequent)
+        return bag, said, nearest_text(rows, torch.cat([clean, candidates]), itself, scale=scale)
+
+    recovered, written, lookup = recover(slice(None))
     other = nearest_text(attacked.features, clean_public, itself, scale=scale)
-    frequent = decoder.most_frequent()
-    written = sequences.recover(
-        attacked.features, truth.texts, learned.flatten(1), scale=scale, variance=variance, frequent=frequent
-    )
     overlap = [
         word_f1(words(true), words(known.texts[place])) for true, place in zip(truth.texts, other.nearest, strict=True)
     ]
@@ -129,35 +134,22 @@ def attack_texts(
         "text: words of the nearest other text": of_scores(np.array(overlap), recovered.measured.baseline),
     }
     if uploads.is_noisy:
-        naive = WordDecoder(clean_public, known.texts, seed=seed)
-        measured["text: words, decoder of clean text"] = naive.recover(attacked.features / scale, truth.texts).measured
-        aware = naive.recover(
-            attacked.features / scale, truth.texts, variance=variance / scale**2, tuning=public.features / scale
-        )
+        naive, rows = WordDecoder(clean_public, known.texts, seed=seed), attacked.features / scale
+        measured["text: words, decoder of clean text"] = naive.recover(rows, truth.texts).measured
+        aware = naive.recover(rows, truth.texts, variance=variance / scale**2, tuning=public.features / scale)
         measured["text: words, decoder that knows the noise"] = aware.measured
-    if embed is not None:
-        some, usual = slice(0, _EMBEDDED), [" ".join(frequent)]
+    if attacker.embed is not None:
+        some, usual = slice(0, _EMBEDDED), [" ".join(recovered.frequent)]
         chance = [known.texts[place] for place in generator.integers(len(known), size=len(truth.texts[some]))]
         guesses = {
             "the words": ([" ".join(sorted(guess)) for guess in recovered.guesses[some]], usual),
             "the sequence": ([" ".join(text) for text in written.texts[some]], usual),
             "the nearest other text": ([known.texts[place] for place in other.nearest[some]], chance),
         }
-        measured |= _meanings(embed, truth.texts[some], guesses)
-    layers = []
-    for block in range(uploads.rows.shape[1] if each_layer and uploads.rows.shape[1] > 1 else 0):
-        at = attacked.rows[:, block]
-        one = WordDecoder(public.rows[:, block], known.texts, seed=seed)
-        layers.append(
-            {
-                "words": one.recover(at, truth.texts).measured,
-                "sequence": sequences.recover(
-                    at, truth.texts, learned[:, block], scale=scale, variance=variance, frequent=frequent
-                ).f1,
-                "nearest": nearest_text(at, torch.cat([own[:, block], others[:, block]]), itself, scale=scale).measured,
-            }
-        )
-    return measured, layers
+        measured |= _meanings(attacker.embed, truth.texts[some], guesses)
+    blocks = uploads.rows.shape[1]
+    alone = [recover(slice(block, block + 1)) for block in range(blocks if each_layer and blocks > 1 else 0)]
+    return measured, [{"words": w.measured, "sequence": s.f1, "nearest": n.measured} for w, s, n in alone]
 
 
 def _meanings(

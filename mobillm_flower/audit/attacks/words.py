@@ -72,10 +72,13 @@ class Recovered:
         Words, one set a victim.
     measured : Measured
         Word F1 and its baseline, the most frequent words for everybody.
+    frequent : list of str
+        These words, by the alphabet.
     """
 
     guesses: list[frozenset[str]]
     measured: Measured
+    frequent: list[str]
 
 
 class WordDecoder:
@@ -129,11 +132,7 @@ class WordDecoder:
         prior = self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0]
         scores = np.array([word_f1(true, guess) for true, guess in zip(truth, guesses, strict=True)])
         baseline = float(np.mean([word_f1(true, prior) for true in truth]))
-        return Recovered(guesses, of_scores(scores, baseline))
-
-    def most_frequent(self) -> list[str]:
-        """Return the words that the baseline says of every text, by the alphabet."""
-        return sorted(self._guess(self._ridge.mean_out.expand(1, -1), self._frequent)[0])
+        return Recovered(guesses, of_scores(scores, baseline), sorted(prior))
 
     def _guess(self, scores: Tensor, threshold: float) -> list[frozenset[str]]:
         """Return the words above a threshold; the best one where there is none."""

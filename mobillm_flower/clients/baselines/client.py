@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,6 +19,7 @@ from mobillm_flower.clients.own import (
     note_loader,
     promises,
     told,
+    unexpected,
 )
 from mobillm_flower.errors import MobiLLMError, PolicyRefused
 from mobillm_flower.wire import keys
@@ -63,10 +62,8 @@ class BaselineClient:
                 if not is_own(context):
                     raise
                 raise MobiLLMError(told(error, context)) from None
-            except Exception as error:  # its message could hold sample text
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{Path(place.filename).name}:{place.lineno} in {place.name}"
-                raise RuntimeError(f"unexpected {type(error).__name__} at {where}") from None
+            except Exception as error:
+                raise RuntimeError(unexpected(error)) from None
 
         return answer
 

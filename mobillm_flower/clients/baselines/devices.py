@@ -20,7 +20,7 @@ from mobillm_flower.core.zeroth_order import move, projected_gradient
 from mobillm_flower.models.fine_tuned import FineTunedModel, Work, baseline_model
 from mobillm_flower.tasks import LocalData, with_tokens
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.baseline_messages import open_array, open_arrays, pack_arrays, pack_numbers, server_round
+from mobillm_flower.wire.baseline_messages import open_array, open_arrays, open_config, pack_arrays, pack_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class BaselineDevice(ABC):
 
     def seed(self, content: RecordDict) -> int:
         """Return a seed of this device and round alone."""
-        mine = zlib.crc32("\n".join(self.data.train.texts).encode())
-        return int(np.random.SeedSequence([self.settings.run.seed, server_round(content), mine]).generate_state(1)[0])
+        round_, mine = open_config(content, keys.SERVER_ROUND), zlib.crc32("\n".join(self.data.train.texts).encode())
+        return int(np.random.SeedSequence([self.settings.run.seed, round_, mine]).generate_state(1)[0])
 
 
 BASELINE_DEVICES: Registry[type[BaselineDevice]] = Registry("baseline's device")

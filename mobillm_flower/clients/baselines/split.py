@@ -24,7 +24,6 @@ from mobillm_flower.wire.baseline_messages import (
     open_tensor,
     pack_arrays,
     pack_numbers,
-    server_round,
     tensor_array,
 )
 
@@ -49,11 +48,12 @@ class SplitDevice(BaselineDevice):
 
     def train(self, content: RecordDict) -> RecordDict:
         """Begin a round, or take a step by the gradients that came, and return what the next step needs."""
-        steps, work, arrays = open_config(content, keys.STEP), Work(), {}
+        round_, steps = (open_config(content, key) for key in (keys.SERVER_ROUND, keys.STEP))
+        work, arrays = Work(), {}
         if steps == 0:
             own = TrainedPart(open_arrays(content).to_torch_state_dict(), {}, {})
         else:
-            own, norms, work = self._learn(self._kept(server_round(content), steps), content)
+            own, norms, work = self._learn(self._kept(round_, steps), content)
             arrays[keys.NORMS] = tensor_array(norms)
         metrics = {keys.FLOPS: float(work.flops), keys.SECONDS: work.seconds, keys.SAMPLES: work.samples}
         if steps == self._num_steps:
@@ -64,7 +64,7 @@ class SplitDevice(BaselineDevice):
                 {keys.ARRAYS: pack_arrays(arrays), keys.WEIGHTS: weights, keys.METRICS: pack_numbers(metrics)}
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        torch.save({"round": server_round(content), "steps": steps, **asdict(own)}, self._file)
+        torch.save({"round": round_, "steps": steps, **asdict(own)}, self._file)
         inputs, labels = self._batch(content, steps)
         own.put_into(self.split.device_part)
         hidden = self._forward(inputs, content, steps)

@@ -14,14 +14,7 @@ from mobillm_flower.privacy.identity import is_signed
 from mobillm_flower.wire.secure_sums import masks, messages
 from mobillm_flower.wire.secure_sums.graph import quorum, threshold
 from mobillm_flower.wire.secure_sums.masks import SEALED_BYTES
-from mobillm_flower.wire.secure_sums.messages import (
-    NONCE_BYTES,
-    PHASES,
-    REVEALED_BYTES,
-    DeviceKeys,
-    Offer,
-    Roster,
-)
+from mobillm_flower.wire.secure_sums.messages import NONCE_BYTES, PHASES, REVEALED_BYTES, DeviceKeys, Offer, Roster
 from mobillm_flower.wire.secure_sums.shamir import PRIME, combine
 
 _TRIES = 64  # choices of shares that are tried where some of them are wrong

@@ -14,9 +14,14 @@ from mobillm_flower.audit.attacks import devices, labels, linear, lookup, member
 from mobillm_flower.audit.attacks.linear import Ridge, components
 from mobillm_flower.audit.finding import combine, of_auc, of_scores
 from mobillm_flower.core.targets import difference
+from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.privacy.randomized_response import RandomizedResponse
 from mobillm_flower.wire.target_bytes import TargetBatch
 from tests.support.present import present
+
+
+def random_key(width: int, *, seed: int) -> torch.Tensor:
+    return MixingKey(seed.to_bytes(32, "big")).targets(torch.eye(width))
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -218,7 +223,7 @@ def by_pairs(
     plain: torch.Tensor, others: torch.Tensor, leaked: list[int], *, noise: float = 0.0
 ) -> dict[int, finding.Measured]:
     """Mix [N, V, d] by a key and recover it from m leaked samples."""
-    mixed = plain @ secret_mixing.random_key(plain.shape[2], seed=3)
+    mixed = plain @ random_key(plain.shape[2], seed=3)
     mixed = mixed + noise * draws(*plain.shape, seed=4)
     return secret_mixing.matches_by_leaked_pairs(plain, mixed, others, leaked=leaked)
 
@@ -230,7 +235,7 @@ def test_a_mixing_key_is_broken_by_as_many_pairs_as_the_width_and_not_by_few() -
     assert found[4].value < 0.5
     assert found[32].value == found[64].value == 1.0
     assert 280 not in found  # too few others are left to look up
-    key = secret_mixing.random_key(32, seed=3)
+    key = random_key(32, seed=3)
     recovered = secret_mixing.recover_key(plain[:32, 0], plain[:32, 0] @ key)
     assert torch.allclose(recovered, key, atol=1e-4)
     assert torch.allclose(key @ key.T, torch.eye(32), atol=1e-5)
@@ -243,7 +248,7 @@ def test_one_rotation_for_all_layers_is_broken_by_as_much_fewer_samples() -> Non
 
 
 def test_noise_on_the_pairs_blurs_the_key_and_more_pairs_sharpen_it() -> None:
-    plain, key = draws(400, 16, seed=1), secret_mixing.random_key(16, seed=2)
+    plain, key = draws(400, 16, seed=1), random_key(16, seed=2)
     mixed = plain @ key + 0.5 * draws(400, 16, seed=3)
     few, many = (secret_mixing.recover_key(plain[:m], mixed[:m]) for m in (16, 400))
     assert float((many - key).norm()) < 0.5 * float((few - key).norm())
@@ -262,12 +267,12 @@ def test_a_key_is_found_from_public_text_alone_where_axes_differ() -> None:
     def rows(count: int) -> torch.Tensor:  # skewed, so that signs can be told
         return spread * (torch.empty(count, 10).exponential_(generator=generator) - 1)
 
-    key = secret_mixing.random_key(10, seed=4)
+    key = random_key(10, seed=4)
     private, public = rows(1500), rows(1500)
     guessed = secret_mixing.align_unsupervised(public, private @ key)
     mixed, candidates = (private @ key)[:, None], torch.cat([private, public])[:, None]
     assert secret_mixing.exact_matches(guessed, mixed, candidates).value > 0.3
-    wrong = secret_mixing.random_key(10, seed=5)
+    wrong = random_key(10, seed=5)
     assert secret_mixing.exact_matches(wrong, mixed, candidates).value < 0.1
 
 

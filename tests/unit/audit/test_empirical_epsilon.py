@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ def check(mechanism: str, epsilon: float, *, runs_at: float | None = None, draws
     """Compare a claimed ε with the draws of a mechanism that runs at it, or at another."""
     actual = runs_at or epsilon
     if mechanism == "labelled cap":
-        return check_labelled_cap(LabelledCap(actual, 2), claimed=epsilon, draws=draws)
+        return replace(check_labelled_cap(LabelledCap(actual, 2), draws=draws), claimed=epsilon)
     if mechanism == "randomized response":
-        return check_randomized_response(RandomizedResponse(actual, 2), claimed=epsilon, draws=draws)
+        return replace(check_randomized_response(RandomizedResponse(actual, 2), draws=draws), claimed=epsilon)
     sigma = gaussian_sigma(actual, DELTA, 2 * CLIP_NORM)
     return check_gaussian(sigma, CLIP_NORM, DELTA, claimed=epsilon, draws=draws)
 

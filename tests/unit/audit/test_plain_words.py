@@ -71,7 +71,7 @@ def test_how_long_it_is_kept_is_the_runs_own() -> None:
     [(), ("privacy.joint-epsilon=8", "activations.projection=32"), ("activations.keep=0.5",), ("preset=mobillm",)],
 )
 def test_every_cell_of_the_grid_is_a_valid_setting(words: tuple[str, ...]) -> None:
-    cells = grid(load_settings(overrides=words))
+    cells = list(grid(load_settings(overrides=words)))
     assert cells[0].name == "as set"
     assert len({cell.name for cell in cells}) == len(cells)
     assert ("unprotected" in {cell.kind for cell in cells}) == bool(words and words[0] != "preset=mobillm")

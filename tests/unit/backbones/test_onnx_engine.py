@@ -200,7 +200,7 @@ def test_the_release_id_names_engine_and_precision(tmp_path: Path) -> None:
         changes = {"backbone__engine": engine, "backbone__precision": precision, "activations__pivot": name}
         settings = load_settings(tiny_config(tmp_path / "run", folder, **changes))
         device = Device(settings, load_local_data(settings, 0, 3), DeviceFolder(tmp_path / "device"))
-        said.append(device.shaping(extraction_spec(device.backbone.info, settings, num_blocks=2)))
+        said.append(device.shaping(extraction_spec(device.backbone.info, settings, num_blocks=2, num_outputs=1)))
     assert said[3] == said[4]  # what fell back to torch is what torch computes, and the same release
     assert len(set(said)) == 4
 

@@ -42,8 +42,8 @@ def test_what_shapes_a_promise_is_pinned_with_it(run: dict[str, Any]) -> None:
     settings = device_settings(context_of(GAUSSIAN, {**run, "activations.pivot": "mean"}))
     honest = device_settings(context_of(GAUSSIAN, {"activations.pivot": "mean"}))
     assert settings.privacy == honest.privacy
-    spec = extraction_spec(BACKBONE, settings, num_blocks=3)
-    assert spec == extraction_spec(BACKBONE, honest, num_blocks=3)
+    spec = extraction_spec(BACKBONE, settings, num_blocks=3, num_outputs=1)
+    assert spec == extraction_spec(BACKBONE, honest, num_blocks=3, num_outputs=1)
     assert spec.sigma > 3.9
 
 

@@ -111,10 +111,10 @@ def test_a_device_of_its_own_counts_sums_as_what_they_are_and_a_part_of_a_run_as
 def test_a_device_that_promises_something_adds_up_the_same_samples_or_only_others(node: dict[str, Any]) -> None:
     """Two sums that differ by a sample are that sample, whatever else was asked otherwise."""
     promising = {**node, "privacy.max-releases": 9, "data.label-column": "intent"}
-    assert Asked(promising, {"trainer.validation-share": 0.1}).said is None
-    assert Asked(promising, {"trainer.validation-share": 0.1, "activations.projection": 5}).said is None
-    for changed in ({"trainer.validation-share": 0.3}, {"trainer.validation-share": 0.0}, {"data.max-samples": 39}):
-        said = Asked(promising, {"trainer.validation-share": 0.1, "activations.projection": 6, **changed}).said
+    assert Asked(promising, {"trainer.validation-share": 0.2}).said is None
+    assert Asked(promising, {"trainer.validation-share": 0.2, "activations.projection": 5}).said is None
+    for changed in ({"trainer.validation-share": 0.4}, {"trainer.validation-share": 0.0}, {"data.max-samples": 30}):
+        said = Asked(promising, {"trainer.validation-share": 0.2, "activations.projection": 6, **changed}).said
         assert said is not None
         assert "sums of a part of these samples" in said
 

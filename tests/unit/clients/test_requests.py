@@ -14,7 +14,7 @@ from mobillm_flower.clients.own import device_settings
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.sums import sums_spec
 from mobillm_flower.wire import keys
-from mobillm_flower.wire.masked import pack_masked_request
+from mobillm_flower.wire.masked import with_message
 from mobillm_flower.wire.messages import WindowRequest, open_description, pack_request, refusal
 from mobillm_flower.wire.sums import SumsRequest, pack_sums_request
 from tests.support.tiny_models import save_tiny
@@ -51,7 +51,7 @@ def test_requests_of_another_strategy_are_refused(
     requests = {
         "samples": (pack_request(WindowRequest(device.contract, spec, 1, 8, 1 << 20, frozenset())), keys.EXTRACT),
         "sums": (pack_sums_request(asked), keys.SUM),
-        "masked sums": (pack_masked_request(asked, b"message"), keys.SECURE_SUM),
+        "masked sums": (with_message(pack_sums_request(asked), b"message"), keys.SECURE_SUM),
     }
     assert refusal(ask(*requests[answered])) is None
     for name in refused:

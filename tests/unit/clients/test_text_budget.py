@@ -13,7 +13,9 @@ from flwr.app import Context, RecordDict
 
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.own import device_data, device_settings
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.privacy.device_folder import DeviceFolder
+from mobillm_flower.privacy.ledger import Limits
 from mobillm_flower.tasks.extraction import extraction_spec
 from tests.support.tiny_models import save_tiny
 
@@ -40,7 +42,7 @@ def open_device(folder: Path, node: dict[str, Any], run: dict[str, Any]) -> Devi
     context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={**RUN, **run})
     settings = device_settings(context)
     private = settings.privacy
-    owned = DeviceFolder(folder, max_releases=private.max_releases, budget=private.budget)
+    owned = DeviceFolder(folder, limits=Limits(max_releases=private.max_releases, budget=private.budget))
     return Device(settings, device_data(settings, context, None), owned)
 
 
@@ -51,8 +53,8 @@ def release(tmp_path: Path, backbone: str) -> Release:
     def ask(folder: str = "device", node: dict[str, Any] | None = None, **run: Any) -> int:
         named = {key.replace("__", ".").replace("_", "-"): value for key, value in run.items()}
         device = open_device(tmp_path / folder, {"backbone.name": backbone, **(JOINT if node is None else node)}, named)
-        spec = extraction_spec(device.backbone.info, device.settings, num_blocks=1)
-        made = device.window(spec, held=frozenset(), size=10**6, max_bytes=10**9)
+        spec = extraction_spec(device.backbone.info, device.settings, num_blocks=1, num_outputs=1)
+        made = make_window(device, spec, held=frozenset(), size=10**6, max_bytes=10**9)
         device.folder.ledger.acknowledge([sample.release for sample in made.samples])
         assert len(made.samples) + made.refused == made.total
         device.folder.close()

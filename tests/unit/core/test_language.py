@@ -221,7 +221,7 @@ def test_the_head_gives_the_models_own_logits(folders: Any, name: str) -> None:
 def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(folders: Any) -> None:
     backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
     settings = load_settings({"backbone.name": folders["opt"], "loss.objective": "label"})
-    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    spec = extraction_spec(backbone.info, settings, num_blocks=2, num_outputs=1)
     samples = Samples([TEXTS[0], TEXTS[3]], ["the dog", TEXTS[2]], torch.zeros(2))
     contract = dataclasses.replace(CONTRACT, max_length=64, prompt="{text} and then")
     activations, labels = read_tokens(backbone, samples, contract, spec)
@@ -248,7 +248,7 @@ def test_an_encoder_predicts_no_next_token(tmp_path: Path) -> None:
 def test_what_would_change_the_last_hidden_state_is_refused(folders: Any, setting: str, value: Any) -> None:
     backbone = load_backbone(folders["opt"], device="cpu", language_model=True)
     with pytest.raises(SettingsError, match=setting):
-        extraction_spec(backbone.info, load_settings({setting: value}), num_blocks=2)
+        extraction_spec(backbone.info, load_settings({setting: value}), num_blocks=2, num_outputs=1)
 
 
 # targets -----------------------------------------------------------------------------------------------------------

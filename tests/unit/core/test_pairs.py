@@ -53,7 +53,7 @@ def test_each_text_runs_by_itself(tmp_path: Path) -> None:
     backbone = load_backbone(str(save_tiny(tmp_path, "bert")), device="cpu")
     settings = load_settings(overrides=[*WORDS, "activations.pivot=mean", "task.max-length=32"])
     contract = make_contract(settings, ["no", "yes"])
-    spec = extraction_spec(backbone.info, settings, num_blocks=backbone.info.depth)
+    spec = extraction_spec(backbone.info, settings, num_blocks=backbone.info.depth, num_outputs=1)
     samples = Samples(["wake me at six", "rain?"], ["set an alarm for six", "play jazz"], torch.zeros(2))
     found = read_activations(backbone, samples, contract, spec)
     assert found.base_logits is None
@@ -108,7 +108,7 @@ def test_an_encoder_compares_the_texts_of_a_pair_where_nothing_speaks_against_it
 ) -> None:
     settings = load_settings(overrides=[*WORDS[:-1], *words])
     info = load_backbone(str(save_tiny(tmp_path / "bert", "bert")), device="cpu").info
-    assert extraction_spec(info, settings, num_blocks=2).bi_encoder is compared
+    assert extraction_spec(info, settings, num_blocks=2, num_outputs=1).bi_encoder is compared
     trained = replace(info, base_prediction="classifier")  # which has read both texts together
     causal = load_backbone(str(save_tiny(tmp_path / "opt", "opt")), device="cpu").info
     assert not compares(trained, settings)
@@ -128,4 +128,4 @@ def test_an_encoder_compares_the_texts_of_a_pair_where_nothing_speaks_against_it
 def test_what_it_cannot_be_combined_with_is_refused(tmp_path: Path, words: list[str], why: str) -> None:
     info = load_backbone(str(save_tiny(tmp_path, "bert")), device="cpu").info
     with pytest.raises(SettingsError, match=why):
-        extraction_spec(info, load_settings(overrides=[*WORDS, *words]), num_blocks=2)
+        extraction_spec(info, load_settings(overrides=[*WORDS, *words]), num_blocks=2, num_outputs=1)

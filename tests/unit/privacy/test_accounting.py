@@ -18,7 +18,6 @@ SETTINGS: dict[str, Any] = {
     "clip_norm": 1.0,
     "delta": 1e-5,
     "label_epsilon": 1.0,
-    "labels_sent": True,
     "base_is_constant": True,
     "classes": 2,
 }
@@ -130,15 +129,6 @@ def test_sensitivity_is_twice_the_clip_norm() -> None:
 def test_the_joint_mechanism_pays_once_and_without_delta() -> None:
     found = guarantee(**SETTINGS | {"joint_epsilon": 4.0, "activation_sigma": 0.0, "label_epsilon": 0.0})
     assert found == Guarantee(4.0, 0.0, "", {"activations and labels": (4.0, 0.0)})
-
-
-@pytest.mark.parametrize("joint", [0.0, 4.0])
-def test_without_labels_the_activations_are_all(joint: float) -> None:
-    change = {"labels_sent": False, "base_is_constant": False, "label_epsilon": 0.0, "classes": 0}
-    change |= {"joint_epsilon": joint, "activation_sigma": 0.0 if joint else 2.0}
-    found = guarantee(**SETTINGS | change)
-    assert found.parts.keys() == {"activations"}
-    assert found.epsilon == (joint or gaussian_epsilon(2.0, 1e-5, 2.0))
 
 
 @pytest.mark.parametrize(

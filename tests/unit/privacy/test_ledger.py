@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mobillm_flower.errors import ReleaseRefused
+from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.device_folder import DeviceFolder
-from mobillm_flower.privacy.ledger import Release, SampleKeys
+from mobillm_flower.privacy.ledger import Limits, Release, SampleKeys
 
 
 def make_release(folder: DeviceFolder, text: str = "wake me", shaping: str = "v1") -> tuple[SampleKeys, Release]:
@@ -81,13 +82,11 @@ def test_acknowledged_releases_are_refused_again(tmp_path: Path) -> None:
 def test_another_release_of_a_sample_is_counted(folder: DeviceFolder) -> None:
     for shaping in ("v1", "v2", "v3"):
         folder.ledger.record([make_release(folder, shaping=shaping)])
-    sample, _ = make_release(folder)
-    assert folder.ledger.num_releases(sample.texts[0]) == 3
-    assert folder.ledger.num_releases(bytes(16)) == 0
+    assert len(rows(folder)) == 3
 
 
 def test_budget(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=2)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=2))
     for shaping in ("v1", "v2"):
         folder.ledger.record([make_release(folder, shaping=shaping)])
     sample, third = make_release(folder, shaping="v3")
@@ -96,24 +95,24 @@ def test_budget(tmp_path: Path) -> None:
     _, second = make_release(folder, shaping="v2")  # waits in the outbox
     assert list(folder.ledger.allowed([(sample, third.release), (sample, second.release)])) == [False, True]
     folder.ledger.record([make_release(folder, "another text")])
-    assert folder.ledger.num_releases(sample.texts[0]) == 2
+    assert len(rows(folder)) == 3
     folder.close()
 
 
 def test_the_budget_counts_held_releases_and_survives_a_restart(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=1))
     sample, first = make_release(folder)
     folder.ledger.record([(sample, first)])
     folder.ledger.acknowledge([first.release])
     folder.close()
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=1))
     with pytest.raises(ReleaseRefused, match="released 1 times"):
         folder.ledger.record([make_release(folder, shaping="v2")])
     folder.close()
 
 
 def test_the_budget_holds_within_one_batch(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=1))
     with pytest.raises(ReleaseRefused, match="released 1 times"):
         folder.ledger.record([make_release(folder, shaping="v1"), make_release(folder, shaping="v2")])
     assert rows(folder) == []
@@ -121,14 +120,14 @@ def test_the_budget_holds_within_one_batch(tmp_path: Path) -> None:
 
 
 def test_the_epsilon_of_all_releases_of_a_sample_adds_up(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", budget=6.0)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=6.0))
     first, second = make_release(folder, shaping="v1"), make_release(folder, shaping="v2")
-    folder.ledger.record([first], epsilon=4.0)
-    folder.ledger.record([second], epsilon=2.0)
+    folder.ledger.record([first], Guarantee(4.0, 0.0))
+    folder.ledger.record([second], Guarantee(2.0, 0.0))
     sample, third = make_release(folder, shaping="v3")
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 6; 0.5 more is beyond privacy.budget=6"):
-        folder.ledger.record([(sample, third)], epsilon=0.5)
-    folder.ledger.record([second], epsilon=2.0)  # the same release again takes nothing
+        folder.ledger.record([(sample, third)], Guarantee(0.5, 0.0))
+    folder.ledger.record([second], Guarantee(2.0, 0.0))  # the same release again takes nothing
     with pytest.raises(ReleaseRefused, match="allows no release without an epsilon"):
         folder.ledger.record([(sample, third)])
     folder.close()
@@ -136,14 +135,14 @@ def test_the_epsilon_of_all_releases_of_a_sample_adds_up(tmp_path: Path) -> None
 
 def test_without_a_budget_a_protected_sample_is_released_once(tmp_path: Path) -> None:
     folder = DeviceFolder(tmp_path / "device")
-    folder.ledger.record([make_release(folder, shaping="v1")], epsilon=4.0)
+    folder.ledger.record([make_release(folder, shaping="v1")], Guarantee(4.0, 0.0))
     sample, again = make_release(folder, shaping="v2")
     with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=4"):
-        folder.ledger.record([(sample, again)], epsilon=4.0)
+        folder.ledger.record([(sample, again)], Guarantee(4.0, 0.0))
     folder.close()
     smaller = DeviceFolder(tmp_path / "device")
     with pytest.raises(ReleaseRefused, match=r"beyond privacy.budget=1"):
-        smaller.ledger.record([(sample, again)], epsilon=1.0)
+        smaller.ledger.record([(sample, again)], Guarantee(1.0, 0.0))
     smaller.close()
 
 
@@ -151,9 +150,9 @@ def test_no_epsilon_is_promised_for_a_sample_that_went_out_unprotected(tmp_path:
     folder = DeviceFolder(tmp_path / "device")
     folder.ledger.record([make_release(folder, shaping="v1")])
     folder.close()
-    folder = DeviceFolder(tmp_path / "device", budget=100.0)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=100.0))
     with pytest.raises(ReleaseRefused, match="released without protection before"):
-        folder.ledger.record([make_release(folder, shaping="v2")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, shaping="v2")], Guarantee(1.0, 0.0))
     folder.close()
 
 
@@ -174,7 +173,7 @@ def test_racing_records_keep_the_budget(tmp_path: Path) -> None:
     DeviceFolder(path).close()
 
     def release(i: int) -> None:
-        folder = DeviceFolder(path, max_releases=2)
+        folder = DeviceFolder(path, limits=Limits(max_releases=2))
         barrier.wait()
         try:
             folder.ledger.record([make_release(folder, shaping=str(i))])
@@ -207,7 +206,7 @@ def keys(folder: DeviceFolder, name: str, *texts: str) -> tuple[SampleKeys, byte
 
 
 def test_a_text_is_released_once_whatever_sample_it_is_part_of(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=1)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=1))
     samples = [keys(folder, "one", "a", "b"), keys(folder, "two", "b ", "c"), keys(folder, "three", "c", "d")]
     assert list(folder.ledger.allowed(samples)) == [True, False, True]
     assert list(folder.ledger.allowed(samples)) == [True, False, True]  # nothing was written
@@ -217,20 +216,20 @@ def test_a_text_is_released_once_whatever_sample_it_is_part_of(tmp_path: Path) -
 
 
 def test_the_epsilon_of_a_text_adds_up_over_samples(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", budget=3.0, max_delta=2e-5)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=3.0, max_delta=2e-5))
     samples = [keys(folder, str(i), "same", f"and {i}") for i in range(4)]
-    assert list(folder.ledger.allowed(samples, epsilon=1.0)) == [True, True, True, False]
-    assert list(folder.ledger.allowed(samples, epsilon=1.0, delta=1e-5)) == [True, True, False, False]
+    assert list(folder.ledger.allowed(samples, Guarantee(1.0, 0.0))) == [True, True, True, False]
+    assert list(folder.ledger.allowed(samples, Guarantee(1.0, 1e-5))) == [True, True, False, False]
     folder.close()
 
 
 # metrics ---------------------------------------------------------------------------------------------------------
 def test_metrics_are_counted_and_bounded(tmp_path: Path) -> None:
     for _ in range(2):
-        folder = DeviceFolder(tmp_path / "device", max_evaluations=2)
+        folder = DeviceFolder(tmp_path / "device", limits=Limits(max_evaluations=2))
         folder.ledger.evaluate(folder.text_ids(["test"]))
         folder.close()
-    folder = DeviceFolder(tmp_path / "device", max_evaluations=2)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_evaluations=2))
     with pytest.raises(ReleaseRefused, match=r"reported 2 metrics; privacy.max-evaluations=2 allows no more"):
         folder.ledger.evaluate(folder.text_ids(["another"]))
     folder.close()
@@ -239,16 +238,16 @@ def test_metrics_are_counted_and_bounded(tmp_path: Path) -> None:
 def test_a_text_that_exact_metrics_were_on_gets_no_epsilon(folder: DeviceFolder) -> None:
     folder.ledger.evaluate(folder.text_ids(["wake  me"]))
     with pytest.raises(ReleaseRefused, match="exact metrics on a text of this sample were reported before"):
-        folder.ledger.record([make_release(folder)], epsilon=1.0)
+        folder.ledger.record([make_release(folder)], Guarantee(1.0, 0.0))
     folder.ledger.record([make_release(folder)])  # nothing is promised
 
 
 def test_noisy_metrics_and_releases_share_a_budget(tmp_path: Path) -> None:
-    folder = DeviceFolder(tmp_path / "device", budget=3.0)
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(budget=3.0))
     for _ in range(2):
         folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 2; 2 more is beyond privacy.budget=3"):
-        folder.ledger.record([make_release(folder)], epsilon=2.0)
+        folder.ledger.record([make_release(folder)], Guarantee(2.0, 0.0))
     folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
     with pytest.raises(ReleaseRefused, match=r"test row took an epsilon of 3; 1 more is beyond privacy.budget=3"):
         folder.ledger.evaluate(folder.text_ids(["wake me"]), epsilon=1.0)
@@ -257,7 +256,7 @@ def test_noisy_metrics_and_releases_share_a_budget(tmp_path: Path) -> None:
 
 # another file than it was ----------------------------------------------------------------------------------------
 def spend(tmp_path: Path, shaping: str) -> None:
-    folder = DeviceFolder(tmp_path / "device", max_releases=3, counter=tmp_path / "counter")
+    folder = DeviceFolder(tmp_path / "device", limits=Limits(max_releases=3), counter=tmp_path / "counter")
     folder.ledger.record([make_release(folder, shaping=shaping)])
     folder.close()
 
@@ -330,7 +329,7 @@ def test_a_value_that_is_none_of_its_column_is_refused_and_counts_as_no_zero(
     tmp_path: Path, column: str, value: Any
 ) -> None:
     folder = DeviceFolder(tmp_path / "device")
-    folder.ledger.record([make_release(folder)], epsilon=1.0)
+    folder.ledger.record([make_release(folder)], Guarantee(1.0, 0.0))
     folder.ledger.evaluate([b"a text"])
     folder.close()
     table, _, name = column.partition(".")
@@ -389,10 +388,10 @@ def test_an_old_ledger_promises_nothing_until_its_texts_are_known(old: tuple[Pat
     folder = DeviceFolder(path)
     assert folder.ledger.outbox([release.release]) == {release.release: release}
     with pytest.raises(ReleaseRefused, match="has 1 releases of an earlier version, which does not say of which texts"):
-        folder.ledger.record([make_release(folder, "another")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, "another")], Guarantee(1.0, 0.0))
     folder.ledger.record([make_release(folder, "another")])  # nothing is promised
     folder.ledger.attribute([keys])
-    folder.ledger.record([make_release(folder, "a third")], epsilon=1.0)
+    folder.ledger.record([make_release(folder, "a third")], Guarantee(1.0, 0.0))
     with pytest.raises(ReleaseRefused, match=r"took an epsilon of 4; 1 more is beyond privacy.budget=1"):
-        folder.ledger.record([make_release(folder, shaping="v2")], epsilon=1.0)
+        folder.ledger.record([make_release(folder, shaping="v2")], Guarantee(1.0, 0.0))
     folder.close()

@@ -14,11 +14,11 @@ import torch
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import ClosedFormSideNetwork, FittedPart, LabelledBatch
 from mobillm_flower.core.sparse import decode_samples
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.runs.events import Epoch
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.trainer import Trainer
-from mobillm_flower.wire.window import SampleBytes
 from tests.support.caches import fill, make_plan, make_samples, make_spec, scores
 
 
@@ -53,7 +53,7 @@ def test_no_device_chooses_which_samples_come_first(tmp_path: Path) -> None:
     """The order is neither that of digests nor one that stays when another device's sample is added."""
     plan = closed_form(make_plan([SPEC]))
 
-    def places(samples: list[SampleBytes], name: str) -> list[int]:
+    def places(samples: list[Release], name: str) -> list[int]:
         """The order in which a fit reads the first 59 samples."""
         made, read = trainer(fill(tmp_path / name, samples, SPEC), plan), list[bytes]()
 
@@ -67,7 +67,7 @@ def test_no_device_chooses_which_samples_come_first(tmp_path: Path) -> None:
         known = [decode(sample).tobytes() for sample in SAMPLES[:59]]
         return [known.index(one) for one in read if one in known]
 
-    def decode(sample: SampleBytes) -> np.ndarray:
+    def decode(sample: Release) -> np.ndarray:
         (blocks, vectors, width) = SPEC.row_shape
         values = decode_samples([sample.activations], [blocks * vectors], width, CODECS[SPEC.codec], SPEC.keep)
         return values.reshape(blocks, vectors * width).numpy()

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.wire.target_bytes import decode_targets, encode_targets
-from mobillm_flower.wire.window import SampleBytes
 from tests.support.caches import CLASSES, CONTRACT, make_plan, make_samples, make_spec, scores
 
 SPEC = make_spec()
 OF_EACH, DEVICES = 60, 8
 
 
-def lying(samples: list[SampleBytes], *, times: int = 1, at_bound: bool = False) -> list[SampleBytes]:
+def lying(samples: list[Release], *, times: int = 1, at_bound: bool = False) -> list[Release]:
     """Shift each label by one, and send it so many times under new releases; at its bound Δy is twice as long."""
     made = []
     for sample in samples:
@@ -34,7 +34,7 @@ def lying(samples: list[SampleBytes], *, times: int = 1, at_bound: bool = False)
     return made
 
 
-def used(folder: Path, of_devices: list[list[SampleBytes]], *, judge: bool = True, key: str = "") -> list[int]:
+def used(folder: Path, of_devices: list[list[Release]], *, judge: bool = True, key: str = "") -> list[int]:
     """Return how many samples of each device are trained on."""
     cache = ActivationCache(folder / "cache.sqlite")
     for number, samples in enumerate(of_devices):
@@ -48,7 +48,7 @@ def used(folder: Path, of_devices: list[list[SampleBytes]], *, judge: bool = Tru
     return [int(by_number[names.index(f"{number:032x}")]) for number in range(len(of_devices))]
 
 
-def honest(count: int = DEVICES, *, of_each: int = OF_EACH) -> list[list[SampleBytes]]:
+def honest(count: int = DEVICES, *, of_each: int = OF_EACH) -> list[list[Release]]:
     return [make_samples(of_each, SPEC, seed=number) for number in range(count)]
 
 

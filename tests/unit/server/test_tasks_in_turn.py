@@ -13,11 +13,11 @@ from torch import Tensor
 from mobillm_flower.core.codecs import CODECS
 from mobillm_flower.core.side_networks import OrthogonalSideNetwork
 from mobillm_flower.core.sparse import encode_sample
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan
 from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.target_bytes import encode_targets
-from mobillm_flower.wire.window import SampleBytes
 from tests.support.caches import BLOCKS, CONTRACT, WIDTH, fill, make_plan, make_spec, scores
 
 SPEC = make_spec()
@@ -29,14 +29,14 @@ def contract(num_tasks: int) -> Any:
     return dataclasses.replace(CONTRACT, labels=CONTRACT.labels[: sum(SIZES[:num_tasks])])
 
 
-def samples(task: int, num_tasks: int, count: int = 240) -> list[SampleBytes]:
+def samples(task: int, num_tasks: int, count: int = 240) -> list[Release]:
     """Samples of a task whose columns are among those of so many tasks."""
     rows = torch.randn(count, 1, BLOCKS, 1, WIDTH, generator=torch.Generator().manual_seed(task))
     labels = 2 * task + (rows[:, 0, -1, 0] @ RULE[2 * task : 2 * task + 2].T).argmax(1)
     outputs = sum(SIZES[:num_tasks])
     targets = encode_targets(labels, torch.full((count, outputs), 1 / outputs), SPEC, contract(num_tasks))
     return [
-        SampleBytes(bytes([task, i] * 8), 1, encode_sample(row, CODECS[SPEC.codec], 1.0), target)
+        Release(bytes([task, i] * 8), 1, encode_sample(row, CODECS[SPEC.codec], 1.0), target)
         for i, (row, target) in enumerate(zip(rows, targets, strict=True))
     ]
 

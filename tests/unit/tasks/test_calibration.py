@@ -38,7 +38,7 @@ def samples(*texts: str) -> Samples:
 
 
 def base(backbone: Backbone, agreed: TaskContract, *texts: str) -> torch.Tensor:
-    spec = extraction_spec(backbone.info, load_settings(), num_blocks=2)
+    spec = extraction_spec(backbone.info, load_settings(), num_blocks=2, num_outputs=1)
     logits = read_activations(backbone, samples(*texts), agreed, spec).base_logits
     assert logits is not None
     return torch.softmax(logits, 1)

@@ -15,6 +15,7 @@ import pytest
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import MobiLLMError
 from mobillm_flower.tasks import load_local_data, read_texts
+from mobillm_flower.tasks.readers import FileForm
 
 CANARY = "canary"
 ROW = {f"{CANARY}-column": f"{CANARY} text", "text": f"{CANARY} text", "label": f"{CANARY}-label", "number": 7}
@@ -97,5 +98,5 @@ def test_no_word_of_a_text_to_predict_stands_in_an_error(
 ) -> None:
     write(tmp_path / name)
     with pytest.raises(MobiLLMError, match=r"\w") as caught:
-        list(read_texts(tmp_path / name, text_column="text"))
+        list(read_texts(tmp_path / name, FileForm()))
     assert CANARY not in str(caught.value)

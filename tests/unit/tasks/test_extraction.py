@@ -30,7 +30,9 @@ def info(depth: int = 6, *, family: str = "bert", name: str = "a") -> BackboneIn
 
 def layers_of(*words: str, family: str = "bert") -> tuple[int, ...]:
     settings = load_settings(overrides=words)
-    return extraction_spec(info(family=family), settings, num_blocks=settings.activations.num_blocks).layers
+    return extraction_spec(
+        info(family=family), settings, num_blocks=settings.activations.num_blocks, num_outputs=1
+    ).layers
 
 
 def test_an_encoder_alone_that_is_solved_sends_its_embeddings_and_upper_layers() -> None:
@@ -54,7 +56,9 @@ def test_otherwise_every_layer_is_sampled(words: list[str]) -> None:
 
 def spec_of_causal_model(*words: str) -> ExtractionSpec:
     settings = load_settings(overrides=words)
-    return extraction_spec(info(30, family="llama"), settings, num_blocks=settings.activations.num_blocks)
+    return extraction_spec(
+        info(30, family="llama"), settings, num_blocks=settings.activations.num_blocks, num_outputs=1
+    )
 
 
 def test_a_causal_model_alone_that_is_solved_sends_last_tokens_and_means_of_three_layers() -> None:
@@ -82,7 +86,7 @@ def test_otherwise_a_causal_model_sends_its_last_token_of_ten_layers(words: list
 
 def test_a_causal_model_that_label_words_answer_for_sends_its_last_token_of_ten_layers() -> None:
     backbone = dataclasses.replace(info(30, family="llama"), base_prediction="label-words")
-    spec = extraction_spec(backbone, load_settings(), num_blocks=0)
+    spec = extraction_spec(backbone, load_settings(), num_blocks=0, num_outputs=1)
     assert (spec.layers, spec.pivot) == (tuple(range(3, 31, 3)), "last")
 
 
@@ -92,8 +96,8 @@ def test_a_causal_model_that_label_words_answer_for_sends_its_last_token_of_ten_
 def test_a_device_derives_the_layers_and_pivot_that_the_server_does(family: str, depth: int, blocks: int) -> None:
     settings = load_settings(overrides=[f"activations.num-blocks={min(blocks, depth)}"])
     backbone = info(depth, family=family)
-    spec = extraction_spec(backbone, settings, num_blocks=min(blocks, depth))
-    assert extraction_spec(backbone, settings, num_blocks=len(spec.layers), scheme=spec.scheme) == spec
+    spec = extraction_spec(backbone, settings, num_blocks=min(blocks, depth), num_outputs=1)
+    assert extraction_spec(backbone, settings, num_blocks=len(spec.layers), num_outputs=1, scheme=spec.scheme) == spec
 
 
 def test_a_mixed_fleet_samples_as_many_layers_of_each_type_evenly() -> None:
@@ -119,7 +123,7 @@ def test_a_run_that_goes_on_samples_as_it_did_whatever_types_are_there(there: st
 
 def test_an_epsilon_that_the_mechanism_does_not_take_is_named_as_the_setting() -> None:
     settings = load_settings(overrides=["privacy.joint-epsilon=40", "activations.projection=8"])
-    spec = extraction_spec(info(), settings, num_blocks=2)
+    spec = extraction_spec(info(), settings, num_blocks=2, num_outputs=1)
     with pytest.raises(SettingsError, match=r"privacy\.joint-epsilon=40\.0 must be above 0 and at most 32"):
         release_guarantee(spec, CONTRACT, delta=1e-5)
 
@@ -145,8 +149,8 @@ def test_what_is_agreed_says_where_a_backbone_predicts_nothing(
 
 @pytest.mark.parametrize("layers", [(), (0, 0), (0, 3, 3), (0, -1), (3, 0)])
 def test_a_spec_with_layers_that_nothing_samples_is_refused_by_that_field(layers: tuple[int, ...]) -> None:
-    mine = extraction_spec(info(), load_settings(), num_blocks=0)
+    mine = extraction_spec(info(), load_settings(), num_blocks=0, num_outputs=1)
     theirs = dataclasses.replace(mine, layers=layers)
-    again = extraction_spec(info(), load_settings(), num_blocks=len(mine.layers), scheme=theirs.scheme)
+    again = extraction_spec(info(), load_settings(), num_blocks=len(mine.layers), num_outputs=1, scheme=theirs.scheme)
     with pytest.raises(MismatchError, match="layers"):
         again.require_same(theirs, mine="here", theirs="there")

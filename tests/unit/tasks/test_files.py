@@ -22,6 +22,7 @@ import pytest
 from mobillm_flower.config import load_settings
 from mobillm_flower.errors import DataError, SettingsError
 from mobillm_flower.tasks import load_local_data, load_splits, read_texts
+from mobillm_flower.tasks.readers import FileForm
 
 PAGE = Path(__file__).parents[3] / "docs/how-to/your-data-and-backbone.md"
 TEXTS = ["Hi,\nit is late", 'say "hi"', "née à Zürich", "17", "a; b\tc", "plain"] * 5
@@ -193,7 +194,7 @@ def test_what_training_reads_predict_reads(tmp_path: Path, suffix: str, mark: by
         file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     settings = load_settings(overrides=[f"data.source={file}", "data.test-share=0.2"]).data
     train, test = load_splits(settings)
-    predicted = [text for text, _ in read_texts(file, text_column="text")]
+    predicted = [text for text, _ in read_texts(file, FileForm())]
     assert predicted == [row["text"] for row in rows]
     assert sorted([*train["text"], *test["text"]]) == sorted(predicted)
 
@@ -340,7 +341,7 @@ def test_one_file_needs_a_word_on_its_splits(tmp_path: Path) -> None:
 def test_a_spreadsheet_is_not_read_as_text(tmp_path: Path) -> None:
     (tmp_path / "texts.xlsx").write_text("a text\n")
     with pytest.raises(DataError, match=r"texts\.xlsx: files of this kind are not read; save it as one of \.parquet"):
-        list(read_texts(tmp_path / "texts.xlsx", text_column="text"))
+        list(read_texts(tmp_path / "texts.xlsx", FileForm()))
 
 
 def test_a_clone_without_its_large_files(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.clients.device import Device
+from mobillm_flower.clients.releases import make_window
 from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
 from mobillm_flower.privacy.device_folder import DeviceFolder
@@ -99,8 +100,8 @@ def test_a_row_without_a_token_costs_no_other(folder: Path, tmp_path: Path, capl
     chosen = settings(folder)
     device = Device(chosen, read_rows(train, train, chosen), DeviceFolder(tmp_path))
     device.backbone.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\N{ZERO WIDTH SPACE}", "")
-    spec = extraction_spec(device.backbone.info, chosen, num_blocks=2)
-    made = device.window(spec, held=frozenset(), size=20, max_bytes=1 << 24)
+    spec = extraction_spec(device.backbone.info, chosen, num_blocks=2, num_outputs=1)
+    made = make_window(device, spec, held=frozenset(), size=20, max_bytes=1 << 24)
     assert (len(made.samples), made.total) == (19, 19)
     described = device.describe()
     assert (described.num_train, described.num_test) == (19, 19)

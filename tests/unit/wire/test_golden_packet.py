@@ -7,9 +7,10 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
-from mobillm_flower.wire.window import SampleBytes, open_window, pack_window
+from mobillm_flower.wire.window import Window, open_window, pack_window
 
 SPEC = ExtractionSpec(
     backbone="ab" * 32,
@@ -35,8 +36,8 @@ CONTRACT = TaskContract(
     metric="accuracy",
 )
 SAMPLES = [
-    SampleBytes(bytes(range(16)), 1, bytes.fromhex("0000003c0040004200440045"), bytes.fromhex("003800b80000")),
-    SampleBytes(bytes(range(16, 32)), 1, bytes.fromhex("008000b800bc00be00c000c1"), bytes.fromhex("00b4003a00b8")),
+    Release(bytes(range(16)), 1, bytes.fromhex("0000003c0040004200440045"), bytes.fromhex("003800b80000")),
+    Release(bytes(range(16, 32)), 1, bytes.fromhex("008000b800bc00be00c000c1"), bytes.fromhex("00b4003a00b8")),
 ]
 
 CONTRACT_JSON = (
@@ -72,18 +73,17 @@ ARRAYS = {  # name: dtype, shape, bytes behind the .npy header
 
 
 def packed() -> Any:
-    return pack_window(
-        SAMPLES,
-        spec=SPEC,
-        contract=CONTRACT,
+    window = Window(
         pseudonym="0123456789abcdef0123456789abcdef",
         data_fingerprint="fedcba9876543210fedcba9876543210",
+        samples=SAMPLES,
         total=9,
         remaining=4,
         refused=2,
         forward_seconds=0.25,
         peak_memory_bytes=1e8,
     )
+    return pack_window(window, spec=SPEC, contract=CONTRACT)
 
 
 def golden() -> Any:

@@ -16,8 +16,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from mobillm_flower.errors import PacketRejected
+from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.wire import keys, window
-from mobillm_flower.wire.window import SampleBytes, open_window
+from mobillm_flower.wire.window import open_window
 from tests.support.packets import (
     Packet,
     make_contract,
@@ -393,7 +394,7 @@ def test_an_empty_window_is_valid() -> None:
 
 
 def test_size_counts_every_record() -> None:
-    packet = make_packet(1, samples=[SampleBytes(bytes(16), 1, bytes(64), bytes(6))])
+    packet = make_packet(1, samples=[Release(bytes(16), 1, bytes(64), bytes(6))])
     before = packet.open().num_bytes
     packet.content["more"] = ConfigRecord({"text": "äb", "list": ["x", "yz"], "number": 1, "bytes": b"123"})
     added = len("more") + len("textlistnumberbytes") + len("äb".encode()) + 3 + 8 + 3

@@ -136,7 +136,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tuned_model(folder: str, prompt: str) -> SideTunedModel:
     backbone = load_backbone(folder, device="cpu", language_model=True)
     settings = load_settings({"backbone.name": folder, "loss.objective": "label", "side-network.name": "causal"})
-    spec = extraction_spec(backbone.info, settings, num_blocks=2)
+    spec = extraction_spec(backbone.info, settings, num_blocks=2, num_outputs=1)
     network = make(types={spec.backbone: spec.alignment}, num_blocks=2, outputs=spec.width)
     contract = make_contract(kind="language-modelling", labels=(), metric="cross-entropy", per_token=True)
     contract = dataclasses.replace(contract, max_length=32, prompt=prompt)

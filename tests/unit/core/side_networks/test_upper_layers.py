@@ -210,9 +210,11 @@ def test_several_types_are_refused(bert: Path, tmp_path: Path) -> None:
 
 def test_the_pivot_is_every_token(bert: Path) -> None:
     info = load_backbone(str(bert), device="cpu").info
-    spec = extraction_spec(info, load_settings(overrides=["side-network.name=upper-layers"]), num_blocks=7)
+    spec = extraction_spec(
+        info, load_settings(overrides=["side-network.name=upper-layers"]), num_blocks=7, num_outputs=1
+    )
     assert (spec.pivot, spec.layers, spec.layers_above) == ("all", (1,), info.depth - 1)
-    assert extraction_spec(info, load_settings(), num_blocks=1).layers_above == 0
+    assert extraction_spec(info, load_settings(), num_blocks=1, num_outputs=1).layers_above == 0
 
 
 @pytest.mark.parametrize("words", [{}, {"strategy": "fed"}, {"privacy.label-epsilon": 4.0}, {"loss.name": "square"}])
@@ -241,8 +243,8 @@ def test_an_audit_names_settings_that_upload_the_same(bert: Path, tmp_path: Path
     same = {"side-network.name": "additive", "activations.pivot": "all", "activations.num-blocks": 1}
     whole, cut = (load_backbone(str(bert), device="cpu", layers=layers) for layers in (0, CUT))
     specs = [
-        extraction_spec(whole.info, load_settings(config), num_blocks=1),
-        extraction_spec(cut.info, load_settings({**config, **same}), num_blocks=1),
+        extraction_spec(whole.info, load_settings(config), num_blocks=1, num_outputs=1),
+        extraction_spec(cut.info, load_settings({**config, **same}), num_blocks=1, num_outputs=1),
     ]
     samples = whole.tokenize(TEXTS, None, 12)
     found = [

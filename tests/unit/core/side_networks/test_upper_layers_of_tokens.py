@@ -166,4 +166,4 @@ def test_settings_that_do_not_fit_are_refused(folders: Any, words: list[str], re
     info = load_backbone(folders["opt"], device="cpu", language_model=True).info
     settings = load_settings(overrides=["side-network.name=upper-layers", *words])
     with pytest.raises(SettingsError, match=reason):
-        extraction_spec(info, settings, num_blocks=1)
+        extraction_spec(info, settings, num_blocks=1, num_outputs=1)
