@@ -35,6 +35,22 @@ class DataError(MobiLLMError, ValueError):
     """A data set cannot be read, or a row of it cannot be used for the task."""
 
 
+class MissingColumnError(DataError):
+    """A column that is named is not there.
+
+    Parameters
+    ----------
+    message : str
+        Without the names of other columns: in a file without a heading they are a sample.
+    columns : tuple of str
+        Those that are there, for the user's own terminal (`cli.output.told`).
+    """
+
+    def __init__(self, message: str, columns: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.columns = columns
+
+
 class UnsupportedError(MobiLLMError):
     """Something that cannot be handled, with what was looked for."""
 

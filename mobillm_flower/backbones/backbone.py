@@ -15,10 +15,11 @@ from mobillm_flower.backbones.engine import Engine
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.label_words import Beginning, LabelWords
 from mobillm_flower.backbones.memory import MemoryPlan
+from mobillm_flower.backbones.positions import check_positions, num_positions
 from mobillm_flower.backbones.tokenizers import require_embedded
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.pivots import PIVOTS, Pivot
-from mobillm_flower.errors import DataError, SettingsError, UnsupportedError
+from mobillm_flower.errors import DataError, UnsupportedError
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +129,8 @@ class Backbone:
 
     def check_length(self, max_length: int) -> None:
         """Raise SettingsError where `max_length` is beyond the model's positions."""
-        positions = self.positions
         longest = len(self.label_words.beginnings[-1]) if self.label_words else 0
-        if positions and max_length + longest > positions:
-            words = f" and label words {longest + 1}" if longest else ""
-            raise SettingsError(f"task.max-length={max_length}{words}, but {self.info.name} has {positions} positions")
+        check_positions(self.model, self.info.name, max_length, words=longest)
 
     def extract(
         self,
@@ -237,12 +235,7 @@ class Backbone:
     @property
     def positions(self) -> int | None:
         """How many tokens the model can place; None where there is no limit that it states."""
-        config: Any = self.model.config
-        limit: int | None = getattr(config, "max_position_embeddings", None)
-        for name, module in self.model.named_modules():
-            if limit and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-                limit -= module.padding_idx + 1  # RoBERTa and its kin count positions from behind the padding's
-        return limit
+        return num_positions(self.model)
 
     def padded_batches(self, samples: Sequence[dict[str, list[int]]]) -> Iterator[dict[str, Tensor]]:
         """Yield the model's inputs for samples, shortest first, as `extract` would run them."""

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from mobillm_flower.backbones.describe import is_causal, layer_stack, truncate
 from mobillm_flower.backbones.gguf_files import is_gguf
 from mobillm_flower.backbones.model_folder import quiet, reading
-from mobillm_flower.backbones.sources import BACKBONE_SOURCES, resolve_folder
+from mobillm_flower.backbones.sources import BACKBONE_SOURCES, hub_folder, resolve_folder
 from mobillm_flower.backbones.tokenizers import require_tokenizer
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import UnsupportedError
@@ -87,10 +87,11 @@ def _loaded(kind: Any, name: str, revision: str) -> Any:
             if kind is AutoTokenizer:
                 require_tokenizer(folder, made)
             return made
+        folder = hub_folder(name, revision)
         try:
-            return kind.from_pretrained(name, revision=revision or None, trust_remote_code=False)
+            return kind.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UnsupportedError(
-                f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder with "
-                f"a model, and the hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+                f"backbone.name={name!r}: what the hub has of it is no configuration or tokenizer that transformers "
+                f"reads ({type(error).__name__}); give another model"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -94,18 +95,46 @@ def resolve_folder(name: str, revision: str = "") -> Path:
         return model_folder(Path(name).expanduser().resolve())
     if is_gguf(name):
         return gguf_folder(gguf_file(name, revision))
-    from huggingface_hub import snapshot_download
+    folder = hub_folder(name, revision, "*.safetensors")
+    if not list(folder.glob("*.safetensors")):
+        folder = hub_folder(name, revision, "pytorch_model*.bin")
+    return model_folder(folder)
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+
+def hub_folder(name: str, revision: str, *weights: str) -> Path:
+    """Return the folder of a hub model's configuration and tokenizer, and of what `weights` matches.
+
+    Without a network, and of a name that the hub has not, it says so at once; transformers' own loading tries again for
+    most of a minute.
+
+    Raises
+    ------
+    UnsupportedError
+        It cannot be had.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja", *weights]
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(
-                snapshot_download(name, revision=revision or None, allow_patterns=[*patterns, "pytorch_model*.bin"])
-            )
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
+        said = {
+            401: "has no such model, or it is private",
+            403: "does not let you have it",
+            404: "has no such model or revision",
+        }
+        if isinstance(error, HFValidationError):
+            why = "takes no such name"
+        elif isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            why = said.get(status, f"answered with status {status}")
+        elif constants.HF_HUB_OFFLINE:
+            why = "is not asked, since HF_HUB_OFFLINE is set, and nothing is in its cache here"
+        else:
+            why = f"cannot be reached, and nothing is in its cache here ({type(error).__name__})"
+        near = difflib.get_close_matches(name, list(BACKBONE_SOURCES), n=1)
         raise UnsupportedError(
             f"backbone.name={name!r} is no registered name ({', '.join(BACKBONE_SOURCES)}), no local folder, and the "
-            f"hub did not give it ({type(error).__name__}); check the spelling, or give a folder"
+            f"hub {why}; {f'did you mean {near[0]!r}?' if near else 'check the spelling, or give a folder'}"
         ) from error
-    return model_folder(folder)

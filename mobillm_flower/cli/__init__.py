@@ -18,6 +18,7 @@ from mobillm_flower.cli.compare import compare
 from mobillm_flower.cli.data import data
 from mobillm_flower.cli.mixing_key import mixing_key
 from mobillm_flower.cli.new import new
+from mobillm_flower.cli.output import told
 from mobillm_flower.cli.plan import plan
 from mobillm_flower.cli.predict import predict
 from mobillm_flower.cli.report import report
@@ -86,7 +87,7 @@ def main(command: typer.Typer = app) -> None:
             raise
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print("error", style="bold red", end=" ")
-        console.print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
+        console.print(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else told(error))
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")

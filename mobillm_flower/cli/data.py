@@ -27,7 +27,7 @@ def data(
     words = list(config or [])
     with gathered(app, words) as own:
         settings = app.settings([*words, *own])
-        found = first_look(settings, backbone=backbone, texts=show_texts)
+        found = first_look(settings, backbone=backbone, texts=show_texts, own=bool(own))
     source = "load_data" if own else settings.data.source
     if as_json:
         say_json({"source": source, "loads_its_own": bool(own), **found})
@@ -47,6 +47,7 @@ def _rows(source: str, found: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(
             (f"class {name}", f"{train:,}", f"{test:,} in the test split" + ("" if train else "; never in train"))
         )
+    rows += [("note", "", note) for note in found["notes"]]
     if found["left_out"]:
         rows.append(("rows left out", "", found["left_out"]))
     for value, count in found["unmatched"].items():

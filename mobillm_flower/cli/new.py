@@ -8,7 +8,7 @@ import keyword
 import math
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillm_flower.cli.options import AsJson
+from mobillm_flower.cli.options import AsJson, Config
 from mobillm_flower.cli.output import relative, say_json
 from mobillm_flower.errors import SettingsError
 
@@ -94,8 +94,8 @@ def new(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with your rows, train.* and test.* as .parquet, .jsonl, .json or .csv; without it the app "
-            "gets a few invented rows."
+            help="Folder with your rows, train.* and test.* as .parquet, .jsonl, .json, .csv or .tsv, or one such file "
+            "with -c data.test-share=0.2; without it the app gets a few invented rows."
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(help="With --data: column of the text or prompt.")] = "",
@@ -107,6 +107,7 @@ def new(
         ),
     ] = "",
     label_column: Annotated[str, typer.Option(help="With --data: column of the label or number.")] = "",
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a Flower app for your own data into a new folder; it runs at once."""
@@ -115,7 +116,7 @@ def new(
     recipe = RECIPES[task]
     if data is None and any(columns.values()):
         raise SettingsError("the columns are those of --data; name its folder, too")
-    settings, read = _settings(task, recipe, folder, data, columns)
+    settings, read = _settings(task, recipe, folder, data, columns, list(config or []))
     rows = f"They are invented, {recipe.rows}: enough to see a run, too few to judge by." if data is None else ""
     files = _files(name, task, settings, rows)
     if data is None:
@@ -152,11 +153,11 @@ def _free_folder(name: str) -> Path:
 
 
 def _settings(
-    task: TaskKind, recipe: Recipe, folder: Path, data: Path | None, columns: Mapping[str, str]
+    task: TaskKind, recipe: Recipe, folder: Path, data: Path | None, columns: Mapping[str, str], words: Sequence[str]
 ) -> tuple[dict[str, Any], LocalData | None]:
     """Return an app's settings, and what its own data hold; raises DataError or SettingsError where they are no use."""
-    if data is not None and not data.expanduser().is_dir():
-        raise SettingsError(f"--data {data} is no folder; give the one that holds train.* and test.*")
+    if data is not None and not data.expanduser().exists():
+        raise SettingsError(f"--data {data} does not exist; give the folder that holds train.* and test.*, or one file")
     given = data is None or task == TaskKind.pairs  # of one's own rows only pairs must have a second text
     pair = columns["pair"] or (recipe.pair_column if given else "")
     settings = {
@@ -172,11 +173,22 @@ def _settings(
         del settings["data.label-column"]
     if not settings["data.pair-column"]:
         del settings["data.pair-column"]
+    settings |= _given(settings, words)
     if data is None:
         return settings, None
-    if task == TaskKind.regression:
+    if task == TaskKind.regression and "task.label-range" not in settings:
         settings["task.label-range"] = _range(settings)
     return settings, _loaded(settings)
+
+
+def _given(settings: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that ``key=value`` words give, as they stand in pyproject.toml."""
+    from mobillm_flower.config import load_settings, setting_key
+    from mobillm_flower.config.describe import setting_values, value_text
+
+    values = setting_values(load_settings(settings, overrides=words))
+    given = {key: values[key] for key in (setting_key(word.partition("=")[0]) for word in words)}
+    return {k: value_text(value) if value is None or isinstance(value, list) else value for k, value in given.items()}
 
 
 def _loaded(settings: Mapping[str, Any]) -> LocalData:
@@ -232,7 +244,7 @@ def _files(name: str, task: TaskKind, settings: Mapping[str, Any], rows: str) ->
 
 def _toml(settings: Mapping[str, Any]) -> str:
     """Return settings as tables of `[tool.flwr.app.config]`, its own keys first."""
-    own = {"preset": settings["preset"], "settings": "", "settings-file": ""}
+    own = {**{key: value for key, value in settings.items() if "." not in key}, "settings": "", "settings-file": ""}
     tables: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         part, _, word = key.partition(".")

@@ -12,6 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mobillm_flower.errors import MissingColumnError
+
+_MOST_NAMES, _LONGEST_NAME = 30, 40  # of columns, and their characters, in a message
+
 
 def say_json(value: Any) -> None:
     """Print a value as one line of JSON."""
@@ -52,3 +56,15 @@ def relative(path: Path) -> str:
 def plain_line(text: str) -> str:
     """Return a text on one line, without what would move a terminal's cursor."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+def told(error: BaseException) -> str:
+    """Return what an error says on the user's own terminal: where a column is missing, those that are there, too."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MissingColumnError) and cause.columns:
+            names = [plain_line(name[:_LONGEST_NAME]) for name in cause.columns[:_MOST_NAMES]]
+            more = ", …" if len(cause.columns) > _MOST_NAMES else ""
+            return f"{error}. There are: {', '.join(names)}{more}"
+        cause = cause.__cause__
+    return str(error)

@@ -186,7 +186,7 @@ class _Reading:
             return itertools.zip_longest(texts, pairs)
         if sys.stdin.isatty():
             raise SettingsError("there is nothing to predict; give --text or --file, or pipe in one text a line")
-        return text_lines(piped_lines(self.piped_encoding), pairs=bool(self.pair_column))
+        return text_lines(piped_lines(self.piped_encoding), pairs=bool(self.pair_column), keep_blank=True)
 
 
 def _not_empty(texts: Iterator[Text]) -> Iterator[Text]:
@@ -233,11 +233,12 @@ def _suggestions(model: SideTunedModel, texts: Iterator[Text], num: int) -> Iter
 
 
 def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
+    from mobillm_flower.tasks import check_texts
+
     number = 0
     while batch := list(itertools.islice(texts, size)):
-        for number, (text, _) in enumerate(batch, start=number + 1):  # noqa: B020 - counts on over the batches
-            if not text.strip():
-                raise DataError(f"text {number} is empty; remove it")
+        check_texts([text for text, _ in batch], [pair for _, pair in batch if pair is not None], before=number)
+        number += len(batch)
         yield batch
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillm_flower.cli.options import AppFolder, AsJson, Config
-from mobillm_flower.cli.output import print_rows, relative, say_json
+from mobillm_flower.cli.output import print_rows, relative, say_json, told
 from mobillm_flower.cli.watch import Watcher
 from mobillm_flower.errors import MobiLLMError, SettingsError
 from mobillm_flower.runs.folder import RunFolder
@@ -116,9 +116,9 @@ def _look_at_data(app: App, settings: Settings, words: list[str]) -> list[str]:
         return preflight(settings)
     try:
         with gathered(app, [word for word in words if not word.startswith("data.source=")], at_most=1) as of_first:
-            return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]))]
+            return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]), own=True)]
     except MobiLLMError as error:
-        return [f"the first device would be refused: {error}"]
+        return [f"the first device would be refused: {told(error)}"]
 
 
 def _earlier_run(settings: Settings) -> list[str]:
@@ -186,13 +186,16 @@ def _references(
     from mobillm_flower.evaluation.device_cost import measure_memory
     from mobillm_flower.evaluation.references import measure_references, reference_seconds
     from mobillm_flower.evaluation.responses import measure_language
+    from mobillm_flower.models.saved import saved_contract
+    from mobillm_flower.reports.table import reference_names
 
     measured: dict[str, Any] = {}
     path, estimates = run.folder.path, reference_seconds(run)
     left_out = {name: seconds for name, seconds in estimates.items() if seconds > at_most}
-    told = [f"{name.replace('_', ' ')} (about {s:.0f} s)" for name, s in estimates.items() if name not in left_out]
-    watcher.say(f"measuring references: {', '.join([*told, 'memory'])}")
     try:
+        names = reference_names(numbers=not saved_contract(run.folder.side_network).labels)
+        told = [f"{names[key]} (about {s:.0f} s)" for key, s in estimates.items() if key not in left_out]
+        watcher.say(f"measuring references: {', '.join([*told, 'memory'])}")
         with rows as overrides:
             measured = measure_references(path, left_out=left_out, overrides=overrides)
             if measured:

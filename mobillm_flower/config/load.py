@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mobillm_flower.config.compatibility import AUTO, check_settings
@@ -83,6 +83,10 @@ def setting_key(name: str) -> str:
     known = _known_keys()
     key = _kebab(name.strip())
     if key not in known:
+        if of_part := next((one for one in known if one.startswith(f"{key}.")), ""):
+            raise SettingsError(
+                f"{key!r} is a part of the settings and takes no value; give its own, such as {of_part}"
+            )
         near = difflib.get_close_matches(key, known, n=1)
         help_ = f"did you mean {near[0]!r}?" if near else "mobillm settings lists them"
         raise SettingsError(f"unknown setting {key!r}; {help_}")
@@ -152,7 +156,7 @@ def _layers(
     run_config: Mapping[str, Any] | None, file: str | Path | None, overrides: Iterable[str]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return the values of each source under snake_case keys, from the weakest to the strongest."""
-    flat = {_snake(key): value for key, value in (run_config or {}).items()}
+    flat = {_snake(str(key)): value for key, value in (run_config or {}).items()}
     inline = str(flat.pop("settings", "") or "")
     file = file or str(flat.pop("settings_file", "") or "") or None
     flat.pop("settings_file", None)
@@ -251,7 +255,9 @@ def unquoted(text: str) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.load(path)
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except OmegaConfBaseException as error:
+        raise SettingsError(f"settings file {path} holds ${{…}}, which settings cannot; write the values") from error
+    except (OSError, ValueError) as error:
         raise SettingsError(f"settings file {path} cannot be read ({type(error).__name__})") from error
     except Exception as error:  # yaml's own errors have no base that omegaconf exports
         mark = getattr(error, "problem_mark", None)
@@ -283,7 +289,7 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         if isinstance(value, list) and isinstance(item, bool):
             raise SettingsError(f"{shown}={value!r} holds a YAML boolean; put words such as 'yes' in quotes")
         if isinstance(value, list) and not isinstance(item, str | int | float):
-            raise SettingsError(f"{shown}={value!r} holds a {type(item).__name__}; list words or numbers alone")
+            raise SettingsError(f"{shown}={value!r} holds {item!r}; list words or numbers alone")
     if OmegaConf.is_list(current) and isinstance(value, str):  # Flower's run_config has no lists
         entries = list_entries(value)
         value = list_entries(entries[0]) if len(entries) == 1 else entries  # the whole list may be in quotes
@@ -292,7 +298,7 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
             raise SettingsError(f"{shown}={value!r} must be true, false or {AUTO}")
         value = None if str(value).lower() == AUTO else value
     if isinstance(current, str) and not isinstance(value, str | Enum):
-        raise SettingsError(f"{shown}={value!r} must be text")
+        raise SettingsError(f"{shown}={value!r} must be {_wanted(current)}")
     if isinstance(current, bool) and not isinstance(value, bool) and str(value).lower() not in ("true", "false"):
         raise SettingsError(f"{shown}={value!r} must be true or false")
     if isinstance(current, int) and not isinstance(current, bool) and isinstance(value, float | bool):
@@ -300,5 +306,18 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
     try:
         OmegaConf.update(config, key, value)
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"{shown}={value!r} is not usable: {reason}") from error
+        if value is None or value == "":
+            raise SettingsError(
+                f"{shown}={value!r} is no value; give one, or leave the key out for its default"
+            ) from error
+        raise SettingsError(f"{shown}={value!r} must be {_wanted(current)}") from error
+
+
+def _wanted(current: Any) -> str:
+    """Return what a setting takes, by the value that it has by default."""
+    if isinstance(current, Enum):
+        return f"one of {', '.join(one.value for one in type(current))}"
+    if isinstance(current, ListConfig):
+        kind = {int: "whole numbers", float: "numbers"}.get(current._metadata.element_type, "words")
+        return f"a list of {kind}, with commas between them"
+    return "text" if isinstance(current, str) else "a whole number" if isinstance(current, int) else "a number"

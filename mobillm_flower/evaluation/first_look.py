@@ -16,8 +16,8 @@ from mobillm_flower.config import CHOOSERS, Partition, Settings
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks import TASKS, LocalData, check_prompt, load_splits, tokenize, with_tokens
-from mobillm_flower.tasks.data import Splits
-from mobillm_flower.tasks.labels import value_text
+from mobillm_flower.tasks.data import Splits, check_own_classes
+from mobillm_flower.tasks.labels import names_alike, value_text
 from mobillm_flower.tasks.partitions import natural_names
 from mobillm_flower.tasks.tokens import uncut_tokens
 
@@ -26,10 +26,17 @@ _MOST_DEVICES, _MOST_LENGTHS = 200, 2000
 _MANY_UNKNOWN = 0.05  # share of unknown tokens that is worth a word
 
 
-def preflight(settings: Settings) -> list[str]:
+def preflight(settings: Settings, *, own: bool = False) -> list[str]:
     """Refuse, before a simulation is started, what would end it at its first device: splits, columns, labels, prompt.
 
     Tasks that only an app registers are left to it.
+
+    Parameters
+    ----------
+    settings : Settings
+        The run's.
+    own : bool
+        Whether `data.source` holds what `load_data` gave, and not all data of one place.
 
     Returns
     -------
@@ -43,7 +50,7 @@ def preflight(settings: Settings) -> list[str]:
     """
     if settings.task.kind not in TASKS:
         return []
-    splits, cut = Splits.of(*load_splits(settings.data), settings), settings.data
+    splits, cut = _splits(settings, own), settings.data
     splits.read(settings, [], [])
     rule = splits.train_rule
     if rule is not None and not any(rule(value) is not None for value in splits.train[cut.label_column][:]):
@@ -57,7 +64,22 @@ def preflight(settings: Settings) -> list[str]:
                 f"no test row is on any device: no value of data.partition-column={cut.partition_column!r} is in both "
                 "splits"
             )
-    return _notes(settings, splits)
+    return [*_alike(splits), *_notes(settings, splits)]
+
+
+def _splits(settings: Settings, own: bool) -> Splits:
+    train, test = load_splits(settings.data)
+    if own:  # as its devices do, of which none knows the others' classes
+        check_own_classes(train, settings)
+    return Splits.of(train, test, settings)
+
+
+def _alike(splits: Splits) -> list[str]:
+    return [
+        f"the classes {', '.join(map(repr, names))} differ in capitals or blanks alone and are learned as "
+        f"{len(names)}; if they are one, write them alike in data.label-column"
+        for names in names_alike(splits.contract.labels)
+    ]
 
 
 def _notes(settings: Settings, splits: Splits) -> list[str]:
@@ -128,7 +150,7 @@ def _tokens(tokenizer: Any, data: LocalData, settings: Settings) -> dict[str, An
     }
 
 
-def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False) -> dict[str, Any]:
+def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False, own: bool = False) -> dict[str, Any]:
     """Return what a run would understand of `data.source`.
 
     Parameters
@@ -139,20 +161,22 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
         Whether to load the backbone, for lengths in tokens and its own prediction of a few rows.
     texts : bool
         Whether to show three shortened texts.
+    own : bool
+        As in `preflight`.
 
     Returns
     -------
     dict
-        `splits` (rows and columns with their types), `classes` (counts by name, of train and test), `unmatched` (values
-        of labels that are no class, with counts), `left_out`, `devices` (train and test samples of each),
-        `refused` (reasons by device), `on_no_device` (test rows), `tokens`, `base`, `texts`.
+        `splits` (rows and columns with their types), `classes` (counts by name, of train and test), `notes` (sentences
+        on the classes), `unmatched` (values of labels that are no class, with counts), `left_out`, `devices` (train and
+        test samples of each), `refused` (reasons by device), `on_no_device` (test rows), `tokens`, `base`, `texts`.
 
     Raises
     ------
     MobiLLMError
         What would end the run, or cost it all of its devices.
     """
-    splits = Splits.of(*load_splits(settings.data), settings)
+    splits = _splits(settings, own)
     whole = splits.read(settings, range(len(splits.train)), range(len(splits.test)))
     found: dict[str, Any] = {
         "splits": {
@@ -160,6 +184,7 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
             for name, rows in (("train", splits.train), ("test", splits.test))
         },
         "classes": _classes(whole),
+        "notes": _alike(splits),
         "unmatched": _unmatched(splits, settings),
         "left_out": str(whole.left_out),
         **_devices(splits, settings),
@@ -194,15 +219,16 @@ def _devices(splits: Splits, settings: Settings) -> dict[str, Any]:
     number = settings.data.num_devices
     sizes: list[tuple[int, int]] = []
     refused: dict[int, str] = {}
+    first: DataError | None = None
     for device in range(min(number, _MOST_DEVICES)):
         try:
             data = splits.local(settings, device, number)
         except DataError as error:
-            refused[device] = str(error)
+            refused[device], first = str(error), first or error
             continue
         sizes.append((len(data.train), len(data.test)))
     if not sizes:
-        raise DataError(f"all {number} devices would be refused; the first: {next(iter(refused.values()))}")
+        raise DataError(f"all {number} devices would be refused; the first: {first}") from first
     found: dict[str, Any] = {"num_devices": number, "devices": sizes, "refused": refused}
     if not refused and number <= _MOST_DEVICES:
         usable = len(splits.read(settings, [], range(len(splits.test))).test)

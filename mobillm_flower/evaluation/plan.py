@@ -21,6 +21,7 @@ from mobillm_flower.backbones.backbone import batches_by_length
 from mobillm_flower.backbones.dry_run import dry_run
 from mobillm_flower.backbones.label_words import LabelWords, label_tokens
 from mobillm_flower.backbones.options import LoadOptions
+from mobillm_flower.backbones.positions import check_positions
 from mobillm_flower.backbones.public import public_text
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.clients.releases import samples_at_once
@@ -162,6 +163,8 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     ------
     UnsupportedError
         The backbone cannot be described or takes no LoRA.
+    SettingsError
+        `task.max-length` is beyond its positions.
     """
     named, per_token = settings.backbone, contract.per_token
     whole, info = skeleton(named.name, revision=named.revision, layers=named.layers, language_model=per_token)
@@ -190,8 +193,9 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     run = model
     if spec.layers_above and not contract.label_words:  # nothing above the cut runs, unless the model predicts
         run, _ = skeleton(named.name, revision=named.revision, layers=spec.layers[-1])
-    of_sample = _sample_flops(run, longest)
     beginnings = _beginnings(settings, contract)
+    check_positions(model, named.name, contract.max_length, words=max(beginnings))
+    of_sample = _sample_flops(run, longest)
     flops = sum(count * of_sample(tokens + more) for count, tokens in batches for more in beginnings)
     fitting = 0
     if plan.sums:

@@ -110,7 +110,8 @@ def _typed(value: str, default: Any, key: str) -> Any:
         if isinstance(default, float):
             return float(value)
     except ValueError as error:
-        raise SettingsError(f"{key}={value!r} must be a {type(default).__name__}, such as {default!r}") from error
+        kind = {bool: "true or false", int: "a whole number"}.get(type(default), "a number")
+        raise SettingsError(f"{key}={value!r} must be {kind}; the app has {default!r}") from error
     return value
 
 

@@ -28,6 +28,7 @@ from mobillm_flower.privacy.mixing import MixingKey
 from mobillm_flower.tasks.extraction import fitted_transform
 from mobillm_flower.tasks.metrics import TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.task import TASKS, Samples, measure
+from mobillm_flower.tasks.texts import check_texts
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.learned_tasks import LearnedTasks
 
@@ -110,14 +111,15 @@ class SideTunedModel:
 
         Raises
         ------
-        UnsupportedError
-            The model predicts tokens: see `generate`.
+        DataError, UnsupportedError
+            A text is empty; the model predicts tokens: see `generate`.
         """
         if self.contract.per_token:
             raise UnsupportedError("a language model has no labels to predict; use generate")
         texts = [texts] if isinstance(texts, str) else list(texts)
         pairs = [pairs] if isinstance(pairs, str) else pairs
         samples = Samples(texts, None if pairs is None else list(pairs), torch.zeros(len(texts)))
+        check_texts(samples.texts, samples.pairs)
         scores = self.scores(samples)
         numbers = TASKS[self.contract.kind].predictions(scores).tolist()
         names = self.contract.labels

@@ -9,7 +9,7 @@ from typing import Any
 from mobillm_flower.reports.charts import Bar, Point, bar_chart, line_chart
 from mobillm_flower.reports.markup import Markup, element, join, paragraph, table
 from mobillm_flower.reports.source import ReportSource
-from mobillm_flower.reports.table import results_rows
+from mobillm_flower.reports.table import has_numbers, reference_names, results_rows
 from mobillm_flower.reports.units import bytes_text
 from mobillm_flower.runs.events import (
     Epoch,
@@ -23,13 +23,7 @@ from mobillm_flower.runs.events import (
     figures,
 )
 
-_REFERENCES = (
-    ("tuned", "side-tuned"),
-    ("centralized", "centralized side-tuning"),
-    ("logistic_regression", "logistic regression"),
-    ("base", "backbone alone"),
-    ("majority", "majority class"),
-)
+_REFERENCES = ("tuned", "centralized", "logistic_regression", "base", "majority")
 
 
 def results(source: ReportSource) -> Markup:
@@ -45,9 +39,10 @@ def results(source: ReportSource) -> Markup:
 
 def _references(source: ReportSource) -> list[Markup]:
     metric = str(source.references.get("metric", "metric"))
+    names = reference_names(numbers=has_numbers(source.references))
     bars = [
-        Bar(name, value, f"{value:.4f}", strong=key == "tuned")
-        for key, name in _REFERENCES
+        Bar(names[key], value, f"{value:.4f}", strong=key == "tuned")
+        for key in _REFERENCES
         if (value := source.reference(key)) is not None
     ]
     if not bars:

@@ -17,12 +17,23 @@ from mobillm_flower.wire.left_out import left_out_text
 Row = tuple[str, str, str]
 _MAX_REMARK = 300  # characters of what devices say
 
-_ON_THE_WHOLE = (
-    ("tuned", "side-tuned"),
-    ("centralized", "centralized"),
-    ("logistic_regression", "logistic regression"),
-    ("base", "alone"),
-)
+_ON_THE_WHOLE = {"tuned": "side-tuned", "centralized": "centralized", "logistic_regression": "", "base": "alone"}
+
+
+def reference_names(*, numbers: bool) -> dict[str, str]:
+    """Return what is measured of a run, by its key in the results, as it is called; `numbers`: of a regression."""
+    return {
+        "tuned": "side-tuned",
+        "base": "backbone alone",
+        "majority": "mean of the training values" if numbers else "majority class",
+        "logistic_regression": "ridge regression" if numbers else "logistic regression",
+        "centralized": "centralized side-tuning",
+    }
+
+
+def has_numbers(references: Mapping[str, Any]) -> bool:
+    """Whether references are those of a regression; they name no classes then."""
+    return "labels" not in references
 
 
 def results_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
@@ -89,18 +100,22 @@ def _reference_rows(references: dict[str, Any]) -> list[Row]:
     held_out = f"{references['num_test']:,} held-out samples" if "num_test" in references else ""
     if "types" in references:  # each on all held-out samples
         held_out += f"; here and below, the mean of {len(references['types'])} backbone types"
-    for key, what, remark in (
-        ("tuned", f"{metric}, side-tuned", held_out),
-        ("base", f"{metric}, backbone alone", "before training: its own prediction, or a constant"),
-        ("majority", f"{metric}, majority class", ""),
-        ("logistic_regression", f"{metric}, logistic regression", gathered),
-        ("centralized", f"{metric}, centralized side-tuning", "same cache and schedule, no Flower"),
-    ):
+    remarks = {
+        "tuned": held_out,
+        "base": "before training: its own prediction, or a constant",
+        "logistic_regression": gathered,
+        "centralized": "same cache and schedule, no Flower",
+    }
+    names = reference_names(numbers=has_numbers(references))
+    for key, what in names.items():
         if references.get(key) is not None:
-            add(what, f"{references[key]:.4f}", remark)
-    for name, seconds in references.get("left_out", {}).items():
-        waiting = f"about {seconds:.0f} s, longer than the run; mobillm run --references measures it"
-        add(name.replace("_", " "), "left out", waiting)
+            add(f"{metric}, {what}", f"{references[key]:.4f}", remarks.get(key, ""))
+    for key, seconds in references.get("left_out", {}).items():
+        add(
+            names.get(key, key),
+            "left out",
+            f"about {seconds:.0f} s, longer than the run; mobillm run --references measures it",
+        )
     if "identical" in references:
         add("weights equal to centralized", "yes" if references["identical"] else "NO", "compared bit by bit")
     rows += _language_rows(references)
@@ -169,12 +184,17 @@ def _type_rows(run: RunRecord, references: dict[str, Any]) -> list[Row]:
     if len(types) < 2:
         return []
     rows: list[Row] = []
+    fitted = reference_names(numbers=has_numbers(references))["logistic_regression"]
     for name, event in sorted(types.items(), key=lambda item: (item[1].backbone, item[1].layers, item[0])):
         metric = str(references.get("metric") or next(iter(event.metrics)))
         remark = f"{event.num_examples:,} samples, {event.devices} devices"
         remark += "" if event.trained else "; not trained: it sent no sample"
         measured = references.get("types", {}).get(name, {})
-        whole = [f"{what} {measured[key]:.4f}" for key, what in _ON_THE_WHOLE if measured.get(key) is not None]
+        whole = [
+            f"{what or fitted} {measured[key]:.4f}"
+            for key, what in _ON_THE_WHOLE.items()
+            if measured.get(key) is not None
+        ]
         remark += f"; whole test split: {', '.join(whole)}" if whole else ""
         rows.append((f"{metric}, {event.backbone} with {event.layers} layers", f"{event.metrics[metric]:.4f}", remark))
     return rows

@@ -33,7 +33,7 @@ class Evaluation:
     """
 
     def __init__(self, codec: str) -> None:
-        self._codec = codec
+        self._codec, self._devices = codec, 0  # how many devices the last average is of
 
     def requests(self, run: RunState, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
         """Yield the side network, with the asking type's alignment alone, for each device.
@@ -54,7 +54,7 @@ class Evaluation:
             yield run.connections.message(device, pack_evaluation(request), keys.EVALUATE, config)
 
     def average(self, run: RunState, replies: Iterable[Message], server_round: int) -> MetricRecord | None:
-        """Average the devices' metrics by their number of test samples, in all and by backbone type, and log them."""
+        """Average the devices' metrics by their number of test samples; log those of each backbone type."""
         most = _most_weights(run)
         everyone, by_type = Average(), defaultdict(Average)  # type: Average, dict[str, Average]
         for reply in replies:
@@ -82,12 +82,17 @@ class Evaluation:
         if not everyone.weight:
             return None
         record = MetricRecord({**everyone.values(), keys.NUM_EXAMPLES: int(everyone.weight)})
-        run.folder.append(events.Evaluation.of(server_round, dict(record), devices=everyone.count))
+        self._devices = everyone.count
         trained = run.cache.rows().names("backbone")
         for name, average in sorted(by_type.items()):
             if average.weight:
                 _log_type(run, server_round, name, average, trained=name in trained)
         return record
+
+    def note(self, run: RunState, server_round: int, metrics: MetricRecord) -> None:
+        """Log what `aggregate_evaluate` returned, also what a strategy of one's own adds."""
+        run.result.evaluate_metrics_clientapp[server_round] = metrics
+        run.folder.append(events.Evaluation.of(server_round, dict(metrics), devices=self._devices))
 
     def at_the_server(self, run: RunState, server_round: int) -> None:
         """Call the caller's own function, where there is one."""

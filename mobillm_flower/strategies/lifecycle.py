@@ -9,8 +9,9 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from mobillm_flower.config import Settings, run_folder, to_yaml
-from mobillm_flower.errors import MobiLLMError
+from mobillm_flower.config import Settings, load_settings, run_folder, to_yaml
+from mobillm_flower.config.describe import setting_values, value_text
+from mobillm_flower.errors import MismatchError, MobiLLMError, RunFailed, SettingsError
 from mobillm_flower.runs.events import Finished, Started
 from mobillm_flower.runs.files import private_files
 from mobillm_flower.runs.folder import RunFolder
@@ -37,6 +38,7 @@ class StartedRun:
         self.folder, self._settings, self._keep_log = folder, settings, keep_log
         self._resources = contextlib.ExitStack()
         self._last_words: list[Callable[[], None]] = []
+        self._goes_on = False
         if not folder.settings.exists():
             self._write_settings()
 
@@ -47,7 +49,9 @@ class StartedRun:
 
     def plan(self, cache: ActivationCache) -> TrainingPlan | None:
         """Return the plan that the run goes on with; a start that brought no sample is made anew."""
-        return TrainingPlan.of(cache) if cache.devices() or self.folder.checkpoint.exists() else None
+        stored = TrainingPlan.of(cache) if cache.devices() or self.folder.checkpoint.exists() else None
+        self._goes_on = stored is not None
+        return stored
 
     def keep_settings(self) -> None:
         """Write settings.yaml, and keep the log from here on.
@@ -60,6 +64,31 @@ class StartedRun:
 
     def _write_settings(self) -> None:
         self.folder.settings.write_text(to_yaml(self._settings), "utf-8")
+
+    @contextlib.contextmanager
+    def naming_changes(self) -> Iterator[None]:
+        """Name the settings of a run that is gone on with which have changed, in an error that they may have caused."""
+        try:
+            yield
+        except (MismatchError, RunFailed) as error:
+            if not self._goes_on or not (changed := self._changed()):
+                raise
+            raise type(error)(
+                f"{error}. The run in {self.folder.path} was started with other settings: {'; '.join(changed)}. To go "
+                "on with it, give these again; otherwise use another run.folder"
+            ) from error
+
+    def _changed(self) -> list[str]:
+        try:
+            before = setting_values(load_settings(file=self.folder.settings))
+        except SettingsError:  # written by a version with other settings
+            return []
+        now = setting_values(self._settings)
+        return [
+            f"{key}={value_text(before[key])} (now {value_text(value) or 'empty'})"
+            for key, value in now.items()
+            if before[key] != value and not key.startswith("run.")
+        ]
 
     def before_the_end(self, function: Callable[[], None]) -> None:
         """Call a function before the end is logged, however the run ends."""
@@ -106,7 +135,8 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
         folder.append(Started(strategy))
         started = StartedRun(folder, settings, keep_log)
         try:
-            yield started
+            with started.naming_changes():
+                yield started
         except BaseException as error:
             reason = str(error) if isinstance(error, MobiLLMError | OSError) else type(error).__name__
             with contextlib.suppress(OSError):  # a full disk takes no event; what went wrong comes out all the same

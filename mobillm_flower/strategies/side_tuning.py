@@ -177,7 +177,7 @@ class SideTuningStrategy(Strategy):
             steps = partial(run.trainer.overlap_step, round_ + 1) if expected else lambda: False
             replies = run.exchange.exchange(messages, self.intake.asks, steps)
             _, metrics = self.aggregate_train(round_ + 1, replies)
-            if not expected and metrics is not None and not metrics["num-examples"]:
+            if not expected and metrics is not None and not metrics.get("num-examples", 1):
                 continue  # devices of a run that is started again have nothing new: this is no round
             round_ += 1
             run.take_steps_of(round_)
@@ -196,7 +196,7 @@ class SideTuningStrategy(Strategy):
         messages = list(self.configure_evaluate(round_, self.arrays(), run.own_evaluation.config, grid))
         metrics = self.aggregate_evaluate(round_, run.exchange.exchange(messages, keys.EVALUATE))
         if metrics is not None:
-            run.result.evaluate_metrics_clientapp[round_] = metrics
+            self.evaluation.note(run, round_, metrics)
         self.evaluation.at_the_server(run, round_)
 
     def overlap(self, num_train: Sequence[int]) -> Overlap:

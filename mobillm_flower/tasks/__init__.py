@@ -8,7 +8,7 @@ from mobillm_flower.tasks.readers import Text, text_lines
 from mobillm_flower.tasks.rows import LeftOut, both_splits
 from mobillm_flower.tasks.sources import load_splits
 from mobillm_flower.tasks.task import TASKS, Samples, Task, make_contract, measure, render
-from mobillm_flower.tasks.texts import read_texts
+from mobillm_flower.tasks.texts import check_texts, read_texts
 from mobillm_flower.tasks.tokens import check_prompt, tokenize, with_tokens
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TokenWindow",
     "both_splits",
     "check_prompt",
+    "check_texts",
     "load_central_data",
     "load_local_data",
     "load_splits",

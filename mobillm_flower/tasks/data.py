@@ -83,11 +83,16 @@ def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
         The rows have another form, a classification names its classes nowhere, or no row can be used.
     """
     train, test = both_splits((train, test))
+    check_own_classes(train, settings)
+    splits = Splits.of(train, test, settings)
+    return splits.read(settings, range(len(train)), range(len(test)))
+
+
+def check_own_classes(train: datasets.Dataset, settings: Settings) -> None:
+    """Refuse the train rows of a `load_data` of which nothing names the classes; raises DataError."""
     named = settings.task.labels or label_column(train, settings).names
     if TASKS[settings.task.kind].labels(["0"], settings) and not named:
         raise DataError("load_data's rows do not name the classes: give task.labels, in order, or a ClassLabel column")
-    splits = Splits.of(train, test, settings)
-    return splits.read(settings, range(len(train)), range(len(test)))
 
 
 def load_central_data(settings: Settings) -> LocalData:
@@ -123,6 +128,9 @@ class Splits:
     @classmethod
     def of(cls, train: datasets.Dataset, test: datasets.Dataset, settings: Settings) -> Splits:
         """Understand the columns of two splits; raises DataError where that cannot be done."""
+        for name, rows in (("train", train), ("test", test)):
+            if not rows.column_names:
+                raise DataError(f"the {name} split is empty: it has neither rows nor columns; give it rows")
         column = label_column(train, settings)
         contract = make_contract(settings, column)
         if not isinstance(TASKS[settings.task.kind], LeavesOut) or not contract.labels:

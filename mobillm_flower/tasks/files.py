@@ -39,7 +39,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
             return files
     raise DataError(
         f"data.source has no file of split {split!r}: {split}.parquet, .jsonl, .json, .csv, …, {split}-*.parquet, or a "
-        f"folder {split}. Read are {forms()}"
+        f"folder {split}. Read are {forms()}. Where one split has all rows, data.test-share=0.2 draws test rows from it"
     )
 
 

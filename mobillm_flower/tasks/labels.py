@@ -55,7 +55,8 @@ def class_names(values: Iterable[Any], *, setting: str) -> tuple[str, ...]:
     distinct = _distinct(values, setting)
     named = {text for value in distinct if (text := value_text(value)) is not None}
     if not named:
-        raise DataError(f"{setting} holds no label; name the labels with task.labels")
+        why = "holds no label in any row; name its column" if distinct else "has no rows; give the split rows"
+        raise DataError(f"{setting} {why}, or name the labels with task.labels")
     if len(named) > MAX_CLASSES:
         raise DataError(
             f"{setting} has {len(named)} distinct values, which is no set of classes; name the column of the labels"
@@ -63,6 +64,20 @@ def class_names(values: Iterable[Any], *, setting: str) -> tuple[str, ...]:
     if all(_NUMBER.fullmatch(text) for text in named):
         return tuple(sorted(named, key=lambda text: (Decimal(text), text)))
     return tuple(sorted(named))
+
+
+def names_alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return names that differ in capitals and blanks alone, each group together: they may be meant as one class.
+
+    Examples
+    --------
+    >>> names_alike(["Spam", "ham", "spam ", "spam"])
+    [('Spam', 'spam ', 'spam')]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def number_of(value: Any) -> float | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mobillm_flower.backbones.git_lfs import is_pointer
-from mobillm_flower.errors import DataError, SettingsError
+from mobillm_flower.errors import DataError, MissingColumnError, SettingsError
 from mobillm_flower.tasks.labels import value_text
 
 _FIELD = 1 << 24  # characters of the longest field of a CSV file
@@ -45,12 +45,15 @@ class FileForm:
         Of files that are text. A byte order mark is passed over.
     delimiter : str
         Between the fields of a CSV file; empty: a comma, in a `.tsv` file a tab.
+    blank_lines : bool
+        Whether a blank line of a plain text file is an empty text, as in `text_lines`.
     """
 
     texts: tuple[str, ...] = ("text",)
     named: tuple[str, ...] = ()
     encoding: str = "utf-8"
     delimiter: str = ""
+    blank_lines: bool = False
 
     def codec(self) -> str:
         """Return Python's name of the encoding; raises SettingsError where there is none."""
@@ -115,7 +118,8 @@ def read_pieces(file: Path, form: FileForm, columns: Sequence[str] = (), *, rows
         for piece in reader(_Request(file, form, columns, rows)):
             for name in columns:
                 if name not in piece.column_names:
-                    raise DataError(f"{file.name} has no column {name!r} among its {len(piece.column_names)}")
+                    said = f"{file.name} has no column {name!r} among its {len(piece.column_names)}"
+                    raise MissingColumnError(said, tuple(piece.column_names))
             yield piece.select(columns) if columns else piece
     except DataError:
         raise
@@ -268,7 +272,7 @@ def _columns(rows: list[list[str]], heading: list[str], form: FileForm) -> pa.Ta
 
 def _lines(ask: _Request) -> Pieces:
     with _text(ask.file, ask.form) as stream:
-        texts = text_lines(stream, pairs=len(ask.form.texts) > 1)
+        texts = text_lines(stream, pairs=len(ask.form.texts) > 1, keep_blank=ask.form.blank_lines)
         while part := list(itertools.islice(texts, ask.rows)):
             yield pa.table({name: [row[i] for row in part] for i, name in enumerate(ask.form.texts)})
 
@@ -277,18 +281,24 @@ Text = tuple[str, str | None]
 """A text and, where the task is about pairs, the second one."""
 
 
-def text_lines(lines: Iterable[str], *, pairs: bool) -> Iterator[Text]:
+def text_lines(lines: Iterable[str], *, pairs: bool, keep_blank: bool = False) -> Iterator[Text]:
     """Yield one text a line, or two with a tab between them; blank lines are passed over.
+
+    With `keep_blank` they are empty texts, so that the n-th text is the n-th line; those at the end are passed over.
 
     Raises
     ------
     DataError
         A line holds no pair.
     """
+    blank = 0
     for number, line in enumerate(lines, start=1):
         text = line.rstrip("\r\n")
         if not text.strip():
+            blank += keep_blank
             continue
+        yield from itertools.repeat(("", "" if pairs else None), blank)
+        blank = 0
         if not pairs:
             yield text, None
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from mobillm_flower.errors import DataError
+from mobillm_flower.errors import DataError, MissingColumnError
 from mobillm_flower.tasks.labels import value_text
 from mobillm_flower.wire.left_out import REASONS
 
@@ -60,6 +60,16 @@ class LeftOut:
             for row, reason in reasons.items():
                 rows_of.setdefault(f"{split} {reason}", []).append(row)
         return cls(rows_of)
+
+
+def _missing_column(setting: str, name: str, columns: Sequence[str]) -> MissingColumnError:
+    """Return the error of a column that a setting names and the data lack; a wrong delimiter is recognized."""
+    said = f"{setting}={name!r} is none of the data's {len(columns)} columns"
+    mark = next((mark for mark in ";\t|," if mark in columns[0]), "") if len(columns) == 1 else ""
+    if mark:
+        said += f", whose name holds {mark!r}; if that is the delimiter, give data.delimiter="
+        said += "tab" if mark == "\t" else mark
+    return MissingColumnError(said, tuple(columns))
 
 
 def both_splits(loaded: Any) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -135,5 +145,5 @@ def _kind(value: Any) -> str:
 def column_of(rows: Any, name: str, setting: str) -> list[Any]:
     """Return the values of a data set's column; raises DataError where it has none that a setting names."""
     if name not in rows.column_names:
-        raise DataError(f"{setting}={name!r} is none of the data's {len(rows.column_names)} columns")
+        raise _missing_column(setting, name, rows.column_names)
     return list(rows[name][:])  # at once: a column by itself is read row by row

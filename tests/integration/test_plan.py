@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 from mobillm_flower import load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.dry_run import dry_run
+from mobillm_flower.backbones.load import load_with
+from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.skeleton import skeleton
 from mobillm_flower.cli import app
 from mobillm_flower.config import to_yaml
@@ -22,7 +25,7 @@ from mobillm_flower.evaluation.plan import Workload, forecast
 from mobillm_flower.models.fine_tuned import FineTunedModel, with_lora
 from mobillm_flower.runs.device_events import DeviceMet, DeviceSummary, Window
 from mobillm_flower.runs.record import read_run
-from mobillm_flower.tasks import load_central_data
+from mobillm_flower.tasks import load_central_data, make_contract
 from tests.support.pages import ROOT
 from tests.support.runs import run, tiny_config
 from tests.support.tiny_models import save_tiny
@@ -132,6 +135,40 @@ def test_samples_longer_than_they_are_read_are_refused() -> None:
     answer = CliRunner().invoke(app, ["plan", "--samples", "100", "--labels", "2", "--tokens", "200"])
     assert isinstance(answer.exception, SettingsError)
     assert "tokens=200 a sample, but task.max-length=128 cuts them; set it to 200, too" in str(answer.exception)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", ""), ("opt", ""), ("opt", "language-modelling")])
+@pytest.mark.parametrize("label_words", ["", "no,yes yes"])
+def test_texts_longer_than_the_positions_are_refused_as_on_a_device(
+    tmp_path: Path, family: str, kind: str, label_words: str
+) -> None:
+    """However long the samples are: what is allowed is not what the data happen to have."""
+    backbone = save_tiny(tmp_path / "model", family)
+    words = [f"backbone.name={backbone}", f"task.kind={kind or 'classification'}", "data.label-column=intent"]
+    words += ["task.labels=a,b", f"task.label-words={label_words}", "task.prompt={text} it"] if label_words else []
+    if kind and label_words:
+        pytest.skip("language modelling has no label words")
+    settings = load_settings(overrides=words)
+    contract = make_contract(settings, ["a", "b"])
+    of_device = load_with(LoadOptions.of(settings.backbone).for_task(contract))
+    assert of_device.positions
+    more = len(of_device.label_words.beginnings[-1]) if of_device.label_words else 0
+    longest = of_device.positions - more
+    for tokens in (8, longest + 1):
+        given = [*words, f"task.max-length={longest + 1}"]
+        options = ["--samples", "20", "--tokens", str(tokens), "--loss-tokens", "4", "--labels", "0" if kind else "2"]
+        answer = CliRunner().invoke(app, ["plan", *options, *(part for word in given for part in ("-c", word))])
+        assert isinstance(answer.exception, SettingsError)
+        with pytest.raises(SettingsError, match=re.escape(str(answer.exception))):
+            of_device.check_length(longest + 1)
+        assert str(answer.exception).endswith(f"set task.max-length to at most {longest}")
+    planned(
+        *options[:2],
+        "--tokens",
+        "8",
+        *options[4:],
+        *(p for w in [*words, f"task.max-length={longest}"] for p in ("-c", w)),
+    )
 
 
 def test_what_sends_less_from_the_first_round_on_names_no_negative_round() -> None:

@@ -18,7 +18,7 @@ SHARE = 0.95
 """Target: this share of the metric of LoRA on all rows in one place."""
 ALL = "best that all reach"
 BOTH = "best that side-tuning and fed-lora reach"
-MAJORITY = "majority class"
+MAJORITY, MEAN = "majority class", "mean of the training values"
 COLUMNS = {
     "passes": "passes",
     "gflops": "GFLOP",
@@ -89,7 +89,7 @@ def partition_tables(methods: Mapping[str, Sequence[Sequence[Point]]], drawn: Ta
         rows[target] = {"metric": value, "costs": costs}
     quality = {name: {"mean": mean(v), "spread": stdev(v) if len(v) > 1 else None} for name, v in best.items()}
     if drawn.majority is not None:
-        quality[MAJORITY] = {"mean": drawn.majority, "spread": None}
+        quality[MEAN if drawn.of_numbers else MAJORITY] = {"mean": drawn.majority, "spread": None}
     return {"quality": quality, "targets": rows}
 
 

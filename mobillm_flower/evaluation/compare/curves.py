@@ -115,6 +115,8 @@ class TaskCurves:
         The test metric of the most frequent label, or of the mean; None: of language modelling there is none.
     metric : str
         Its name.
+    of_numbers : bool
+        Whether the task is a regression.
     """
 
     trials: Mapping[str, Any]
@@ -123,6 +125,7 @@ class TaskCurves:
     costs: Mapping[str, DeviceCost]
     majority: float | None
     metric: str = ""
+    of_numbers: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -181,7 +184,9 @@ def _task_curves(task: ComparedTask, plan: Plan, say: Callable[[str], None]) -> 
     any_cell = next(iter(cells.values()))
     data = load_central_data(load_settings(overrides=any_cell.words(plan.work)))
     least = None if data.contract.per_token else majority(data)
-    return TaskCurves(trials, central, partitions, costs, least, data.contract.metric)
+    return TaskCurves(
+        trials, central, partitions, costs, least, data.contract.metric, of_numbers=data.contract.is_regression
+    )
 
 
 def _best(result: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

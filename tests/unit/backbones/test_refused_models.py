@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from mobillm_flower.backbones import BACKBONE_SOURCES, load_backbone, sources
+from mobillm_flower.backbones.skeleton import load_config, load_tokenizer
 from mobillm_flower.errors import SettingsError, UnsupportedError
 from tests.support.tiny_models import (
     VOCABULARY,
@@ -126,6 +128,46 @@ def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(UnsupportedError, match=r"is no registered name \(.*minilm.*\), no local folder, and the hub"):
         load_backbone("nobody/nothing")
+
+
+def hub_that_answers(monkeypatch: pytest.MonkeyPatch, status: int) -> list[str]:
+    """Answer every request to the hub with a status (0: no network); return the list of what is asked."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        if not status:
+            raise httpx.ConnectError("no network")
+        return httpx.Response(status, request=request, headers={"X-Error-Code": "RepoNotFound"})
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.utils._http.get_session", lambda: client)
+    monkeypatch.setattr("huggingface_hub.hf_api.get_session", lambda: client)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits to try again"))
+    return asked
+
+
+@pytest.mark.parametrize("load", [load_backbone, load_config, load_tokenizer])
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("nobody/nothing", 401, "the hub has no such model, or it is private; check the spelling"),
+        ("nobody/nothing", 404, "the hub has no such model or revision; check the spelling, or give a folder"),
+        ("nobody/nothing", 0, "the hub cannot be reached, and nothing is in its cache here .*; check the spelling"),
+        ("nobody/nothing", -1, "the hub is not asked, since HF_HUB_OFFLINE is set"),
+        ("mini-lm", 0, "did you mean 'minilm'?"),
+        ("../no/folder", 0, "the hub takes no such name"),
+    ],
+)
+def test_a_name_that_is_nowhere_is_refused_at_once_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, load: Any, name: str, status: int, message: str
+) -> None:
+    asked = hub_that_answers(monkeypatch, max(status, 0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", status < 0)
+    with pytest.raises(UnsupportedError, match=rf"backbone.name='{name}' is no registered name \(minilm.*{message}"):
+        load(name)
+    assert sum("nobody" in url or "mini-lm" in url for url in asked) <= 1
 
 
 def test_a_registered_source(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,34 @@ def test_rows_that_are_no_use_are_refused_before_anything_is_written(tmp_path: P
     folder = own_rows(tmp_path / "rows", [{"said": "a", "label": "x"}])
     assert "data.text-column='text' is none of the data's 2 columns" in refused("new", "mine", "--data", folder)
     assert "no file of split 'train'" in refused("new", "mine", "--data", tmp_path)
-    assert "is no folder" in refused("new", "mine", "--data", tmp_path / "none")
+    assert "does not exist; give the folder" in refused("new", "mine", "--data", tmp_path / "none")
+    assert "unknown setting 'data.delimeter'; did you mean" in refused("new", "mine", "-c", "data.delimeter=;")
     assert "name its folder, too" in refused("new", "mine", "--text-column", "said")
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize(("mark", "word"), [(";", ["data.delimiter=;"]), ("\t", ["data.delimiter=tab"]), (",", [])])
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_rows_of_one_split_or_file_and_another_delimiter_are_taken_with_the_settings_that_errors_name(
+    tmp_path: Path, mark: str, word: list[str], form: str
+) -> None:
+    word = {("\t", "tsv"): [], (",", "tsv"): ["data.delimiter=,"]}.get((mark, form), word)
+    (tmp_path / "rows").mkdir()
+    file = tmp_path / "rows" / f"train.{form}"
+    file.write_text("\n".join([f"text{mark}label", *(f"a {i}{mark}{'xy'[i % 2]}" for i in range(20))]), "utf-8")
+    share = "data.test-share=0.2"
+    for name, given in (("of_a_folder", file.parent), ("of_a_file", file)):
+        assert "data.test-share" in refused("new", name, "--data", given)
+        if word:
+            assert f"give {word[0]}" in refused("new", name, "--data", given, "-c", share)
+        lines("new", name, "--data", given, *(part for one in [share, *word] for part in ("-c", one)))
+        data = load_central_data(read_app(name).settings([]))
+        assert (len(data.train), len(data.test), data.contract.labels) == (16, 4, ("x", "y"))
+
+
+def test_settings_that_are_given_stand_in_the_app(tmp_path: Path) -> None:
+    words = ["data.num-devices=8", "task.labels=cooking,sport,travel", "strategy=fed", "trainer.learning-rate=0.01"]
+    lines("new", "mine", *(part for word in words for part in ("-c", word)))
+    config = tomllib.loads(Path("mine/pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]["config"]
+    assert (config["data"]["num-devices"], config["trainer"]["learning-rate"], config["strategy"]) == (8, 0.01, "fed")
+    assert read_app("mine").settings([]).task.labels == ["cooking", "sport", "travel"]

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from typer.testing import CliRunner
 
 from mobillm_flower import SideTunedModel
+from mobillm_flower.cli import app
+from mobillm_flower.errors import DataError
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from tests.support.cli import lines, mobillm, parsed, refused
@@ -202,9 +206,46 @@ def test_empty_input_is_refused_before_a_backbone_is_loaded(
     assert refused("predict", run, "--file", run / "absent.txt") == "absent.txt does not exist"
 
 
-def test_an_empty_text_is_named_by_its_number(run: Any) -> None:
-    assert refused("predict", run, "-t", "dog", "-t", " ") == "text 2 is empty; remove it"
+@pytest.mark.parametrize("place", [1, 3, 150])
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_an_empty_text_is_named_by_its_number_wherever_texts_come_from(
+    run: Any, model: Any, tmp_path: Path, place: int, empty: str | None
+) -> None:
+    """No prediction is missing or of a blank: those that are printed before stand beside their texts."""
+    texts: list[Any] = [*LONG[: place - 1], empty, *LONG[place - 1 :]]
+    blank, message = empty or "", f"text {place} is empty; remove it"
+    ways: list[list[Any]] = [[word for text in texts for word in ("--text", text or blank)]]
+    written = "\n".join(text or blank for text in texts)
+    rows = datasets.Dataset.from_dict({"text": texts, "n": [*range(len(texts))]})
+    rows.to_csv(tmp_path / "a.csv")
+    rows.to_json(tmp_path / "a.jsonl")
+    rows.to_parquet(tmp_path / "a.parquet")
+    _file(tmp_path / "a.txt", written)
+    ways += [["--file", tmp_path / f"a.{suffix}"] for suffix in ("csv", "jsonl", "parquet", "txt")]
+    for way in [*ways, []]:
+        result = CliRunner().invoke(app, ["predict", str(run), *map(str, way)], input=written)
+        assert str(result.exception) == message
+        predicted = [line.split("\t")[2] for line in result.stdout.splitlines()]
+        assert predicted == LONG[: len(predicted)]
+    with pytest.raises(DataError, match=message):
+        model.predict([text or blank for text in texts])
+
+
+def test_empty_lines_at_the_end_are_none_and_a_second_text_is_not_empty(run: Any, pairs: Any) -> None:
+    assert len(parsed("predict", run, stdin="dog\ncat\n\n \n")) == 2
+    assert refused("predict", pairs, "-t", "a", "--pair", " ") == "second text 1 is empty; remove it"
+    assert refused("predict", pairs, stdin="a\tb\na\t\n") == "second text 2 is empty; remove it"
+    with pytest.raises(DataError, match="second text 1 is empty"):
+        SideTunedModel.from_pretrained(pairs / "side_network").predict("a", "")
+
+
+def test_texts_come_from_one_place(run: Any) -> None:
     assert refused("predict", run, "-t", "a", "--file", "b") == "give --text or --file, not both"
+
+
+def test_what_is_no_text_is_refused(model: Any) -> None:
+    with pytest.raises(DataError, match="text 2 is a float, not text; convert or remove it"):
+        model.predict(["a", float("nan")])
 
 
 def test_a_folder_without_a_side_network_says_why(tmp_path: Path) -> None:

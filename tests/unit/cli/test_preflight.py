@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from mobillm_flower import launch, load_settings, make_strategy
 from mobillm_flower.cli import app as cli
 from mobillm_flower.errors import DataError, SettingsError
-from mobillm_flower.evaluation.first_look import preflight
-from tests.support.cli import refused
+from mobillm_flower.evaluation.first_look import first_look, preflight
+from tests.support.cli import lines, refused
 from tests.support.tiny_models import save_tiny
 
 APP = """
@@ -112,6 +112,30 @@ def test_what_is_cut_unknown_or_of_several_tokens_is_said_first(app: Path) -> No
             assert re.fullmatch(r"note: \d+ of 20 texts have more than task.max-length=4 tokens .*not read", notes[0])
             assert re.match(r"note: \d+% of the tokens are unknown words", notes[1])
             assert notes[2].startswith("note: task.label-words: 'no no' is 2 tokens")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["Spam", "spam ", "spam", "ham"], "the classes 'Spam', 'spam', 'spam ' differ"),
+        (["New York", "new  york", "x"], "the classes 'New York', 'new  york' differ"),
+        (["spam", "spams", "1", "01"], ""),
+    ],
+)
+def test_classes_of_nearly_one_name_are_named_by_run_and_data(app: Path, names: list[str], said: str) -> None:
+    """Wherever the names come from: the data, or the settings."""
+    for split in ("train", "test"):
+        rows = [{"text": f"text {i}", "label": names[i % len(names)]} for i in range(12)]
+        (app / f"{split}.csv").unlink()
+        (app / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    words = {"data.source": str(app), "backbone.name": str(save_tiny(app / "backbone", "bert"))}
+    for given in ({}, {"task.labels": ",".join(f"'{name}'" for name in sorted(names))}):
+        settings = load_settings({**words, **given})
+        notes = [note for note in preflight(settings) if "differ in capitals" in note]
+        assert notes == first_look(settings, backbone=False)["notes"]
+        assert [note.startswith(said) for note in notes] == ([True] if said else [])
+    options = [word for setting in words.items() for word in ("-c", "=".join(setting))]
+    assert ("differ in capitals" in "\n".join(lines("data", app, "--no-backbone", *options))) is bool(said)
 
 
 def test_a_mark_of_unknown_words_that_ends_every_text_is_none(app: Path) -> None:

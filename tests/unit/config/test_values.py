@@ -1,5 +1,7 @@
 """Values of settings: their types, how strings are read, and their ranges."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from mobillm_flower.config import (
     Partition,
     Precision,
     load_settings,
+    setting_keys,
 )
 from mobillm_flower.errors import SettingsError
 from tests.support.settings import setting
@@ -38,6 +41,28 @@ from tests.support.settings import setting
 def test_an_ill_typed_value_stops_and_names_its_key(key: str, value: Any) -> None:
     with pytest.raises(SettingsError, match=f"^{key}="):
         load_settings({key: value})
+
+
+@pytest.mark.parametrize(
+    "value", ["few", "", "1,two", "[", "${x}", "${oc.env:HOME}", "???", 7, 2.5, True, None, [1], {}]
+)
+@pytest.mark.parametrize("way", ["run config", "file", "word"])
+def test_what_is_wrong_with_any_setting_is_said_in_our_words(write: Any, way: str, value: Any) -> None:
+    """Whatever OmegaConf says of it: the key, the value, and what it takes."""
+    for key in [*setting_keys(), "data", "trainer.epoch"]:
+        part, _, name = key.rpartition(".")
+        try:
+            if way == "run config":
+                load_settings({key: value})
+            elif way == "word":
+                load_settings(overrides=[f"{key}={value}"])
+            else:
+                load_settings(file=write(json.dumps({part: {name: value}} if part else {name: value})))
+        except SettingsError as error:
+            said = str(error)
+            assert key in said or "preset" in key or "unknown setting" in said, (key, said)
+            foreign = r"could not be|converted|Optional|ListConfig|Invalid|nterpolation|OmegaConf|NoneType|of type '"
+            assert not re.search(foreign, said), said
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_the_quickstart_runs_on_its_own_config() -> None:
     ("word", "message"),
     [
         ("trainer.epoch=5", r"unknown setting 'trainer\.epoch'; did you mean 'trainer\.epochs'\?"),
-        ("rounds.window=many", r"rounds\.window='many' must be a int, such as 16"),
-        ("trainer.epochs=many", r"trainer\.epochs='many' is not usable"),
+        ("rounds.window=many", r"rounds\.window='many' must be a whole number; the app has 16"),
+        ("trainer.epochs=many", r"trainer\.epochs='many' must be a whole number"),
         ("trainer.epochs", "is not of the form key=value"),
         ("rounds.window=0", r"rounds\.window=0 must be at least 1"),
     ],

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from mobillm_flower.audit.draw import load_devices
-from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.errors import DataError, UnsupportedError
 from mobillm_flower.evaluation.compare.of_app import Extent, plan_of_app
 from mobillm_flower.launch import App, gathered, read_app
-from mobillm_flower.tasks import load_central_data
-from tests.support.cli import parsed
+from mobillm_flower.tasks import load_central_data, load_splits, read_rows
+from tests.support.cli import parsed, refused
 
 APP = """
 [tool.flwr.app.components]
@@ -117,3 +118,54 @@ def test_plan_data_and_compare_read_what_load_data_gives(app: App, tmp_path: Pat
     assert (plan.tasks[0].num_train, plan.partitions, plan.num_devices) == (63, ["natural"], 3)
     kept = json.loads((tmp_path / "work" / "rows" / "dataset_dict.json").read_text("utf-8"))
     assert kept["splits"] == ["train", "test"]
+
+
+NAMED = """
+import datasets
+import pandas
+
+from mobillm_flower import SideTuningClient
+
+ROWS = {"text": ["a cup", "a pot", "a mug"], "topic": TOPICS}
+FEATURES = datasets.Features({"text": datasets.Value("string"), "topic": datasets.ClassLabel(names=["tea", "coffee"])})
+
+
+def my_rows(context):
+    return ROWS_AS, None
+
+
+app = SideTuningClient(load_data=my_rows).app
+"""
+RAW = "[dict(zip(ROWS, row)) for row in zip(*ROWS.values())]"
+
+
+@pytest.mark.parametrize("rows", [RAW, "pandas.DataFrame(ROWS)", "datasets.Dataset.from_dict(ROWS)"])
+@pytest.mark.parametrize("topics", ['["tea", "coffee", "tea"]', "[0, 1, 0]"])
+@pytest.mark.parametrize("word", ["task.kind=classification", "task.kind=pairs"])
+def test_data_refuses_classes_that_nothing_names_in_the_words_of_the_run(
+    tmp_path: Path, rows: str, topics: str, word: str
+) -> None:
+    """A device does not know the others' classes: their names cannot be read from the rows of all of them."""
+    app = an_app(tmp_path, "cups", NAMED.replace("ROWS_AS", rows).replace("TOPICS", topics))
+    words = ["task.labels=", word, "data.pair-column=text"]
+    said = refused("data", app.folder, "--no-backbone", *(part for setting in words for part in ("-c", setting)))
+    with gathered(app, words) as own:
+        train, test = load_splits(app.settings([*words, *own]).data)
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_rows(train, test, app.settings(words))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (RAW, ["task.labels=tea,coffee"]),
+        ("datasets.Dataset.from_dict(ROWS, features=FEATURES)", ["task.labels="]),
+        (RAW.replace("*ROWS.values()", '*{**ROWS, "topic": [0.1, 0.2, 0.3]}.values()'), ["task.kind=regression"]),
+    ],
+)
+def test_data_takes_classes_that_are_named_and_tasks_without_any(tmp_path: Path, rows: str, words: list[str]) -> None:
+    app = an_app(tmp_path, "cups", NAMED.replace("ROWS_AS", rows).replace("TOPICS", '["tea", "coffee", "tea"]'))
+    if "regression" in words[0]:
+        words.append("task.labels=")
+    found = parsed("data", app.folder, "--no-backbone", *(part for word in words for part in ("-c", word)))
+    assert found["splits"]["train"]["rows"] == 9

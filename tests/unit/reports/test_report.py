@@ -281,7 +281,10 @@ def test_a_solution_is_not_shown_as_training_by_steps(tmp_path: Path) -> None:
     shown |= {
         row[0]: row[1:] for row in results_rows(read_run(path), {"metric": "x", "left_out": {"centralized": 9.0}})
     }
-    assert shown["centralized"] == ("left out", "about 9 s, longer than the run; mobillm run --references measures it")
+    assert shown["centralized side-tuning"] == (
+        "left out",
+        "about 9 s, longer than the run; mobillm run --references measures it",
+    )
     assert shown["side network"] == ("solved", "in closed form, 2 times as samples came")
     assert "server steps" not in shown
 

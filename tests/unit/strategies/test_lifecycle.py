@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.app import Error
 
 from mobillm_flower import load_settings
-from mobillm_flower.errors import CacheError, RunFailed
+from mobillm_flower.errors import CacheError, MismatchError, RunFailed
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.strategies.lifecycle import running
+from tests.support.runs import run, tiny_config, tiny_run
 from tests.support.superlink import events
+from tests.support.tiny_models import save_tiny
 
 GRID: Any = SimpleNamespace(run=SimpleNamespace(run_id=7))
 
@@ -96,3 +100,24 @@ def test_files_of_a_run_are_its_owners_alone_also_in_a_folder_that_was_there(tmp
         os.umask(umask)
     assert {f.name: f.stat().st_mode & 0o077 for f in folder.rglob("*") if f.stat().st_mode & 0o077} == {}
     assert (tmp_path / "after").stat().st_mode & 0o077
+
+
+def test_what_changed_since_a_run_began_is_named_where_it_cannot_go_on(tmp_path: Path) -> None:
+    """Whatever the error blames: devices, backbones or the task."""
+    begun: dict[str, Any] = {"data__num_devices": 3, "task__max_length": 16, "trainer__overlap_steps": 2}
+    path = tiny_run(tmp_path, **begun)
+    other = save_tiny(tmp_path / "other", "opt")
+    for key, value, then in (
+        ("data.label-column", "persona", "intent"),
+        ("data.text-column", "missing", "text"),
+        ("backbone.name", str(other), str(tmp_path / "backbone")),
+        ("task.max-length", "20", "16"),
+        ("trainer.epochs", "3", "2"),
+        ("task.labels", "alarm,music", ""),
+    ):
+        said = f"was started with other settings: {key}={then} (now {value}). To go on with it, give these again"
+        with pytest.raises((MismatchError, RunFailed), match=re.escape(said)):
+            run({**tiny_config(path, tmp_path / "backbone", **begun), key: value})
+    with pytest.raises(RunFailed, match=r"of at least 1 device.*no reason") as caught:  # nothing has changed
+        run(tiny_config(path, tmp_path / "backbone", **begun), tamper=lambda *_: Error(1, "no reason"))
+    assert "other settings" not in str(caught.value)

@@ -56,6 +56,13 @@ def test_one_table_with_quality_and_costs(tmp_path: Path) -> None:
     assert page.index("Recommended: ") < page.index("<table")
 
 
+def test_a_regression_s_least_reference_is_the_mean(tmp_path: Path) -> None:
+    curves = TaskCurves({}, [], {"iid": {"pae": [[OURS]], "fed-lora": [LORA]}}, COSTS, 0.1, "pearson", of_numbers=True)
+    rows = {row[0]: row[1:] for row in report(tmp_path, curves).tables[0].rows}
+    assert rows["mean of the training values"][0] == "0.1000"
+    assert "majority class" not in rows
+
+
 def test_losses_are_shown_as_they_are(tmp_path: Path) -> None:
     pae = [Point(-3.5, 1, 1.0, 100.0, 2e9, 1e6, 3e6, [120], [[2e6, 3e6]], 5.0)]
     fed = [Point(-3.1, 1, 1.0, 100.0, 2e9, 1e6, 3e6, [120], [[2e6, 3e6]], 5.0)]
