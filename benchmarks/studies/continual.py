@@ -29,7 +29,7 @@ from mobillm_flower import load_settings
 from mobillm_flower.backbones import Backbone, load_backbone
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.codecs import CODECS
-from mobillm_flower.core.side_networks import ActivationBatch, OrthogonalSideNetwork
+from mobillm_flower.core.side_networks import ActivationBatch, BudgetedSideNetwork, OrthogonalSideNetwork
 from mobillm_flower.core.sparse import encode_sample
 from mobillm_flower.core.task_sequence import SequenceMeasures, TaskSequence
 from mobillm_flower.privacy.ledger import Release
@@ -246,7 +246,7 @@ class Learner:
             Release(number.to_bytes(16, "big"), 1, self.store[name].blobs[row], target)
             for number, ((name, row), target) in enumerate(zip(used, targets, strict=True))
         ]
-        cache = ActivationCache(self.folder / f"{len(self.tasks)}.sqlite")
+        cache = ActivationCache(self.folder / f"{len(self.tasks.spans)}.sqlite")
         cache.add("device", samples, backbone=spec.backbone, round_=1)
         return cache
 
@@ -254,29 +254,31 @@ class Learner:
         """Return the accuracy on each task so far where it is known, and where it is not."""
         known: list[float] = []
         unknown: list[float] = []
-        for span in self.tasks:
+        for span in self.tasks.spans:
             vectors, labels = self.store[span.name].held_out[split]
             with torch.inference_mode():
                 side = torch.cat(
                     [self.network([ActivationBatch(self.store.info.fingerprint, v)]) for v in torch.split(vectors, 512)]
                 )
             scores = self.scores(side, torch.full_like(side, 1 / side.shape[1]))
-            for values, of_case in ((span.masked(scores), known), (scores, unknown)):
-                of_case.append(round(float((values.argmax(1) == labels + span.start).double().mean()), 4))
+            right = scores[:, span.start : span.stop].argmax(1) == labels, scores.argmax(1) == labels + span.start
+            for of_case, each in zip((known, unknown), right, strict=True):
+                of_case.append(round(float(each.double().mean()), 4))
         return known, unknown
 
     def sizes(self) -> dict[str, Any]:
         """Return parameters of a prediction, their bytes at 8 bits, what is kept, and ranks where there are some."""
-        adapters = isinstance(self.network, OrthogonalSideNetwork)
-        parameters = (
-            self.network.num_acting_parameters if adapters else sum(p.numel() for p in self.network.parameters())
-        )
-        made = {"parameters": parameters, "bytes_down": parameters, "bytes_kept": self.bytes_kept}
-        if adapters:
-            ranks = self.network.effective_ranks
+        network, adapters = self.network, isinstance(self.network, OrthogonalSideNetwork)
+        parameters = sum(p.numel() for p in network.parameters())
+        made: dict[str, Any] = {}
+        if adapters:  # numbers of dead dimensions are left out
+            ranks = network.effective_ranks
+            acting = sum(map(sum, ranks)) * (2 * network.width + isinstance(network, BudgetedSideNetwork))
+            parameters = acting + sum(p.numel() for n, p in network.named_parameters() if not n.startswith("adapters."))
+            parameters += network.means.numel() + network.variances.numel() if len(network.tasks) > 1 else 0
             made |= {"ranks": ranks, "dead": round(1 - sum(map(sum, ranks)) / (RANK * sum(map(len, ranks))), 4)}
-            made["adapter_parameters"] = sum(map(sum, ranks)) * self.network.numbers_a_dimension
-        return made
+            made["adapter_parameters"] = acting
+        return {"parameters": parameters, "bytes_down": parameters, "bytes_kept": self.bytes_kept, **made}
 
 
 def in_turn(method: Method, order: list[str], store: Tasks, seed: int, rows: int, split: str) -> dict[str, Any]:
@@ -293,7 +295,7 @@ def in_turn(method: Method, order: list[str], store: Tasks, seed: int, rows: int
             unknown.append(of_unknown)
             sizes.append(learner.sizes())
     made: dict[str, Any] = {"order": order, "known": known, "unknown": unknown, "sizes": sizes}
-    measures = {f"{case}_measures": SequenceMeasures.of(made[case]).to_dict() for case in ("known", "unknown")}
+    measures = {f"{case}_measures": asdict(SequenceMeasures.of(made[case])) for case in ("known", "unknown")}
     return made | measures | {"seconds": round(time.process_time() - started, 1)}
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from benchmarks.studies.sums import TASKS, accuracy, features
 from mobillm_flower.core.side_networks.ridge import Sums
-from mobillm_flower.core.sums import Scale, num_words
+from mobillm_flower.core.sums import Scale, SumShape
 
 ROOM = 1 << 14  # samples that a word has room for
 Rows = NDArray[np.float64]
@@ -106,7 +106,7 @@ def measured(train: Rows, test: Rows, labels: Tensor, truth: Tensor, directions:
             if levels <= math.sqrt(outputs) / 2 + 1:
                 continue
             weight, bias = solved(z @ turn, targets, Scale(levels, levels * math.sqrt(width) / 6, bits))
-            size = num_words(width, outputs) * bits // 8
+            size = SumShape(width, outputs).num_words * bits // 8
             yield cell(
                 of_test @ turn @ weight + bias, kind="words", width=width, bits=bits, levels=levels, num_bytes=size
             )

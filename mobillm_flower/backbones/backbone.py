@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.backbones.engine import Engine, TorchEngine
+from mobillm_flower.backbones.engine import Engine
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.label_words import Beginning, LabelWords
 from mobillm_flower.backbones.memory import MemoryPlan
@@ -42,6 +42,7 @@ class Extraction:
     base_logits: Tensor | None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Backbone:
     """A frozen language model on a device. Made by `load_backbone`.
 
@@ -78,46 +79,28 @@ class Backbone:
         transformers' causal model around `model`, where it was loaded with its head.
     head : LanguageHead or None
         That head.
-    engine : Engine, optional
-        What computes the forward pass; by default transformers' own code on `model`.
+    engine : Engine
+        What computes the forward pass.
     plan : MemoryPlan or None
         How it runs within a memory budget, where it has one.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        stack: Sequence[nn.Module],
-        stack_name: str,
-        tokenizer: Any,
-        info: BackboneInfo,
-        predictor: nn.Module | None,
-        label_head: tuple[Tensor, Tensor | None] | None,
-        decoder_start: int | None,
-        token_budget: int,
-        device: torch.device,
-        language_model: Any = None,
-        head: LanguageHead | None = None,
-        engine: Engine | None = None,
-        plan: MemoryPlan | None = None,
-        class_order: tuple[int, ...] = (),
-        label_words: LabelWords | None = None,
-    ) -> None:
-        self.model = model
-        self.stack = stack
-        self.stack_name = stack_name
-        self.tokenizer = tokenizer
-        self.info = info
-        self.token_budget = token_budget
-        self.device = device
-        self.predictor = predictor
-        self.label_head, self.class_order, self.label_words = label_head, list(class_order), label_words
-        self.decoder_start = decoder_start
-        self.language_model, self.head = language_model, head
-        self.plan = plan
-        shares = info.causal and plan is None  # a memory budget does not count what is kept of a prefix
-        self.engine: Engine = engine or TorchEngine(model, stack, predictor, label_head, causal=shares)
+    model: nn.Module
+    stack: Sequence[nn.Module]
+    stack_name: str
+    tokenizer: Any
+    info: BackboneInfo
+    predictor: nn.Module | None
+    label_head: tuple[Tensor, Tensor | None] | None
+    decoder_start: int | None
+    token_budget: int
+    device: torch.device
+    engine: Engine
+    language_model: Any = None
+    head: LanguageHead | None = None
+    plan: MemoryPlan | None = None
+    class_order: tuple[int, ...] = ()
+    label_words: LabelWords | None = None
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
@@ -241,7 +224,7 @@ class Backbone:
                     if self.label_words:
                         logit = torch.log_softmax(logit, 0)[self.label_words.distinct]
                     logit = logit.cpu()
-                    logits[i] = logit[self.class_order] if self.class_order else logit
+                    logits[i] = logit[list(self.class_order)] if self.class_order else logit
         rows = [logit for logit in logits if logit is not None]
         return Extraction([a for a in activations if a is not None], torch.stack(rows) if rows else None)
 

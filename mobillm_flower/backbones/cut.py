@@ -59,11 +59,8 @@ class Cut:
         def look(_module: nn.Module, _inputs: Any, output: Any) -> None:
             sizes.append(len(output) - 1 if isinstance(output, tuple) else -1)
 
-        handle = self.below[0].register_forward_hook(look)
-        try:
+        with self.below[0].register_forward_hook(look):
             self.backbone.model(**self.backbone.pad([{"input_ids": [0]}]))
-        finally:
-            handle.remove()
         return sizes[0]
 
     @contextmanager
@@ -86,12 +83,8 @@ class Cut:
                 return (hidden, *arguments[1:]), named
             return arguments, {**named, "hidden_states": hidden}
 
-        handle = self.above[0].register_forward_pre_hook(put, with_kwargs=True)
-        try:
-            with _skipped(self.below, self._extra):
-                yield
-        finally:
-            handle.remove()
+        with self.above[0].register_forward_pre_hook(put, with_kwargs=True), _skipped(self.below, self._extra):
+            yield
 
 
 class UpperLayers:
@@ -134,7 +127,7 @@ class UpperLayers:
         with ExitStack() as stack:
             stack.enter_context(self._cut.entering(hidden.to(device, self._dtype)))
             for place, layer in enumerate(self._cut.above):
-                stack.callback(layer.register_forward_hook(hook(place)).remove)
+                stack.enter_context(layer.register_forward_hook(hook(place)))
             self._model(**{name: value.to(device) for name, value in inputs.items()})
         return left[0]
 

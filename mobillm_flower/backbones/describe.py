@@ -117,17 +117,12 @@ def fingerprint(folder: Path, family: str, depth: int) -> str:
     if not files:
         raise UnsupportedError(f"{folder} holds neither *.safetensors nor pytorch_model*.bin")
     digest = hashlib.sha256(f"{family}:{depth}".encode())
-    if is_of_gguf(folder):
+    if folder.parent == cache_folder() and folder.name.startswith(GGUF_FOLDER):  # `gguf_folder` made it
         digest.update(bytes.fromhex(folder.name.removeprefix(GGUF_FOLDER)))
         return digest.hexdigest()
     for file in files:
         digest.update(file_digest(file))
     return digest.hexdigest()
-
-
-def is_of_gguf(folder: Path) -> bool:
-    """Whether a model folder is what `gguf_folder` made and kept."""
-    return folder.parent == cache_folder() and folder.name.startswith(GGUF_FOLDER)
 
 
 def file_digest(file: Path) -> bytes:

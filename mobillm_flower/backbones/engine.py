@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from mobillm_flower.backbones.prefix import Prefix, PrefixCache, can_share
 from mobillm_flower.core.pivots import Pivot
@@ -25,9 +24,9 @@ class Engine(Protocol):
 
     name: str
 
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:
+    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
         """Make ready to run these layers and pivot, and return what will: itself, or what it falls back to."""
-        ...
+        return self
 
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
@@ -49,7 +48,7 @@ class Engine(Protocol):
         ...
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """transformers' own code, one batch after the other.
 
     Hooks on the sampled layers select pivots as each layer ends, so that no layer's hidden states outlive the next.
@@ -81,10 +80,6 @@ class TorchEngine:
             from mobillm_flower.backbones.key_values import cache_name  # loads transformers
 
             self._prefixes = PrefixCache(self._hidden, cache_name(self._model))
-
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
-        """Return itself: nothing is to be made ready."""
-        return self
 
     def run(
         self, batches: Iterable[Mapping[str, Tensor]], layers: Sequence[int], select: Pivot
@@ -204,19 +199,13 @@ def handing_over(
     def after(_module: nn.Module, _inputs: Any, output: Any) -> None:
         take(output[0] if isinstance(output, tuple) else output)
 
-    handles: list[RemovableHandle] = []
-    try:
+    with ExitStack() as hooks, suppress(_EnoughError):
         for layer in layers:
             if layer < len(stack):
-                handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
+                hooks.enter_context(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
             else:
-                handles.append(stack[-1].register_forward_hook(after))
+                hooks.enter_context(stack[-1].register_forward_hook(after))
         yield
-    except _EnoughError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _EnoughError(Exception):

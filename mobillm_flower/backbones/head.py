@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,10 +51,7 @@ class LanguageHead:
             return arguments[0][:1], *arguments[1:]
 
         given = hidden[:, None].to(self.device, self._dtype)  # [N, 1, d_b]: N texts of one token
-        with (
-            _hook(self._last.register_forward_hook, _replacing(given)),
-            _hook(self._output.register_forward_pre_hook, take),
-        ):
+        with self._last.register_forward_hook(_replacing(given)), self._output.register_forward_pre_hook(take):
             self._run()
         return taken[0][:, 0].float()
 
@@ -65,7 +61,7 @@ class LanguageHead:
         def put(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             return inputs[:, None].to(self.device, self._dtype), *arguments[1:]
 
-        with _hook(self._output.register_forward_pre_hook, put):
+        with self._output.register_forward_pre_hook(put):
             logits: Tensor = self._run().logits[:, 0].float()
         return logits
 
@@ -77,12 +73,3 @@ class LanguageHead:
 def _replacing(hidden: Tensor) -> Callable[..., Any]:
     """Return a hook that lets a layer return `hidden`, [N, 1, d_b], in place of its own hidden states."""
     return lambda _module, _inputs, output: (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-@contextlib.contextmanager
-def _hook(register: Callable[..., Any], hook: Callable[..., Any]) -> Iterator[None]:
-    handle = register(hook)
-    try:
-        yield
-    finally:
-        handle.remove()

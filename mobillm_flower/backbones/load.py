@@ -14,6 +14,7 @@ from mobillm_flower.backbones.accelerators import choose_device
 from mobillm_flower.backbones.backbone import Backbone
 from mobillm_flower.backbones.checkpoint import PACKED, Checkpoint, load_checkpoint, packing
 from mobillm_flower.backbones.describe import decoder_start, fingerprint, is_causal, layer_stack, truncate
+from mobillm_flower.backbones.engine import Engine, TorchEngine
 from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.backbones.memory import MemoryPlan
 from mobillm_flower.backbones.model_folder import quiet, reading
@@ -21,7 +22,7 @@ from mobillm_flower.backbones.onnx_engine import onnx_backbone
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.backbones.sources import resolve_folder
 from mobillm_flower.backbones.streaming.engine import StreamedEngine
-from mobillm_flower.backbones.streaming.layer_weights import LayerWeights, StoredLayers
+from mobillm_flower.backbones.streaming.layer_weights import StoredLayers
 from mobillm_flower.backbones.tokenizers import require_tokenizer
 from mobillm_flower.config.compatibility import check_engine
 from mobillm_flower.core.backbone_info import BackboneInfo
@@ -151,7 +152,6 @@ def _assembled(
     whole.eval()
     whole.requires_grad_(False)
     head = LanguageHead(whole, stack[-1]) if options.language_model else None
-    digest = fingerprint(folder, config.model_type, len(stack))
     info = BackboneInfo(
         name=options.name,
         family=config.model_type,
@@ -159,7 +159,7 @@ def _assembled(
         depth=len(stack),
         width=int(config.hidden_size),
         precision=options.precision,
-        fingerprint=digest,
+        fingerprint=fingerprint(folder, config.model_type, len(stack)),
         base_prediction=checkpoint.base_prediction,
         revision=options.revision,
         vocabulary=head.vocabulary if head else 0,
@@ -180,34 +180,28 @@ def _assembled(
         device=device,
         language_model=checkpoint.language_model,
         head=head,
-        engine=_streamed_engine(checkpoint, list(stack), digest, options, device),
+        engine=_engine(checkpoint, list(stack), info, options, device),
         plan=plan,
     )
 
 
-def _streamed_engine(
-    checkpoint: Checkpoint, stack: list[nn.Module], digest: str, options: LoadOptions, device: torch.device
-) -> StreamedEngine | None:
-    """Return what runs a model whose layers stayed on disk; None where they are in memory."""
+def _engine(
+    checkpoint: Checkpoint, stack: list[nn.Module], info: BackboneInfo, options: LoadOptions, device: torch.device
+) -> Engine:
+    """Return what runs a model: another engine where its layers stayed on disk."""
+    model, predictor, label_head = checkpoint.model, checkpoint.predictor, checkpoint.label_head
     disk, plan = checkpoint.disk, options.plan
     if plan is None or disk is None:
-        return None
+        shares = info.causal and plan is None  # a memory budget does not count what is kept of a prefix
+        return TorchEngine(model, stack, predictor, label_head, causal=shares)
     if options.precision in PACKED:
         from mobillm_flower.backbones.streaming.packed_layers import pack, packed_folder
 
-        kept = packed_folder(digest, options.precision)
-        weights: LayerWeights = pack(disk, len(stack), packing(options.precision, device), kept)
+        kept = packed_folder(info.fingerprint, options.precision)
+        weights: StoredLayers = pack(disk, len(stack), packing(options.precision, device), kept)
     else:
         weights = StoredLayers(disk.weights, disk.stack_name, len(stack), disk.dtype)
-    return StreamedEngine(
-        checkpoint.model,
-        stack,
-        checkpoint.predictor,
-        checkpoint.label_head,
-        weights,
-        ahead=plan.ahead,
-        memory_bytes=plan.hidden,
-    )
+    return StreamedEngine(model, stack, predictor, label_head, weights, ahead=plan.ahead, memory_bytes=plan.hidden)
 
 
 def load_head(name: str, *, revision: str = "", device: str = "cpu") -> LanguageHead:

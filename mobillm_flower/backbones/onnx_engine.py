@@ -78,7 +78,7 @@ def _in_torch(options: LoadOptions) -> LoadOptions:
     return replace(options, engine="torch", precision="fp32", device="cpu")
 
 
-class OnnxEngine:
+class OnnxEngine(Engine):
     """ONNX Runtime on the CPU, with as many threads as torch has.
 
     Parameters
@@ -173,7 +173,7 @@ def _keep(draft: Path, folder: Path) -> None:
         raise OSError(f"{folder} cannot be written")
 
 
-class _Graph:
+class _Graph(Engine):
     """A graph on disk as an engine."""
 
     name = "onnx"
@@ -188,10 +188,6 @@ class _Graph:
         options.log_severity_level = 4  # errors are raised; they need no line of their own
         self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._inputs = [item.name for item in self._session.get_inputs()]
-
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
-        """Return itself."""
-        return self
 
     def run(
         self,

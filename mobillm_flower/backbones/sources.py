@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +44,7 @@ def minilm_folder() -> Path:
         )
     folder = Path(spec.origin).parent / "model"
     for name, expected in _MINILM_SHA256.items():
-        with (folder / name).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = file_digest(folder / name).hex()
         if digest != expected:
             raise UnsupportedError(
                 f"{folder / name} has SHA-256 {digest[:12]}…, pinned is {expected[:12]}…; reinstall "

@@ -102,11 +102,6 @@ def cross_entropy(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
     return _sum(inputs, head, of_chunk) / max(1, len(inputs))
 
 
-def log_probabilities(inputs: Tensor, labels: Tensor, head: Head) -> Tensor:
-    """Return log p(label) of each token, [N] float32, in nats."""
-    return token_scores(inputs, labels, head)[0]
-
-
 @torch.inference_mode()
 def token_scores(
     inputs: Tensor, labels: Tensor, head: Head, candidates: Tensor | None = None

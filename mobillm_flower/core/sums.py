@@ -41,7 +41,8 @@ class SumShape:
     @property
     def num_words(self) -> int:
         """W = D(D+3)/2 + D·K + K + 3."""
-        return num_words(self.width, self.num_outputs)
+        d, k = self.width, self.num_outputs
+        return d * (d + 3) // 2 + d * k + k + NUM_COUNTS
 
     def split(self, values: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Return counts [3], Σz [D], Σt [K], triangle [D(D+1)/2] and Σztᵀ [D, K] of a statistic [W], as views."""
@@ -157,11 +158,6 @@ def add_words(parts: Iterable[Words]) -> Words:
         total = part.copy() if total is None else total + part
     assert total is not None
     return total
-
-
-def num_words(width: int, num_outputs: int) -> int:
-    """Return W = D(D+3)/2 + D·K + K + 3."""
-    return width * (width + 3) // 2 + width * num_outputs + num_outputs + NUM_COUNTS
 
 
 def width_within(num_bytes: float, num_outputs: int) -> int:

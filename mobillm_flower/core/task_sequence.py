@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mobillm_flower.errors import ArgumentError, MismatchError
@@ -45,12 +44,6 @@ class TaskSpan:
         wide[:, self.start : self.stop] = base * (self.num_classes / num_outputs)
         return wide
 
-    def masked(self, scores: Tensor) -> Tensor:
-        """Return scores [B, K] with −∞ in the columns of other tasks: the task is known."""
-        masked = torch.full_like(scores, -torch.inf)
-        masked[:, self.start : self.stop] = scores[:, self.start : self.stop]
-        return masked
-
 
 @dataclass(frozen=True)
 class TaskSequence:
@@ -84,12 +77,6 @@ class TaskSequence:
     def labels(self) -> tuple[str, ...]:
         """Names of all columns, "task: class", each once."""
         return tuple(f"{span.name}: {label}" for span in self.spans for label in span.labels)
-
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def __iter__(self) -> Iterator[TaskSpan]:
-        return iter(self.spans)
 
     def append(self, name: str, labels: Sequence[str]) -> TaskSequence:
         """Return the sequence with one more task, whose columns come last.
@@ -142,21 +129,16 @@ class SequenceMeasures:
         AA = (1/T) Σ_j a[T, j].
     backward_transfer : float
         BWT = (1/(T − 1)) Σ_{j<T} (a[T, j] − a[j, j]); 0 of one task.
-    forward_transfer : float or None
-        FWT = (1/(T − 1)) Σ_{j>1} (a[j, j] − a*[j]), a* the accuracy of the same way of learning on the task alone:
-        columns that do not exist yet predict nothing, so that "before it is learned" has no accuracy. None: a* is not
-        known.
     forgetting : tuple of float
         Of each task but the last: the best of a[i, j], j ≤ i < T, less a[T, j].
     """
 
     average: float
     backward_transfer: float
-    forward_transfer: float | None
     forgetting: tuple[float, ...]
 
     @classmethod
-    def of(cls, accuracies: Sequence[Sequence[float]], alone: Sequence[float] | None = None) -> SequenceMeasures:
+    def of(cls, accuracies: Sequence[Sequence[float]]) -> SequenceMeasures:
         """Measure accuracies, row i of which has one value for each of the tasks 0…i at least.
 
         Raises
@@ -168,16 +150,8 @@ class SequenceMeasures:
         if not count or any(len(row) <= i for i, row in enumerate(accuracies)):
             raise ArgumentError("accuracies", [len(row) for row in accuracies], "need a value for each task so far")
         last, before = accuracies[-1], range(count - 1)
-        steps = max(1, count - 1)
         return cls(
             average=sum(last[:count]) / count,
-            backward_transfer=sum(last[j] - accuracies[j][j] for j in before) / steps,
-            forward_transfer=None
-            if alone is None
-            else sum(accuracies[j][j] - alone[j] for j in range(1, count)) / steps,
+            backward_transfer=sum(last[j] - accuracies[j][j] for j in before) / max(1, count - 1),
             forgetting=tuple(max(row[j] for row in accuracies[j:-1]) - last[j] for j in before),
         )
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        return asdict(self)

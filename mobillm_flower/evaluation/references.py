@@ -16,7 +16,6 @@ from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings, load_settings
-from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.saved import saved_backbones, saved_contract
 from mobillm_flower.models.side_tuned import SideTunedModel
@@ -215,12 +214,11 @@ def _replayed(run: RunFolder, settings: Settings) -> torch.nn.Module | None:
         if plan is None or not can_replay(cache):
             return None
         rule = prediction_rule(plan, send_base=settings.loss.send_base)
-        backbones = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
         return replay(
             cache,
             scores=rule.scores,
             memory_bytes=settings.cache.memory_mib << 20,
-            frozen=load_frozen_parts(plan, settings, backbones),
+            frozen=load_frozen_parts(plan, settings, known_backbones(cache)),
             device=training_device(settings),
         )
     finally:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.side_networks import SideNetworkConfig, fields_taken
 from mobillm_flower.wire.contract import TaskContract
 
@@ -40,13 +40,13 @@ class CardFacts:
 def model_card(
     num_parameters: int,
     side_config: SideNetworkConfig,
-    backbones: Mapping[str, Mapping[str, Any]],
+    backbones: Mapping[str, BackboneInfo],
     contract: TaskContract,
     facts: CardFacts,
     where: str = "this folder",
 ) -> str:
     """Return a README.md: metadata for the hub, and what the network is."""
-    names = [str(info["name"]) for info in backbones.values()]
+    names = [info.name for info in backbones.values()]
     outputs = (
         "next tokens" if contract.per_token else f"{len(contract.labels)} labels" if contract.labels else "one number"
     )

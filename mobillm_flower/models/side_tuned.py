@@ -295,7 +295,7 @@ class SideTunedModel:
             state=state_for(self.side_network.state_dict(), self.spec.backbone),
             side_config=self.side_config,
             specs={self.spec.backbone: self._spec_of_tasks},
-            backbones={self.spec.backbone: dataclasses.asdict(self.backbone.info)},
+            backbones={self.spec.backbone: self.backbone.info},
             contract=self.tasks.in_order[-1] if self.tasks else self.contract,
             tasks=self.tasks,
             rule=self.rule,

@@ -31,7 +31,7 @@ _DRAWS = 7  # a phase of `draw_order`
 def heard(
     rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets], *, key: str, seed: int
 ) -> Rows:
-    """Return the rows that training uses.
+    """Return the rows that training uses, of each task by itself: the same text has another label in another.
 
     Rows of fewer than five devices, and of language modelling, are all used. It depends on the rows, on who sent which,
     and on the key; where no device is contradicted or doubted, all rows are returned.
@@ -45,12 +45,22 @@ def heard(
     key, seed : str, int
         What decides which of a device's rows are looked at: a secret in hex, or where that is empty the seed.
     """
+    seed = int(key[:16], 16) if key else seed
+    tasks, kept = rows.column("task"), np.ones(len(rows), bool)
+    for task in np.unique(tasks):
+        kept[tasks == task] = _heard_of_task(rows.take(tasks == task), loader, targets, seed)
+    return rows if kept.all() else rows.take(kept)
+
+
+def _heard_of_task(
+    rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets], seed: int
+) -> np.ndarray:
+    """Return which rows of one task are used, [n] bool."""
     devices = rows.column("device")
-    counts = np.bincount(devices) if len(rows) else np.zeros(0, np.int64)
+    counts = np.bincount(devices)
     present = np.flatnonzero(counts)
     if len(present) < _FEWEST_DEVICES or loader.contract.per_token:
-        return rows
-    seed = int(key[:16], 16) if key else seed
+        return np.ones(len(rows), bool)
     order = draw_order(len(rows), seed=seed, phase=_DRAWS, number=0)
     rank = np.empty(len(rows), np.int64)  # of each row among its device's, in that order
     rank[order] = occurrence(devices[order])
@@ -72,20 +82,8 @@ def heard(
             judgement = judge(vectors, wanted, np.searchsorted(np.sort(part), devices[chosen]), len(part))
             limits[np.sort(part)[judgement.doubted]] = _DOUBTED * median
             limits[np.sort(part)[judgement.contradicted]] = 0
-    kept = rank < limits[devices]
-    return rows if kept.all() else rows.take(kept)
-
-
-def heard_by_task(
-    rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets], *, key: str, seed: int
-) -> Rows:
-    """Return `heard` of each task by itself: the same text has another label in another."""
-    tasks, kept = rows.column("task"), np.ones(len(rows), bool)
-    for task in np.unique(tasks):
-        of_task = rows.take(tasks == task)
-        used = heard(of_task, loader, targets, key=key, seed=seed)
-        kept[tasks == task] = np.isin(of_task.column("id"), used.column("id"))
-    return rows if kept.all() else rows.take(kept)
+    used: np.ndarray = rank < limits[devices]
+    return used
 
 
 def _vectors(rows: Rows, loader: BatchLoader, targets: Callable[[TargetBatch], FitTargets]) -> tuple[Tensor, Tensor]:

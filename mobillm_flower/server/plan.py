@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.language import Head
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import SideNetworkConfig, Upper, attach_layers
@@ -190,27 +191,19 @@ class TrainingPlan:
         width : int
             `side-network.width` of the run's settings.
         """
-        rows, side, options = cache.rows(), self.side_config, self.options
-        types = {name: spec for name, spec in side.types.items() if name in rows.names("backbone")}
+        held, side = cache.rows().names("backbone"), self.side_config
+        types = {name: spec for name, spec in side.types.items() if name in held}
         joined = tuple(name for name in side.joined if name in types)
         if first := {name: spec for name, spec in types.items() if name not in joined}:
             shape = {"num_blocks": side.num_blocks, "bottleneck": side.bottleneck, "num_outputs": side.num_outputs}
             chosen = SideNetworkConfig.of(first, width=width, name=side.name, **shape)
             side = dataclasses.replace(side, width=chosen.width, identity_alignment=chosen.identity_alignment)
-        steps = planned_steps(
-            len(rows),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            validation_share=options.validation_share,
-            rounds=last_round(cache),
-            overlap_steps=options.overlap_steps,
-        )
         return dataclasses.replace(
             self,
             specs={name: spec for name, spec in self.specs.items() if name in types},
             sums={name: sums for name, sums in self.sums.items() if name in types},
             side_config=dataclasses.replace(side, types=types, joined=joined),
-            options=dataclasses.replace(options, planned_steps=steps),
+            options=_planned_for(cache, self.options),
         )
 
 
@@ -271,29 +264,32 @@ def plan_what_is_held(trainer: Trainer) -> None:
     Before the first epoch, when nothing more is asked for; steps that overlapped with rounds keep the schedule of the
     hints. It depends on the cache alone.
     """
-    cache, options = trainer.loader.cache, trainer.options
-    trainer.options = dataclasses.replace(
-        options,
-        planned_steps=planned_steps(
-            len(cache),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            validation_share=options.validation_share,
-            rounds=last_round(cache),
-            overlap_steps=options.overlap_steps,
-        ),
+    trainer.options = _planned_for(trainer.loader.cache, trainer.options)
+
+
+def _planned_for(cache: ActivationCache, options: TrainerOptions) -> TrainerOptions:
+    """Return options with the steps that are planned for the samples and rounds of a cache."""
+    steps = planned_steps(
+        len(cache),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        validation_share=options.validation_share,
+        rounds=last_round(cache),
+        overlap_steps=options.overlap_steps,
     )
+    return dataclasses.replace(options, planned_steps=steps)
 
 
-def note_backbones(cache: ActivationCache, backbones: Mapping[str, Mapping[str, Any]]) -> None:
+def note_backbones(cache: ActivationCache, backbones: Mapping[str, BackboneInfo]) -> None:
     """Remember what types are, by fingerprint: their devices may be away when the side network is saved."""
-    cache.set_meta(_BACKBONES, json.dumps({**known_backbones(cache), **backbones}, sort_keys=True))
+    known = {**known_backbones(cache), **backbones}
+    values = {name: dataclasses.asdict(info) for name, info in known.items()}
+    cache.set_meta(_BACKBONES, json.dumps(values, sort_keys=True))
 
 
-def known_backbones(cache: ActivationCache) -> dict[str, dict[str, Any]]:
+def known_backbones(cache: ActivationCache) -> dict[str, BackboneInfo]:
     """Return what was noted of backbone types, by fingerprint."""
-    found: dict[str, dict[str, Any]] = json.loads(cache.meta(_BACKBONES) or "{}")
-    return found
+    return {name: BackboneInfo(**info) for name, info in json.loads(cache.meta(_BACKBONES) or "{}").items()}
 
 
 def note_round(cache: ActivationCache, round_: int) -> None:

@@ -29,12 +29,11 @@ from mobillm_flower.wire.sums import SumsSpec
 
 _NOISE_KEY, _NOISED = "noise-key", "noised-totals"
 _TOLERANCE = 1e-9  # of the trace, by which an eigenvalue may be below 0
-_DEVIATIONS = 6  # of the norm of devices' noise, by which it may be above its mean
 OF_THE_NOISE = 0.5
 """λ over the noise's spectral norm σ·√(2D); chosen on AG News and SMS spam, see benchmarks/studies/sums.py."""
 
 
-def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noised: bool = False) -> int:
+def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1) -> int:
     """Check what one device's or one group's statistic can be; returns its number of samples, 0 where it is not sent.
 
     A masked liar can send any sum of this kind: what is checked bounds how far it moves the solution, no more.
@@ -49,8 +48,6 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noi
         Samples that they have at most.
     devices : int
         How many devices' sums these are.
-    noised : bool
-        Whether devices added noise; what noise can break is then left out.
 
     Raises
     ------
@@ -70,9 +67,7 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noi
         raise PacketRejected("counts", "more vectors are clipped, or targets are longer, than samples can be")
     if private and (rows.any() or targets.any() or counts[2]):
         raise PacketRejected("sums", "sums of vectors and targets are not sent beside noise")
-    _check_norm(sums, triangle, moment, devices=devices, noised=noised)
-    if noised:
-        return samples
+    _check_norm(sums, triangle, moment, devices=devices)
     gram = sums.shape.gram(triangle)
     diagonal = gram.diagonal()
     trace = float(diagonal.sum())
@@ -103,15 +98,11 @@ def check_sums(words: Words, sums: SumsSpec, *, most: int, devices: int = 1, noi
     return samples
 
 
-def _check_norm(
-    sums: SumsSpec, triangle: NDArray[np.float64], moment: NDArray[np.float64], *, devices: int, noised: bool
-) -> None:
+def _check_norm(sums: SumsSpec, triangle: NDArray[np.float64], moment: NDArray[np.float64], *, devices: int) -> None:
     """Refuse sums longer than those of so many devices can be that each shorten theirs to √2·`device_rows`."""
     if not sums.device_rows:
         return
     longest = math.sqrt(2) * sums.device_rows * devices * (1 + _TOLERANCE)
-    if noised:  # σ on each word, in these units
-        longest += sums.sigma * (math.sqrt(triangle.size + moment.size) + _DEVIATIONS)
     scale = sums.scale
     gram = np.linalg.norm(sums.shape.gram(triangle)) / scale.radius**2
     norm = math.hypot(gram, np.linalg.norm(moment) / (scale.radius * scale.levels))

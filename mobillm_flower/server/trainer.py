@@ -19,7 +19,7 @@ from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from mobillm_flower.server.fitting import Measured, StoppedError, fit
-from mobillm_flower.server.influence import heard_by_task
+from mobillm_flower.server.influence import heard
 from mobillm_flower.server.label_shift import LabelShift
 from mobillm_flower.server.objective import FitTargets, Loss
 from mobillm_flower.server.options import Position, TrainerOptions
@@ -260,8 +260,7 @@ class Trainer:
         options = self.options
         if not options.judge_devices:
             return rows
-        key, seed = options.validation_key, options.seed
-        return heard_by_task(rows, self.loader, self._fit_targets, key=key, seed=seed)
+        return heard(rows, self.loader, self._fit_targets, key=options.validation_key, seed=options.seed)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take over the weights of another side network of the same shape, before the first step."""

@@ -11,7 +11,6 @@ from flwr.serverapp import Grid
 from mobillm_flower.config import Settings
 from mobillm_flower.config.run_compatibility import check_difference_strategy
 from mobillm_flower.errors import CacheError, PacketRejected
-from mobillm_flower.runs import device_events
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import note_round
 from mobillm_flower.server.sums import check_sums, hold, num_noised_totals, require_room
@@ -21,11 +20,11 @@ from mobillm_flower.strategies.intake import Intake
 from mobillm_flower.strategies.preparation import log_prepared
 from mobillm_flower.strategies.registry import STRATEGIES
 from mobillm_flower.strategies.run_state import RunState
-from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped
+from mobillm_flower.strategies.secure_groups import are_secure, collect, grouped, sums_request
 from mobillm_flower.strategies.side_tuning import SideTuningStrategy
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.messages import DeviceDescription
-from mobillm_flower.wire.sums import SumsReply, SumsRequest, open_sums, pack_sums_request
+from mobillm_flower.wire.sums import SumsRequest, open_sums, pack_sums_request
 
 logger = getLogger("flwr")
 
@@ -37,17 +36,39 @@ class SumsIntake(Intake):
 
     def request(self, run: RunState, device: DeviceState, round_: int) -> RecordDict:
         """Return what a device is asked for: its sums."""
-        return pack_sums_request(sums_request(run, device))
+        return pack_sums_request(self._asked(run, device))
+
+    def _asked(self, run: RunState, device: DeviceState) -> SumsRequest:
+        description = device.description
+        return sums_request(run, description.backbone.fingerprint, run.cache.held(description.pseudonym))
 
     def commit(self, run: RunState, device: DeviceState, content: RecordDict, round_: int) -> int:
-        """Open, check and commit a device's sums; returns the number of its samples."""
-        request = sums_request(run, device)
+        """Open, check and commit a device's sums; returns the number of its samples, 0 where there is no room."""
+        request = self._asked(run, device)
         sums = open_sums(content, request=request)
         if sums.pseudonym != device.description.pseudonym:
             raise PacketRejected("pseudonym", "the packet names another device than the node it came from")
         most = run.fleet.most_in_sums()[device.node_id]
-        samples = check_sums(sums.words, request.sums, most=most)
-        return take_sums(run, device, sums, samples=samples or most, round_=round_)
+        samples = check_sums(sums.words, request.sums, most=most) or most
+        if request.held:
+            raise PacketRejected("releases", "sums of this device are held already")
+        try:
+            require_room(run.cache, run.plan.sums, samples)
+        except CacheError as error:  # which is not the device's fault
+            run.fleet.drop(device, str(error))
+            return 0
+        hold(
+            run.cache,
+            sums.words,
+            pseudonym=sums.pseudonym,
+            release=sums.release,
+            samples=samples,
+            backbone=device.description.backbone.fingerprint,
+            round_=round_,
+        )
+        run.stopping.count_upload(sums.num_bytes)
+        run.folder.append(device.take_sums([sums], samples=samples, round_=round_))
+        return samples
 
 
 @STRATEGIES.register("analytic")
@@ -103,50 +124,3 @@ class AnalyticMobiLLM(SideTuningStrategy):
         collect(run, private, config, round_=round_)
         note_round(run.cache, round_)
         return round_
-
-
-def sums_request(run: RunState, device: DeviceState) -> SumsRequest:
-    """Return what a device is asked for."""
-    backbone = device.description.backbone.fingerprint
-    return SumsRequest(
-        contract=run.plan.contract,
-        spec=run.plan.specs[backbone],
-        sums=run.plan.sums[backbone],
-        held=run.cache.held(device.description.pseudonym),
-    )
-
-
-def take_sums(run: RunState, device: DeviceState, sums: SumsReply, *, samples: int, round_: int) -> int:
-    """Commit checked sums of a device, and log them; returns the number of its samples, 0 where there is no room."""
-    if run.cache.held(device.description.pseudonym):
-        raise PacketRejected("releases", "sums of this device are held already")
-    try:
-        require_room(run.cache, run.plan.sums, samples)
-    except CacheError as error:  # which is not the device's fault
-        run.fleet.drop(device, str(error))
-        return 0
-    hold(
-        run.cache,
-        sums.words,
-        pseudonym=sums.pseudonym,
-        release=sums.release,
-        samples=samples,
-        backbone=device.description.backbone.fingerprint,
-        round_=round_,
-    )
-    run.stopping.count_upload(sums.num_bytes)
-    event = device_events.Window(
-        round=round_,
-        device=device.record.device,
-        window=1,
-        samples=samples,
-        new=samples,
-        remaining=0,
-        refused=0,
-        bytes=sums.num_bytes,
-        forward_seconds=round(sums.forward_seconds, 4),
-    )
-    device.count(event, peak_memory_bytes=sums.peak_memory_bytes)
-    device.done = True
-    run.folder.append(event)
-    return samples

@@ -104,7 +104,7 @@ class Earlier:
             )
         with closing(ActivationCache(folder.cache)) as cache:
             plan = TrainingPlan.of(cache)
-            backbones = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
+            backbones = known_backbones(cache)
             oldest = _oldest(settings)
             of_tasks = {held.task for held in cache.holdings() if held.last >= oldest}
         if plan is None:

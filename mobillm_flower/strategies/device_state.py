@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from logging import WARNING, getLogger
 
 from mobillm_flower.runs import device_events
 from mobillm_flower.runs.devices import DeviceRecord
+from mobillm_flower.wire.masked import MaskedReply
 from mobillm_flower.wire.messages import DeviceDescription
+from mobillm_flower.wire.sums import SumsReply
 from mobillm_flower.wire.window import Window
 
 logger = getLogger("flwr")
@@ -68,26 +71,45 @@ class DeviceState:
 
     def take_window(self, window: Window, *, new: int, round_: int) -> device_events.Window:
         """Count a committed window, `new` of whose samples the cache did not hold, and return its event."""
-        event = device_events.Window(
-            round=round_,
-            device=self.record.device,
-            window=self.record.windows + 1,
-            samples=len(window.samples),
-            new=new,
-            remaining=window.remaining,
-            refused=window.refused,
-            bytes=window.num_bytes,
-            forward_seconds=round(window.forward_seconds, 4),
-        )
-        self.count(event, peak_memory_bytes=window.peak_memory_bytes)
+        left = {"remaining": window.remaining, "refused": window.refused}
+        event = self._count([window], round_=round_, samples=len(window.samples), new=new, **left)
         self.done = self.done or window.remaining == 0
         if self.done and window.refused:
             logger.log(WARNING, "device %s declines to release %d samples", self.name, window.refused)
         return event
 
-    def count(self, event: device_events.Window, *, peak_memory_bytes: float) -> None:
-        """Count an answer that was committed."""
+    def take_sums(
+        self, answers: Sequence[SumsReply | MaskedReply], *, samples: int, round_: int
+    ) -> device_events.Window:
+        """Count committed sums that came in one or more answers, with which the device is done; return their event."""
+        self.done = True
+        return self._count(answers, round_=round_, samples=samples, new=samples)
+
+    def _count(
+        self,
+        answers: Sequence[Window | SumsReply | MaskedReply],
+        *,
+        round_: int,
+        samples: int,
+        new: int,
+        remaining: int = 0,
+        refused: int = 0,
+    ) -> device_events.Window:
+        """Count what was committed, and return its event."""
+        event = device_events.Window(
+            round=round_,
+            device=self.record.device,
+            window=self.record.windows + 1,
+            samples=samples,
+            new=new,
+            remaining=remaining,
+            refused=refused,
+            bytes=sum(answer.num_bytes for answer in answers),
+            forward_seconds=round(sum(answer.forward_seconds for answer in answers), 4),
+        )
         self.record.take(event)
-        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, peak_memory_bytes)
+        peak = max(answer.peak_memory_bytes for answer in answers)
+        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes or 0.0, peak)
         self.failures_in_a_row = 0
         self.last_forward_seconds = event.forward_seconds
+        return event

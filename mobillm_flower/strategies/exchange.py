@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -31,6 +31,7 @@ class Flight:
     deadline: float
 
 
+@dataclass(eq=False, repr=False)
 class Exchange:
     """Pushes messages and pulls their replies, one way for all strategies.
 
@@ -50,20 +51,14 @@ class Exchange:
         Called with a node whose deadline passed; True keeps the message out, with another deadline.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        *,
-        timeout_s: float,
-        poll_s: float,
-        clock: Clock,
-        on_unreachable: Callable[[int], None],
-        on_late: Callable[[int, str], bool],
-    ) -> None:
-        self.grid, self.timeout_s, self.poll_s, self.clock = grid, timeout_s, poll_s, clock
-        self._on_unreachable, self._on_late = on_unreachable, on_late
-        self._flights: dict[str, Flight] = {}
-        self._sent_to: dict[str, int] = {}
+    grid: Grid
+    timeout_s: float
+    poll_s: float
+    clock: Clock
+    on_unreachable: Callable[[int], None]
+    on_late: Callable[[int, str], bool]
+    _flights: dict[str, Flight] = field(default_factory=dict, init=False)
+    _sent_to: dict[str, int] = field(default_factory=dict, init=False)
 
     @property
     def busy_nodes(self) -> set[int]:
@@ -87,7 +82,7 @@ class Exchange:
                 self._flights[sent[0]] = Flight(node, kind, self.clock.now() + self.timeout_s)
                 self._sent_to[sent[0]] = node
             else:
-                self._on_unreachable(node)
+                self.on_unreachable(node)
 
     def out(self, kind: str) -> list[str]:
         """Return the ids of messages of a kind that are not answered yet."""
@@ -128,5 +123,5 @@ class Exchange:
             if flight.deadline > now:
                 continue
             flight.deadline = now + self.timeout_s
-            if not self._on_late(flight.node_id, kind):
+            if not self.on_late(flight.node_id, kind):
                 del self._flights[message_id]

@@ -10,12 +10,11 @@ from logging import WARNING, getLogger
 from flwr.app import Message, RecordDict
 
 from mobillm_flower.core.backbone_info import BackboneInfo
-from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected, RunFailed
+from mobillm_flower.errors import MismatchError, MobiLLMError, PacketRejected
 from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.plain import plain
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.device_state import DeviceState
-from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.messages import DeviceDescription, open_description, refusal
 from mobillm_flower.wire.proof import require_proof
 
@@ -68,11 +67,6 @@ class Fleet:
 
     def __iter__(self) -> Iterator[DeviceState]:
         return iter(list(self.devices.values()))
-
-    @property
-    def contract(self) -> TaskContract | None:
-        """The task; None before it is settled."""
-        return self.agreement.contract
 
     @property
     def reasons(self) -> list[str]:
@@ -170,9 +164,10 @@ class Fleet:
         """
         if reply.has_error():
             self._unanswered[node] += 1
-            self._trouble[node] = f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}"
-            if self._unanswered[node] < self.max_failures:
-                return
+            self._trouble[node] = f"it answered with error {reply.error.code}: {last_line(reply.error.reason)}"
+            if self._unanswered[node] >= self.max_failures:
+                self.refuse(node, self._trouble[node])
+            return
         try:
             self._admit(node, reply, asked, present)
         except MobiLLMError as error:
@@ -195,7 +190,7 @@ class Fleet:
         Who refuses takes no further part, unless what was asked is optional.
         """
         if reply.has_error():
-            self.fail(device, f"error {reply.error.code}: {_last_line(reply.error.reason)}")
+            self.fail(device, f"error {reply.error.code}: {last_line(reply.error.reason)}")
             return None
         reason = refusal(reply.content)
         if reason is not None:
@@ -265,8 +260,6 @@ class Fleet:
 
     def _admit(self, node: int, reply: Message, asked: Message, present: Collection[int]) -> None:
         """Take a device in; raises where it does not fit the fleet."""
-        if reply.has_error():
-            raise RunFailed(f"it answered with error {reply.error.code}: {_last_line(reply.error.reason)}")
         reason = refusal(reply.content)
         if reason is not None:
             raise MismatchError(reason)
@@ -323,7 +316,7 @@ def _medians_of_others(sizes: Sequence[int]) -> list[int]:
     return [(ordered[low + (low >= place)] + ordered[high + (high >= place)]) // 2 for place in places]
 
 
-def _last_line(reason: str | None) -> str:
+def last_line(reason: str | None) -> str:
     """Return the end of an error's text: of a traceback, the exception itself."""
     lines = (reason or "").strip().splitlines()
     return plain(lines[-1], 300) if lines else "no reason given"

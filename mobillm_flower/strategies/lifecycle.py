@@ -103,13 +103,6 @@ class StartedRun:
 
 
 @contextlib.contextmanager
-def _seen(folder: RunFolder, settings: Settings) -> Iterator[None]:
-    """Show what happens inside in run.log and in trackers."""
-    with copied_log(folder), tracked(folder, settings):
-        yield
-
-
-@contextlib.contextmanager
 def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: str) -> Iterator[StartedRun]:
     """Hold a run's folder inside, and log how the run starts and ends.
 
@@ -131,7 +124,13 @@ def running(settings: Settings, run_path: Path | None, grid: Grid, *, strategy: 
     """
     run_id = str(getattr(grid.run, "run_id", "local"))
     folder = RunFolder(run_path or run_folder(settings, run_id), run_id=run_id).make()
-    with private_files(), folder.hold(), folder.unchanged_on_error() as keep_log, _seen(folder, settings):
+    with (
+        private_files(),
+        folder.hold(),
+        folder.unchanged_on_error() as keep_log,
+        copied_log(folder),
+        tracked(folder, settings),
+    ):
         begin = time.monotonic()
         folder.append(Started(strategy))
         started = StartedRun(folder, settings, keep_log)

@@ -105,7 +105,7 @@ def prepare(
     started.keep_settings()
     if earlier:
         earlier.hand_over(cache, settings)
-        note_backbones(cache, {name: dataclasses.asdict(info) for name, info in earlier.backbones.items()})
+        note_backbones(cache, earlier.backbones)
     elif stored is None and cache.task:  # a start that went on with another run brought no sample
         cache.begin_task(0, None)
     if stored is None:
@@ -151,7 +151,7 @@ def _fresh_plan(
     earlier: Earlier | None,
 ) -> TrainingPlan:
     """Return the plan that a new run with these settings and devices would have."""
-    contract = fleet.contract
+    contract = fleet.agreement.contract
     assert contract is not None  # there is a device
     num_train = fleet.sizes()
     before = stored or (earlier.plan if earlier else None)

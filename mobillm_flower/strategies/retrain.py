@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 
 from mobillm_flower.config import Settings
-from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.errors import CacheError
-from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.runs.events import Retrained
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
 from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
+from mobillm_flower.strategies.run_state import save_trained
 
 
 def require_retrainable(cache: ActivationCache, settings: Settings, *, without: str) -> None:
@@ -68,25 +67,15 @@ def retrain(run: RunFolder, cache: ActivationCache, settings: Settings) -> int:
     plan = before.of_what_is_held(cache, width=settings.side_network.width)
     plan.store(cache)
     rule = prediction_rule(plan, send_base=settings.loss.send_base)
-    backbones = known_backbones(cache)
     trainer = plan.trainer(
         cache,
         scores=rule.scores,
         memory_bytes=settings.cache.memory_mib << 20,
         checkpoint=run.checkpoint,
         device=training_device(settings),
-        frozen=load_frozen_parts(plan, settings, {name: BackboneInfo(**backbones[name]) for name in plan.specs}),
+        frozen=load_frozen_parts(plan, settings, known_backbones(cache)),
     )
     train_again(trainer)
-    save_side_network(
-        run.side_network,
-        state=trainer.state,
-        side_config=plan.side_config,
-        specs=plan.specs,
-        backbones={name: backbones[name] for name in plan.specs},
-        contract=plan.contract,
-        tasks=plan.tasks,
-        rule=rule,
-    )
+    save_trained(run, trainer, plan, rule)
     run.append(Retrained(len(cache), len(cache.devices()), trainer.position.steps))
     return trainer.position.steps

@@ -337,7 +337,7 @@ def load_frozen_parts(plan: TrainingPlan, settings: Settings, backbones: Mapping
     )
 
 
-def as_named_here(backbones: Mapping[str, BackboneInfo], settings: Settings) -> dict[str, dict[str, Any]]:
+def as_named_here(backbones: Mapping[str, BackboneInfo], settings: Settings) -> dict[str, BackboneInfo]:
     """Return backbones by fingerprint as they are saved: under the name that the server's settings have for them.
 
     A saved model is loaded by its name; one that a device gave would let it choose what others download. A name that
@@ -349,8 +349,8 @@ def as_named_here(backbones: Mapping[str, BackboneInfo], settings: Settings) -> 
         return info.name if info.name in names else names[0] if len(names) == len(backbones) == 1 else ""
 
     return {
-        fingerprint: dataclasses.asdict(
-            dataclasses.replace(info, name=name(info), revision=settings.backbone.revision if name(info) else "")
+        fingerprint: dataclasses.replace(
+            info, name=name(info), revision=settings.backbone.revision if name(info) else ""
         )
         for fingerprint, info in backbones.items()
     }

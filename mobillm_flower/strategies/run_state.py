@@ -159,23 +159,28 @@ class RunState:
             network = plan.side_config.build()
         self.plan = plan
         self.plan.store(self.cache)
-        known = {name: BackboneInfo(**info) for name, info in known_backbones(self.cache).items()}
-        note_backbones(self.cache, as_named_here({**known, backbone.fingerprint: backbone}, settings))
+        known = {**known_backbones(self.cache), backbone.fingerprint: backbone}
+        note_backbones(self.cache, as_named_here(known, settings))
         self.trainer.add_type(spec, network)
         self.folder.append(TypeJoined(backbone.name, backbone.depth, backbone.width))
 
     def save(self) -> None:
         """Write the trained side network."""
-        known = known_backbones(self.cache)  # the only device of a type may be away
-        save_side_network(
-            self.folder.side_network,
-            state=self.trainer.state,
-            side_config=self.plan.side_config,
-            specs=self.plan.specs,
-            backbones={name: known[name] for name in self.plan.specs},
-            contract=self.plan.contract,
-            tasks=self.plan.tasks,
-            rule=self.rule,
-        )
+        save_trained(self.folder, self.trainer, self.plan, self.rule)
         gates = getattr(self.trainer.network, "gate_values", [])
         self.folder.append(Gates([round(value, 4) for value in gates]))
+
+
+def save_trained(folder: RunFolder, trainer: Trainer, plan: TrainingPlan, rule: PredictionRule) -> None:
+    """Write a trained side network into its run's folder."""
+    known = known_backbones(trainer.loader.cache)  # the only device of a type may be away
+    save_side_network(
+        folder.side_network,
+        state=trainer.state,
+        side_config=plan.side_config,
+        specs=plan.specs,
+        backbones={name: known[name] for name in plan.specs},
+        contract=plan.contract,
+        tasks=plan.tasks,
+        rule=rule,
+    )

@@ -128,7 +128,7 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
             )
             logger.log(WARNING, "%s", too_few)
             continue
-        request = _request(run, backbone)
+        request = sums_request(run, backbone)
         for number in range(count := num_groups(len(devices), least)):
             groups.append(
                 new_group(
@@ -144,8 +144,9 @@ def _make_groups(run: RunState, least: int, left_out: set[str]) -> tuple[list[Gr
     return groups, too_few
 
 
-def _request(run: RunState, backbone: str) -> SumsRequest:
-    return SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], frozenset())
+def sums_request(run: RunState, backbone: str, held: frozenset[bytes] = frozenset()) -> SumsRequest:
+    """Return what devices of a type are asked for, of which the server holds releases."""
+    return SumsRequest(run.plan.contract, run.plan.specs[backbone], run.plan.sums[backbone], held)
 
 
 def _pack(request: SumsRequest, _phase: str, message: bytes) -> RecordDict:
@@ -180,18 +181,5 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
     run.folder.append(device_events.GroupSummed(group.name, list(group.server.members), samples))
     for device in members:
         replies = group.replies[device.description.pseudonym]
-        event = device_events.Window(
-            round=round_,
-            device=device.record.device,
-            window=1,
-            samples=device.description.num_train,
-            new=device.description.num_train,
-            remaining=0,
-            refused=0,
-            bytes=sum(reply.num_bytes for reply in replies),
-            forward_seconds=round(sum(reply.forward_seconds for reply in replies), 4),
-        )
-        device.count(event, peak_memory_bytes=max(reply.peak_memory_bytes for reply in replies))
-        device.done = True
-        run.folder.append(event)
+        run.folder.append(device.take_sums(replies, samples=device.description.num_train, round_=round_))
     return ""

@@ -246,8 +246,7 @@ class SideTuningStrategy(Strategy):
         stored = started.plan(cache)
         earlier = continual.Earlier.read(self.settings) if self.settings.continual.after and stored is None else None
         if stored is not None:
-            known = {name: BackboneInfo(**info) for name, info in known_backbones(cache).items()}
-            agreement.take_over(stored.contract, known)
+            agreement.take_over(stored.contract, known_backbones(cache))
         connections = Connections(
             grid,
             self.settings,

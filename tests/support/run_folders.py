@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -167,7 +166,7 @@ def _save(folder: Path, contract: Any, backbone: str, base_prediction: str) -> N
         state=config.build().state_dict(),
         side_config=config,
         specs={BACKBONE: make_spec()},
-        backbones={BACKBONE: dataclasses.asdict(info)},
+        backbones={BACKBONE: info},
         contract=contract,
         rule=PredictionRule("square", 2.0),
     )

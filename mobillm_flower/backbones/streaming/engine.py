@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.func import functional_call
 
 from mobillm_flower.backbones.engine import Engine, base_logits, join, output_mask, pick
 from mobillm_flower.backbones.memory import give_back_at_once
-from mobillm_flower.backbones.streaming.layer_weights import LayerWeights
+from mobillm_flower.backbones.streaming.layer_weights import StoredLayers
 from mobillm_flower.core.pivots import Pivot
 from mobillm_flower.errors import UnsupportedError
 
@@ -29,42 +28,23 @@ _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _INSTEAD = "set backbone.memory-budget-mib=0"
 
 
-@dataclass
-class _Calls:
-    """What a batch's layers are called with, and its hidden states as they go through the layers."""
-
-    hidden: list[Tensor]
-    arguments: list[list[_Arguments]]
-
-
-@dataclass
-class PassTimes:
-    """Of the last pass over the layers.
-
-    Parameters
-    ----------
-    seconds : float
-        Of all layers.
-    waited : float
-        Of these, how long no layer was there to compute with.
-    """
-
-    seconds: float = 0.0
-    waited: float = 0.0
-
-
-class StreamedEngine:
+class StreamedEngine(Engine):
     """transformers' own code, layer by layer: a layer's weights are read, all batches pass it, the next layer follows.
 
     The model's own forward pass runs first with layers that only note what they are called with (masks, positions),
     and, where the backbone predicts, a last time with the last layer returning what was computed, so that norms and
     heads are the model's own. Only one layer's weights are in memory, two where the next is read meanwhile.
 
+    Attributes
+    ----------
+    seconds, waited : float
+        Of the last pass: of all layers, and of these how long no layer was there to compute with.
+
     Parameters
     ----------
     model, stack, predictor, label_head
         As in `Backbone`; the layers have no weights of their own.
-    layers : LayerWeights
+    layers : StoredLayers
         Reads them.
     ahead : bool
         Read the next layer while one computes.
@@ -80,7 +60,7 @@ class StreamedEngine:
         stack: Sequence[nn.Module],
         predictor: nn.Module | None,
         label_head: tuple[Tensor, Tensor | None] | None,
-        layers: LayerWeights,
+        layers: StoredLayers,
         *,
         ahead: bool = True,
         memory_bytes: int | None = None,
@@ -90,11 +70,7 @@ class StreamedEngine:
         self._layers, self._ahead, self._memory_bytes = layers, ahead, memory_bytes
         give_back_at_once()
         self._answers: int | None = None  # how many values a layer returns in a tuple; 0: no tuple
-        self.times = PassTimes()
-
-    def prepare(self, layers: Sequence[int], select: Pivot) -> Engine:  # noqa: ARG002 - an engine takes both
-        """Return itself: nothing is to be made ready."""
-        return self
+        self.seconds = self.waited = 0.0
 
     @torch.inference_mode()
     def run(
@@ -117,12 +93,12 @@ class StreamedEngine:
         masks = [output_mask(inputs) for inputs in batches]
         kept: list[list[Tensor]] = [[] for _ in batches]
         with ExitStack() as folder:
-            calls = self._recorded(batches, depth, folder)
+            states, arguments = self._recorded(batches, depth, folder)
             if 0 in layers:
-                kept = [[pick(hidden.clone(), masks[place], select)] for place, hidden in enumerate(calls.hidden)]
+                kept = [[pick(hidden.clone(), masks[place], select)] for place, hidden in enumerate(states)]
             for number, weights in self._weights_of(depth):
-                for place, hidden in enumerate(calls.hidden):
-                    others, named = calls.arguments[place][number]
+                for place, hidden in enumerate(states):
+                    others, named = arguments[place][number]
                     output = functional_call(self._stack[number], weights, (hidden, *others), named)
                     output = output[0] if isinstance(output, tuple) else output
                     if number + 1 in layers:
@@ -130,29 +106,32 @@ class StreamedEngine:
                     hidden.copy_(output)
                 _forget(self._stack[number])
             self._layers.check()  # what was read is what the fingerprint is of
-            if self.times.waited > max(1.0, self.times.seconds / 2):
+            if self.waited > max(1.0, self.seconds / 2):
                 logger.warning(
                     "the disk is slower than the computing: %.0f of the %.0f seconds of this pass were spent waiting "
                     "for layers; backbone.precision=bf16, int8 or nf4 reads fewer bytes",
-                    self.times.waited,
-                    self.times.seconds,
+                    self.waited,
+                    self.seconds,
                 )
             for place, inputs in enumerate(batches):
-                logits = self._predicted(inputs, calls.hidden[place], masks[place]) if predicts else None
+                logits = self._predicted(inputs, states[place], masks[place]) if predicts else None
                 yield join(kept[place], select), logits
 
-    def _recorded(self, batches: Sequence[Mapping[str, Tensor]], depth: int, folder: ExitStack) -> _Calls:
-        """Run each batch up to the last layer that is needed; the layers note what they are called with."""
+    def _recorded(
+        self, batches: Sequence[Mapping[str, Tensor]], depth: int, folder: ExitStack
+    ) -> tuple[list[Tensor], list[list[_Arguments]]]:
+        """Run each batch up to the last layer that is needed; returns what the first reads, and what each is given."""
         if self._answers is None:
             self._answers = self._asked(batches[0])
-        calls = _Calls([], [])
+        hidden: list[Tensor] = []
+        arguments: list[list[_Arguments]] = []
         for place, inputs in enumerate(batches):
             first, noted = self._noted(inputs, depth)
-            if not calls.hidden:
-                calls.hidden = self._room(first, [output_mask(one).shape for one in batches], folder)
-            calls.hidden[place].copy_(first)
-            calls.arguments.append(noted)
-        return calls
+            if not hidden:
+                hidden = self._room(first, [output_mask(one).shape for one in batches], folder)
+            hidden[place].copy_(first)
+            arguments.append(noted)
+        return hidden, arguments
 
     def _noted(self, inputs: Mapping[str, Tensor], depth: int) -> tuple[Tensor, list[_Arguments]]:
         """Return what the first layer reads, [B, T, d], and what each layer is called with beside it."""
@@ -227,7 +206,7 @@ class StreamedEngine:
 
     def _weights_of(self, depth: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Yield layers' numbers and weights; where there is room, the next is read while one computes."""
-        self.times = PassTimes()
+        self.seconds = self.waited = 0.0
         started = time.perf_counter()
         rooms = [torch.empty(self._layers.nbytes, dtype=torch.uint8) for _ in range(1 + self._ahead)]
         with ThreadPoolExecutor(1, thread_name_prefix="next-layer") as reader:
@@ -236,12 +215,12 @@ class StreamedEngine:
                 asked = time.perf_counter()
                 reading = reading or reader.submit(self._read, number, rooms[0])
                 weights = reading.result()
-                self.times.waited += time.perf_counter() - asked
+                self.waited += time.perf_counter() - asked
                 reading = None
                 if self._ahead and number + 1 < depth:
                     reading = reader.submit(self._read, number + 1, rooms[(number + 1) % 2])
                 yield number, weights
-                self.times.seconds = time.perf_counter() - started
+                self.seconds = time.perf_counter() - started
 
     def _read(self, number: int, room: Tensor) -> dict[str, Tensor]:
         self._layers.check()

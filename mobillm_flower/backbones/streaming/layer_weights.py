@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +12,13 @@ from mobillm_flower.backbones.streaming.stored_weights import StoredWeights
 _ALIGNED = 64  # bytes at which a tensor begins
 
 
-class LayerWeights(Protocol):
-    """Where the weights of the layers are read from.
+class StoredLayers:
+    """Layers as they are in files.
 
     Attributes
     ----------
     nbytes : int
         Room that the largest layer takes.
-    """
-
-    nbytes: int
-
-    def check(self) -> None:
-        """Raise WeightsChanged where the files are no longer those that the model was loaded from."""
-        ...
-
-    def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
-        """Read layer `number` (from 0) into bytes [nbytes]; returns its parameters by their names in the layer."""
-        ...
-
-
-class StoredLayers:
-    """Layers as they are in files.
 
     Parameters
     ----------
@@ -54,11 +38,11 @@ class StoredLayers:
         self.nbytes = max(sum(size for *_, size in self._parts(number)) for number in range(num_layers))
 
     def check(self) -> None:
-        """See `LayerWeights`."""
+        """Raise WeightsChanged where the files are no longer those that the model was loaded from."""
         self._weights.check()
 
     def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
-        """See `LayerWeights`."""
+        """Read layer `number` (from 0) into bytes [nbytes]; returns its parameters by their names in the layer."""
         parameters, start = {}, 0
         for name, dtype, size in self._parts(number):
             shape = self._weights.shape(name)

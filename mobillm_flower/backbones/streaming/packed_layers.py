@@ -44,7 +44,7 @@ class PackedLayers(StoredLayers):
         super().__init__(StoredWeights(places), "layers", len(files), torch.float32)
 
     def layer(self, number: int, room: Tensor) -> dict[str, Tensor]:
-        """See `LayerWeights`."""
+        """See `StoredLayers`."""
         held = super().layer(number, room)
         parameters: dict[str, Tensor] = {}
         for name, tensor in held.items():

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mobillm_flower.errors import ArgumentError
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -15,6 +17,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "identity": nn.Identity,
 }
+
+
+def activation_named(name: str) -> Callable[[], nn.Module]:
+    """Return what makes an activation function; raises ArgumentError where it is unknown."""
+    if name not in ACTIVATIONS:
+        raise ArgumentError("activation", name, f"is not known; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def zero_linear(width: int, num_outputs: int) -> nn.Linear:
+    """Return W and b that start at zero."""
+    linear = nn.Linear(width, num_outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class Adapter(nn.Module):

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.adapter import Adapter, activation_named, own_generator, zero_linear
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec, require_known
 from mobillm_flower.core.side_networks.protocol import ActivationBatch
-from mobillm_flower.errors import ArgumentError, MismatchError
 
 ALIGNMENT_RATE = 0.1
 """The alignment's learning rate as a share of the others'; chosen on validation data."""
@@ -26,18 +25,11 @@ learning what its own devices' labels have in common. Chosen on held-out trainin
 """
 
 
-def _zero_linear(width: int, num_outputs: int) -> nn.Linear:
-    linear = nn.Linear(width, num_outputs)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
 def _of_low_rank(width: int, rank: int, num_outputs: int, generator: torch.Generator) -> nn.Sequential:
     down = nn.Linear(width, rank, bias=False)
     with torch.no_grad():
         down.weight.copy_(torch.randn(rank, width, generator=generator) / width**0.5)
-    return nn.Sequential(down, _zero_linear(rank, num_outputs))
+    return nn.Sequential(down, zero_linear(rank, num_outputs))
 
 
 def _alone(_block: int, narrow: Tensor) -> Tensor:
@@ -100,8 +92,7 @@ class AdditiveSideNetwork(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ArgumentError("activation", activation, f"is not known; choose one of {', '.join(ACTIVATIONS)}")
+        make_activation = activation_named(activation)
         self.num_blocks, self.width, self.num_outputs = num_blocks, width, num_outputs
         self.input_norm = input_norm
         self.types = dict(types)
@@ -117,7 +108,7 @@ class AdditiveSideNetwork(nn.Module):
         generator = own_generator(seed, "shared")
         self.gates = nn.Parameter(torch.zeros(max(0, num_blocks - 1)))
         self.adapters = nn.ModuleList(
-            Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(num_blocks)
+            Adapter(width, bottleneck, make_activation(), generator) for _ in range(num_blocks)
         )
         self.output_norm = nn.LayerNorm(width)
         self.output = self.make_output(num_outputs)
@@ -126,7 +117,7 @@ class AdditiveSideNetwork(nn.Module):
 
     def make_output(self, num_outputs: int) -> nn.Module:
         """Return W_o: a module from [N, d] to [N, K] that starts at zero."""
-        return _zero_linear(self.width, num_outputs)
+        return zero_linear(self.width, num_outputs)
 
     def make_alignment(self, spec: AlignmentSpec, generator: torch.Generator) -> nn.Module:
         """Return W_b of one type: a module from rows [N, M, P·d_b] to [N, M, d]."""
@@ -153,17 +144,7 @@ class AdditiveSideNetwork(nn.Module):
         MismatchError
             The type has no alignment here, or rows have another shape.
         """
-        spec = self.types.get(batch.backbone)
-        if spec is None:
-            raise MismatchError(
-                f"backbone {batch.backbone[:12]} has no alignment in this side network; it knows "
-                f"{', '.join(name[:12] for name in self.types)}"
-            )
-        if batch.rows.shape[1:] != (self.num_blocks, spec.num_features):
-            raise MismatchError(
-                f"activations have shape {tuple(batch.rows.shape[1:])} a row, the side network takes "
-                f"{(self.num_blocks, spec.num_features)}"
-            )
+        require_known(batch, self.types, self.num_blocks, part="alignment")
         rows = batch.rows
         if self.input_norm:
             rows = nn.functional.layer_norm(rows, rows.shape[-1:])

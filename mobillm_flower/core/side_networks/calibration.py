@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,25 +15,9 @@ _STANDARD_ERRORS = 2.0
 _LARGEST = 6.0  # exponent
 
 
-@dataclass(frozen=True)
-class LikeliestScores:
-    """What scores u become: factor·u + offsets.
-
-    Parameters
-    ----------
-    factor : float
-        β/α; 1 where scores are added to p_b.
-    offsets : Tensor
-        [K] float64.
-    """
-
-    factor: float
-    offsets: Tensor
-
-
 def likeliest_scores(
     scores: Tensor, labels: Tensor, base: Tensor, weights: Tensor, *, in_logits: bool, with_offsets: bool
-) -> LikeliestScores:
+) -> tuple[float, Tensor]:
     """Return the factor and offsets of scores under which labels are likeliest.
 
     Least squares gives a class that vectors tell badly, as "none of these", small scores, so that it is hardly ever
@@ -59,6 +42,11 @@ def likeliest_scores(
         Whether scores are added to log p_b, not to p_b.
     with_offsets : bool
         Whether there is δ; otherwise it is 0.
+
+    Returns
+    -------
+    tuple
+        What scores are multiplied with, β/α or 1 where they are added to p_b, and what is added then, [K] float64.
     """
     log_base = base.double().clamp_min(EPSILON).log()
     informative = in_logits and bool((base - base[:1]).abs().max() > SAME)
@@ -75,7 +63,7 @@ def likeliest_scores(
         worse = gained.sum() < -_STANDARD_ERRORS * gained.square().sum().sqrt()
         factors, offsets = without if worse else fitted
     divisor = float(factors[1] if informative else 1.0) if in_logits else float(factors[0])
-    return LikeliestScores(float(factors[0]) / divisor, offsets / divisor)
+    return float(factors[0]) / divisor, offsets / divisor
 
 
 def _sum(logits: Sequence[Tensor], factors: Tensor, offsets: Tensor) -> Tensor:

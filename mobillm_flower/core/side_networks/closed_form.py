@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from mobillm_flower.core.side_networks.closed_form_fit import Fit
 from mobillm_flower.core.side_networks.closed_form_head import Head
-from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
+from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec, require_known
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, FittedPart, LabelledBatch
 from mobillm_flower.core.side_networks.task_sums import TaskSums
-from mobillm_flower.errors import MismatchError
 
 
 @SIDE_NETWORKS.register("closed-form")
@@ -91,10 +90,6 @@ class ClosedFormSideNetwork(nn.Module):
         """Whether p_b of a known task is the task's own, in place of its share of a distribution over all classes."""
         return bool(self.tasks)
 
-    def learning_rate_factor(self, _parameter: str) -> float:
-        """Return 0: nothing is learned by steps."""
-        return 0.0
-
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K] float32, samples in the order of the batches.
 
@@ -163,22 +158,14 @@ class ClosedFormSideNetwork(nn.Module):
         return TaskSums.empty(width, len(self.tasks), device)
 
     def _head(self, batch: ActivationBatch) -> Head:
-        if batch.backbone not in self.types:
-            raise MismatchError(
-                f"backbone {batch.backbone[:12]} has no head in this side network; it knows "
-                f"{', '.join(name[:12] for name in self.types)}"
-            )
+        require_known(batch, self.types, self.num_blocks, part="head")
         head = self.heads[batch.backbone]
         assert isinstance(head, Head)
         return head
 
     def _vectors(self, batch: ActivationBatch) -> Tensor:
         """Return the joined vectors of samples, [B, D]."""
-        expected = (self.num_blocks, self.types[batch.backbone].num_features)
-        if batch.rows.shape[1:] != expected:
-            raise MismatchError(
-                f"activations have shape {tuple(batch.rows.shape[1:])} a row, the side network takes {expected}"
-            )
+        require_known(batch, self.types, self.num_blocks, part="head")
         rows = batch.rows
         if self.input_norm:
             vectors = rows.reshape(*rows.shape[:-1], -1, self.types[batch.backbone].width)  # [N, M, P, d_b]

@@ -116,8 +116,7 @@ class Fit:
             assert counts is not None
             scores = self._discriminant(solution, self.classes)
             weight, bias, left_out = self._turned(solution, scores)
-            likeliest = likeliest_scores(left_out, labels, base, counts, in_logits=True, with_offsets=True)
-            factor, offsets = likeliest.factor, likeliest.offsets
+            factor, offsets = likeliest_scores(left_out, labels, base, counts, in_logits=True, with_offsets=True)
             if not self.calibrate:
                 least = self.scale * scores.factor
                 factor, offsets = least, least / factor * offsets
@@ -125,7 +124,7 @@ class Fit:
             factor = self.scale
         elif labels is not None and base is not None and (self.calibrate or not self.protected):
             assert counts is not None
-            likeliest = likeliest_scores(
+            factor, offsets = likeliest_scores(
                 left_out if self.calibrate else left_out / self.scale,
                 labels,
                 base,
@@ -133,7 +132,7 @@ class Fit:
                 in_logits=self.calibrate,
                 with_offsets=self.sums is None and not self.protected,
             )
-            factor, offsets = likeliest.factor, likeliest.offsets if self.calibrate else self.scale * likeliest.offsets
+            offsets = offsets if self.calibrate else self.scale * offsets
         left_out = factor * left_out + offsets
         self.head.set_columns(factor * weight, factor * bias + offsets)
         if self.sums is not None:

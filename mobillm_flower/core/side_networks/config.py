@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mobillm_flower.core.registry import Registry
-from mobillm_flower.core.side_networks.protocol import NOTHING_NEEDED, Needs
+from mobillm_flower.core.side_networks.protocol import NOTHING_NEEDED, ActivationBatch, Needs
 from mobillm_flower.errors import MismatchError
 
 PER_TYPE = ("alignment", "heads")
@@ -188,6 +188,21 @@ def fields_taken(name: str) -> tuple[str, ...]:
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         taken |= set(known) - _NAMED
     return tuple(field for field in known if field in taken)
+
+
+def require_known(batch: ActivationBatch, types: Mapping[str, AlignmentSpec], num_blocks: int, *, part: str) -> None:
+    """Raise MismatchError where a batch's type has no such part of a side network, or rows have another shape."""
+    spec = types.get(batch.backbone)
+    if spec is None:
+        raise MismatchError(
+            f"backbone {batch.backbone[:12]} has no {part} in this side network; it knows "
+            f"{', '.join(name[:12] for name in types)}"
+        )
+    if batch.rows.shape[1:] != (num_blocks, spec.num_features):
+        raise MismatchError(
+            f"activations have shape {tuple(batch.rows.shape[1:])} a row, the side network takes "
+            f"{(num_blocks, spec.num_features)}"
+        )
 
 
 def needs_of(name: str) -> Needs:

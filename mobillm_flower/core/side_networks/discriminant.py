@@ -80,10 +80,6 @@ class DiscriminantSideNetwork(nn.Module):
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
-    def learning_rate_factor(self, _parameter: str) -> float:
-        """Return 0: nothing is learned by steps."""
-        return 0.0
-
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K] float32, samples in the order of the batches.
 

@@ -229,18 +229,6 @@ class OrthogonalSideNetwork(AdditiveSideNetwork):
         ranks = [[int((a.scales != 0).sum()) for a in self.of_block(number)] for number in range(self.num_blocks)]
         return [list(of_task) for of_task in zip(*ranks, strict=True)]
 
-    @property
-    def num_acting_parameters(self) -> int:
-        """Numbers that a prediction is made with: those of dead dimensions are left out."""
-        others = sum(p.numel() for name, p in self.named_parameters() if not name.startswith("adapters."))
-        others += self.means.numel() + self.variances.numel() if len(self.tasks) > 1 else 0
-        return others + sum(map(sum, self.effective_ranks)) * self.numbers_a_dimension
-
-    @property
-    def numbers_a_dimension(self) -> int:
-        """Parameters of one dimension of one adapter."""
-        return 2 * self.width
-
     def _freeze(self) -> None:
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -296,8 +284,3 @@ class BudgetedSideNetwork(OrthogonalSideNetwork):
             assert isinstance(current, BudgetAdapter)
             total = total + current.squared_cosines(read) * (self.orthogonality / self.num_blocks)
         return total
-
-    @property
-    def numbers_a_dimension(self) -> int:
-        """Parameters of one dimension of one adapter."""
-        return 2 * self.width + 1

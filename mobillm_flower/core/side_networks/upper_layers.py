@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks.adapter import ACTIVATIONS, Adapter, own_generator
+from mobillm_flower.core.side_networks.adapter import Adapter, activation_named, own_generator, zero_linear
 from mobillm_flower.core.side_networks.config import SIDE_NETWORKS, AlignmentSpec
 from mobillm_flower.core.side_networks.protocol import ActivationBatch, Needs, Upper
 from mobillm_flower.errors import ArgumentError, MismatchError
@@ -71,30 +71,23 @@ class UpperLayersSideNetwork(nn.Module):
                 f"{NAME} takes one layer of one backbone type, not {num_blocks} of {len(types)}; give all devices one "
                 "backbone, or choose the side network additive"
             )
-        if activation not in ACTIVATIONS:
-            raise ArgumentError("activation", activation, f"is not known; choose one of {', '.join(ACTIVATIONS)}")
+        make_activation = activation_named(activation)
         ((self.backbone, spec),) = types.items()
         if width != spec.width:
             raise ArgumentError("width", width, f"cannot be used: the upper layers are {spec.width} wide; leave it out")
         self.width, self.num_outputs, self.predicts_tokens = width, num_outputs, predicts_tokens
         generator = own_generator(seed, "shared")
         self.adapters = nn.ModuleList(
-            Adapter(width, bottleneck, ACTIVATIONS[activation](), generator) for _ in range(spec.layers_above + 1)
+            Adapter(width, bottleneck, make_activation(), generator) for _ in range(spec.layers_above + 1)
         )
         if not predicts_tokens:
             self.output_norm = nn.LayerNorm(width)
-            self.output = nn.Linear(width, num_outputs)
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
+            self.output = zero_linear(width, num_outputs)
         self._upper: _Shared | None = None
 
     def attach(self, upper: Upper) -> None:
         """Give it the layers; copies of the network share them."""
         self._upper = _Shared(upper)
-
-    def learning_rate_factor(self, parameter: str) -> float:  # noqa: ARG002 - the protocol's
-        """Return 1: no parameter has a learning rate of its own."""
-        return 1.0
 
     def forward(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K], samples (in language modelling the tokens that are asked for) in the batches' order.

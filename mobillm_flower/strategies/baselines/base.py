@@ -18,7 +18,7 @@ from mobillm_flower.errors import RunFailed
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.runs import device_events, events
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.runs.plain import plain
+from mobillm_flower.strategies.fleet import last_line
 from mobillm_flower.strategies.lifecycle import running
 from mobillm_flower.strategies.run_state import EvaluateFn
 from mobillm_flower.wire import keys
@@ -153,10 +153,7 @@ class BaselineStrategy(FedAvg):
         asked = [Message(RecordDict(), dst_node_id=node, message_type=keys.DESCRIBE) for node in nodes]
         for reply in grid.send_and_receive(asked, timeout=timeout_s):
             if reply.has_error():
-                lines = (reply.error.reason or "").strip().splitlines()
-                raise RunFailed(
-                    f"a device answered with error {reply.error.code}: {plain((lines or ['no reason given'])[-1], 300)}"
-                )
+                raise RunFailed(f"a device answered with error {reply.error.code}: {last_line(reply.error.reason)}")
             contract, num_train, num_test = open_holdings(reply.content)
             if agreed is not None:
                 agreed.require_same(contract, mine="in the fleet", theirs="on the device")

@@ -78,7 +78,7 @@ def test_cross_entropy_in_chunks_is_that_of_whole_logits_and_so_is_its_gradient(
     (3 * expected).backward()
     (3 * found).backward()
     assert torch.allclose(parts.grad, whole.grad, atol=1e-7)
-    assert torch.allclose(language.log_probabilities(inputs, labels, head).mean(), -expected, atol=1e-6)
+    assert torch.allclose(language.token_scores(inputs, labels, head)[0].mean(), -expected, atol=1e-6)
 
 
 def test_the_divergence_loss_is_the_change_of_the_cross_entropy(small_chunks: Any) -> None:
@@ -102,7 +102,7 @@ def test_a_correction_lowers_its_own_tokens_loss_and_is_bounded() -> None:
     corrections, weights = language.correction(inputs, labels, head)
     lengths = torch.linalg.vector_norm(corrections, dim=1) / torch.linalg.vector_norm(inputs, dim=1)
     assert float(lengths.max()) <= language.REACH + 1e-6
-    before, after = (language.log_probabilities(u, labels, head) for u in (inputs, inputs + 0.1 * corrections))
+    before, after = (language.token_scores(u, labels, head)[0] for u in (inputs, inputs + 0.1 * corrections))
     assert bool((after > before).all())
     leaf = inputs.clone().requires_grad_()
     functional.cross_entropy(head.logits(leaf), labels, reduction="sum").backward()
@@ -233,7 +233,7 @@ def test_read_tokens_gives_what_the_model_reads_before_each_token_in_the_loss(fo
     assert activations[0].shape == (len(ids[1]), 2, 1, 16)
     head = present(backbone.head)
     inputs = head.inputs(activations[0][:, -1, 0])
-    assert torch.allclose(language.log_probabilities(inputs, labels[0], head), expected, atol=1e-5)
+    assert torch.allclose(language.token_scores(inputs, labels[0], head)[0], expected, atol=1e-5)
 
 
 def test_an_encoder_predicts_no_next_token(tmp_path: Path) -> None:

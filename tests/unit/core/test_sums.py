@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mobillm_flower.core.sums import Scale, SumShape, add_words, lift, num_words, statistic, width_within, wrap
+from mobillm_flower.core.sums import Scale, SumShape, add_words, lift, statistic, width_within, wrap
 
 
 def samples(count: int, width: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,5 +82,5 @@ def test_a_statistic_is_the_sums_that_it_says() -> None:
 @pytest.mark.parametrize("kib", [1, 560, 950])
 def test_the_width_is_the_largest_that_fits(kib: int, outputs: int) -> None:
     width = width_within(kib * 1024, outputs)
-    assert num_words(width + 1, outputs) * 4 > kib * 1024
-    assert width == 0 or num_words(width, outputs) * 4 <= kib * 1024
+    assert SumShape(width + 1, outputs).num_words * 4 > kib * 1024
+    assert width == 0 or SumShape(width, outputs).num_words * 4 <= kib * 1024

@@ -12,7 +12,7 @@ TASKS = TaskSequence().append("spam", ["ham", "spam"]).append("topic", ["world",
 
 
 def test_each_task_has_the_columns_after_the_one_before() -> None:
-    assert [(span.start, span.stop) for span in TASKS] == [(0, 2), (2, 5)]
+    assert [(span.start, span.stop) for span in TASKS.spans] == [(0, 2), (2, 5)]
     assert TASKS.sizes == (2, 3)
     assert TASKS.num_outputs == 5
     assert len(set(TASKS.labels)) == 5  # classes of one name in two tasks are two columns
@@ -29,13 +29,6 @@ def test_a_wide_base_prediction_is_a_distribution_that_says_within_a_task_what_i
     assert wide.sum(1).tolist() == pytest.approx([1, 1])
     assert torch.allclose(wide[:, 2:] / wide[:, 2:].sum(1, keepdim=True), base)
     assert wide[1].tolist() == pytest.approx([0.2] * 5)  # a constant stays one
-
-
-def test_a_known_task_predicts_its_own_classes_alone() -> None:
-    scores = torch.tensor([[9.0, 8.0, 1.0, 3.0, 2.0]])
-    assert scores.argmax(1).tolist() == [0]
-    assert TASKS.span_of("topic").masked(scores).argmax(1).tolist() == [3]
-    assert TASKS.span_of("spam").masked(scores).argmax(1).tolist() == [0]
 
 
 def test_an_unknown_task_is_answered_with_those_that_exist() -> None:
@@ -58,17 +51,15 @@ def test_classes_of_a_task_differ_and_a_message_does_not_show_them() -> None:
 
 def test_measures_of_a_sequence() -> None:
     accuracies = [[0.9, 0.1, 0.0], [0.8, 0.7, 0.0], [0.85, 0.6, 0.5]]
-    measured = SequenceMeasures.of(accuracies, alone=[0.9, 0.65, 0.6])
+    measured = SequenceMeasures.of(accuracies)
     assert measured.average == pytest.approx((0.85 + 0.6 + 0.5) / 3)
     assert measured.backward_transfer == pytest.approx((-0.05 - 0.1) / 2)
-    assert measured.forward_transfer == pytest.approx((0.05 - 0.1) / 2)
     assert measured.forgetting == pytest.approx((0.05, 0.1))
 
 
 def test_one_task_is_neither_forgotten_nor_helped() -> None:
     measured = SequenceMeasures.of([[0.9]])
     assert (measured.average, measured.backward_transfer, measured.forgetting) == (0.9, 0, ())
-    assert measured.forward_transfer is None
 
 
 def test_measures_need_each_task_so_far() -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from mobillm_flower import SideTunedModel, load_settings
 from mobillm_flower.backbones import load_backbone
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
 from mobillm_flower.core.side_networks import SideNetworkConfig
 from mobillm_flower.errors import UnsupportedError
@@ -119,7 +120,8 @@ def test_what_the_hub_does_not_have_or_take_is_said(
 def test_the_base_model_is_named_as_the_hub_has_it(names: list[str], base: list[str] | None) -> None:
     side = SideNetworkConfig(name="additive", types={}, num_blocks=2, width=8, bottleneck=4, num_outputs=3)
     contract = make_contract(load_settings({"task.labels": "a,b,c", "task.max-length": 32}), ["a", "b", "c"])
-    text = model_card(9, side, {name: {"name": name} for name in names}, contract, CardFacts())
+    types = {name: BackboneInfo(name, "bert", False, 2, 8, "fp32", "0" * 64, "constant") for name in names}
+    text = model_card(9, side, types, contract, CardFacts())
     assert ModelCard(text).data.to_dict().get("base_model") == base
 
 

@@ -92,7 +92,7 @@ def test_losses_of_tokens_and_corrections_stay_where_the_head_is() -> None:
         language.cross_entropy(inputs, labels, MetaHead()),
         language.divergence_loss(inputs, inputs.detach(), step, weight, MetaHead()),
         language.regression_loss(inputs, step, weight),
-        language.log_probabilities(inputs, labels, MetaHead()).sum(),
+        language.token_scores(inputs, labels, MetaHead())[0].sum(),
     ]
     assert {tensor.device for tensor in (step, weight, *losses)} == {META}
 

@@ -128,7 +128,7 @@ def predict(made: ClosedFormSideNetwork, task: int) -> Tensor:
 @pytest.mark.parametrize("features", [0, 16])
 def test_inside_a_task_the_solution_is_that_of_its_own_samples_and_stays(features: int) -> None:
     networks = in_turn(features)
-    for task, span in enumerate(TASKS):
+    for task, span in enumerate(TASKS.spans):
         rows, labels, base = samples(task)
         own = slice(span.start, span.stop)
         z = networks[task].heads[TYPE].features(rows)  # type: ignore[operator]
@@ -143,7 +143,7 @@ def test_inside_a_task_the_solution_is_that_of_its_own_samples_and_stays(feature
 
 
 def test_scores_of_tasks_tell_them_apart() -> None:
-    for task, span in enumerate(TASKS):
+    for task, span in enumerate(TASKS.spans):
         chosen = predict(in_turn()[-1], task).argmax(1)
         assert ((chosen >= span.start) & (chosen < span.stop)).float().mean() > 0.8
 
