@@ -16,6 +16,7 @@ from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
 from mobillm_flower.config import Settings, load_settings
+from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.models.saved import saved_backbones, saved_contract
 from mobillm_flower.models.side_tuned import SideTunedModel
