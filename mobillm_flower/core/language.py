@@ -22,6 +22,12 @@ LOGIT_BYTES = 64 << 20
 REACH = 0.5
 """Longest correction, as a share of the length of the head's input."""
 
+_ROUNDING = 1.25
+"""What a codec may add to a correction's length."""
+
+_STEEPEST = 4.0
+"""Largest curvature that counts, of the median of a batch."""
+
 
 CHUNK, NOT_ASKED = 1 << 31, (1 << 31) - 1
 """Where states of all tokens are sent: the bit of a chunk's first token, and what a token not in the loss has."""
@@ -172,6 +178,26 @@ def correction(inputs: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tens
     slope, length = (torch.linalg.vector_norm(part, dim=1).clamp_min(1e-6) for part in (gradient, inputs))
     weights = slope / (REACH * length * (1 - sure).clamp_min(1e-6))
     return -gradient / weights[:, None], weights
+
+
+def believable(corrections: Tensor, weights: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return corrections and curvatures of a batch, shortened to what `correction` can have returned.
+
+    No correction is longer than `REACH`·‖u‖. A curvature is the length of the difference between rows of the output
+    embedding over `REACH`·‖u‖, which varies little from token to token: at most `_STEEPEST` times the median counts. So
+    the pull of a device that lies is about as long as an honest one's at most.
+
+    Parameters
+    ----------
+    corrections, weights : Tensor
+        Δu [N, d_u] and w [N], as they came.
+    inputs : Tensor
+        u without the side network, [N, d_u] float32.
+    """
+    longest = _ROUNDING * REACH * torch.linalg.vector_norm(inputs, dim=1)
+    length = torch.linalg.vector_norm(corrections, dim=1)
+    shortened = corrections * (longest / length.clamp_min(1e-12)).clamp_max(1)[:, None]
+    return shortened, weights.clamp_max(_STEEPEST * weights.median())
 
 
 def regression_loss(change: Tensor, corrections: Tensor, weights: Tensor) -> Tensor:

@@ -113,10 +113,11 @@ def _token_loss(head: language.Head, *, objective: str, loss: str, scale: float)
         assert targets.base is not None
         with torch.no_grad():
             base = head.inputs(targets.base)
+            steps, weights = language.believable(targets.differences, targets.weights, base)
         inputs = head.inputs(targets.base + side / scale)
         if loss == "logit":
-            return language.divergence_loss(inputs, base, targets.differences, targets.weights, head)
-        return language.regression_loss(inputs - base, targets.differences, targets.weights)
+            return language.divergence_loss(inputs, base, steps, weights, head)
+        return language.regression_loss(inputs - base, steps, weights)
 
     return on_label if objective == "label" else on_difference
 

@@ -320,6 +320,29 @@ def test_every_objective_has_its_least_loss_on_the_way_to_the_label(objective: s
     assert torch.allclose(slope, present(leaf.grad), atol=1e-6)  # at s = 0 all three are the same slope
 
 
+@pytest.mark.parametrize("name", ["logit", "square"])
+@pytest.mark.parametrize("told", ["correction", "curvature", "both"])
+def test_a_token_pulls_about_as_much_as_an_honest_one_at_most_whatever_it_says(name: str, told: str) -> None:
+    hidden, labels = example()
+    head = LinearHead()
+    steps, weights = language.correction(head.inputs(hidden), labels, head)
+    loss = make_loss(CONTRACT, objective="difference", loss=name, scale=1.0, head=head)
+
+    def pulls(steps: Any, weights: Any) -> Any:
+        side = torch.zeros(TOKENS, WIDTH, requires_grad=True)
+        loss(side, TargetBatch(steps, labels, hidden, weights)).backward()
+        return torch.linalg.vector_norm(present(side.grad), dim=1)
+
+    longer, steeper = steps.clone(), weights.clone()
+    if told != "curvature":
+        longer[0] *= 1e4
+    if told != "correction":
+        steeper[0] = 9e5
+    honest, lied = pulls(steps, weights), pulls(longer, steeper)
+    assert lied[0] <= 8 * honest.max()
+    assert torch.equal(lied[1:], honest[1:])
+
+
 def test_language_modelling_needs_a_head() -> None:
     with pytest.raises(ArgumentError, match="needs the backbone's head"):
         make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
