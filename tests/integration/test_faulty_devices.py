@@ -162,7 +162,7 @@ def test_a_device_that_sends_more_than_it_described_is_rejected(tmp_path: Path, 
 
 def test_a_run_that_every_device_refuses_ends_at_once_with_their_reason(tmp_path: Path, tiny: Any) -> None:
     config = tiny(tmp_path, data__num_devices=3, data__text_column="sentence", rounds__timeout_s=3000.0)
-    with pytest.raises(RunFailed, match=r"all 3 refused; DataError: .*'sentence'"):
+    with pytest.raises(RunFailed, match=r"all 3 refused; MissingColumnError: .*'sentence'"):
         run(config)
     assert [e["event"] for e in events_of(config)].count("refused") == 3
 
