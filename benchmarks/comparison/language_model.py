@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +215,15 @@ def main() -> None:
     for name in asked.tasks.split(","):
         source = str((asked.data / TASKS[name].settings["data.source"]).resolve())
         task = replace(TASKS[name], settings={**TASKS[name].settings, "data.source": source})
-        cells: dict[str, Callable[[], dict[str, Any]]] = {"side-tuning": lambda task=task: side_tuned(task, asked.work)}  # type: ignore[misc]
+        cells: dict[str, Callable[[], dict[str, Any]]] = {"side-tuning": partial(side_tuned, task, asked.work)}
         if name in asked.sums.split(","):
-            cells["sums alone"] = lambda task=task: from_sums(task, asked.work)  # type: ignore[misc]
+            cells["sums alone"] = partial(from_sums, task, asked.work)
         if name in asked.lora.split(","):
-            cells["LoRA in one place"] = lambda task=task: lora(task, asked.work, asked.epochs)  # type: ignore[misc]
+            cells["LoRA in one place"] = partial(lora, task, asked.work, asked.epochs)
         if name in asked.upper.split(","):
-            cells["upper layers"] = lambda task=task: upper_layers(task, asked.work)  # type: ignore[misc]
+            cells["upper layers"] = partial(upper_layers, task, asked.work)
         if name in asked.fed_lora.split(","):
-            cells["LoRA by FedAvg"] = lambda task=task: fed_lora(task, asked.work, asked.rounds, asked.fed_rate)  # type: ignore[misc]
+            cells["LoRA by FedAvg"] = partial(fed_lora, task, asked.work, asked.rounds, asked.fed_rate)
         for title, cell in cells.items():
             if title in results.get(name, {}):
                 continue
