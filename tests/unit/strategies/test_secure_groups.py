@@ -21,6 +21,7 @@ from mobillm_flower.server import ActivationCache
 from mobillm_flower.strategies.secure_groups import num_groups
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.secure_sums import PHASES
+from mobillm_flower.wire.secure_sums.messages import open_message, pack_message
 from tests.support.cli import lines, parsed, refused
 from tests.support.local_grid import LocalGrid
 from tests.support.runs import tiny_config
@@ -192,10 +193,11 @@ def test_no_second_run_leaves_out_other_samples_of_devices_that_promise_somethin
 def test_a_group_whose_sum_cannot_be_right_is_named_and_left_out(tmp_path: Path, backbone: Path) -> None:
     def lie(message: Message, reply: Message) -> Message:
         if message.metadata.dst_node_id == 100 and phase_of(message) == "masked sums":
-            words = payload(reply.content)
-            words[-4:] += np.uint8(97)
-            words[36] += 1  # of the number of samples, and of the moment
-            reply.content[keys.SECURE_SUMS] = ArrayRecord({keys.PAYLOAD: Array(words)})
+            phase, nonce, body = open_message(payload(reply.content).tobytes())
+            words = np.frombuffer(body, "<u4").copy()
+            words[[0, -1]] += np.array([1000, 97], "u4")  # samples that it has not, and of the moment; modulo 2³²
+            lied = np.frombuffer(pack_message(phase, nonce, words.tobytes()), np.uint8)
+            reply.content[keys.SECURE_SUMS] = ArrayRecord({keys.PAYLOAD: Array(lied)})
         return reply
 
     with pytest.raises(RunFailed, match="no secure sum could be opened: counts: sums of"):
