@@ -45,6 +45,7 @@ def compare(
     from mobillm_flower.evaluation.compare.curves import draw_curves
     from mobillm_flower.evaluation.compare.of_app import Extent, plan_of_app
     from mobillm_flower.evaluation.compare.summary import summary
+    from mobillm_flower.evaluation.first_look import preflight
     from mobillm_flower.launch import gathered, read_app
     from mobillm_flower.reports.comparison import comparison_page
 
@@ -52,10 +53,13 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     with gathered(flower_app, words, work / "rows") as own:
         words += own
+        settings = flower_app.settings(words)
+        for note in preflight(settings):
+            typer.echo(f"note: {note}", err=True)
         plan = plan_of_app(flower_app, words, names, Extent(seeds=seeds, rounds=rounds, quick=quick, work=work))
         link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
         (drawn,) = draw_curves(plan, say=lambda line: typer.echo(line, err=True)).values()
-        report = summary(plan, drawn, link, _forecast(flower_app.settings(words), plan, link), quick=quick)
+        report = summary(plan, drawn, link, _forecast(settings, plan, link), quick=quick)
     for table in report.tables:
         print_rows(table.title, table.columns, table.rows, headed=True)
     typer.echo("")

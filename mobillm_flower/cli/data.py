@@ -27,7 +27,7 @@ def data(
     words = list(config or [])
     with gathered(app, words) as own:
         settings = app.settings([*words, *own])
-        found = first_look(settings, backbone=backbone, texts=show_texts, own=bool(own))
+        found = first_look(settings, backbone=backbone, texts=show_texts)
     source = "load_data" if own else settings.data.source
     if as_json:
         say_json({"source": source, "loads_its_own": bool(own), **found})

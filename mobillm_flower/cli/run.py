@@ -116,7 +116,7 @@ def _look_at_data(app: App, settings: Settings, words: list[str]) -> list[str]:
         return preflight(settings)
     try:
         with gathered(app, [word for word in words if not word.startswith("data.source=")], at_most=1) as of_first:
-            return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]), own=True)]
+            return [f"of the first device, {note}" for note in preflight(app.settings([*words, *of_first]))]
     except MobiLLMError as error:
         return [f"the first device would be refused: {told(error)}"]
 

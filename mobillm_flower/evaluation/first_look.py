@@ -11,12 +11,13 @@ from mobillm_flower.backbones.describe import is_causal
 from mobillm_flower.backbones.label_words import first_tokens, label_tokens
 from mobillm_flower.backbones.load import load_with
 from mobillm_flower.backbones.options import LoadOptions
-from mobillm_flower.backbones.skeleton import load_config, load_tokenizer
+from mobillm_flower.backbones.positions import check_positions
+from mobillm_flower.backbones.skeleton import load_config, load_tokenizer, skeleton
 from mobillm_flower.config import CHOOSERS, Partition, Settings
 from mobillm_flower.core.targets import base_prediction
 from mobillm_flower.errors import DataError
 from mobillm_flower.tasks import TASKS, LocalData, check_prompt, load_splits, tokenize, with_tokens
-from mobillm_flower.tasks.data import Splits, check_own_classes
+from mobillm_flower.tasks.data import Splits
 from mobillm_flower.tasks.labels import names_alike, value_text
 from mobillm_flower.tasks.partitions import natural_names
 from mobillm_flower.tasks.tokens import uncut_tokens
@@ -26,7 +27,7 @@ _MOST_DEVICES, _MOST_LENGTHS = 200, 2000
 _MANY_UNKNOWN = 0.05  # share of unknown tokens that is worth a word
 
 
-def preflight(settings: Settings, *, own: bool = False) -> list[str]:
+def preflight(settings: Settings) -> list[str]:
     """Refuse, before a simulation is started, what would end it at its first device: splits, columns, labels, prompt.
 
     Tasks that only an app registers are left to it.
@@ -35,8 +36,6 @@ def preflight(settings: Settings, *, own: bool = False) -> list[str]:
     ----------
     settings : Settings
         The run's.
-    own : bool
-        Whether `data.source` holds what `load_data` gave, and not all data of one place.
 
     Returns
     -------
@@ -50,7 +49,7 @@ def preflight(settings: Settings, *, own: bool = False) -> list[str]:
     """
     if settings.task.kind not in TASKS:
         return []
-    splits, cut = _splits(settings, own), settings.data
+    splits, cut = Splits.of(*load_splits(settings.data), settings), settings.data
     splits.read(settings, [], [])
     rule = splits.train_rule
     if rule is not None and not any(rule(value) is not None for value in splits.train[cut.label_column][:]):
@@ -65,13 +64,6 @@ def preflight(settings: Settings, *, own: bool = False) -> list[str]:
                 "splits"
             )
     return [*_alike(splits), *_notes(settings, splits)]
-
-
-def _splits(settings: Settings, own: bool) -> Splits:
-    train, test = load_splits(settings.data)
-    if own:  # as its devices do, of which none knows the others' classes
-        check_own_classes(train, settings)
-    return Splits.of(train, test, settings)
 
 
 def _alike(splits: Splits) -> list[str]:
@@ -91,10 +83,13 @@ def _notes(settings: Settings, splits: Splits) -> list[str]:
         return []
     if not len(data.train):
         return []
-    name, contract = settings.backbone.name, data.contract
-    tokenizer = load_tokenizer(name, revision=settings.backbone.revision)
+    name, revision, contract = settings.backbone.name, settings.backbone.revision, data.contract
+    tokenizer = load_tokenizer(name, revision=revision)
     check_prompt(tokenizer, contract)
     facts, notes = _tokens(tokenizer, data, settings), []
+    model, _ = skeleton(name, revision=revision, layers=settings.backbone.layers)
+    word = max(facts["label_words"].values(), default=1) if contract.whole_words else 1
+    check_positions(model, name, contract.max_length, words=word - 1)
     if facts["cut"] and not contract.per_token:
         notes.append(
             f"{facts['cut']:,} of {facts['rows']:,} texts have more than task.max-length={contract.max_length} tokens "
@@ -150,7 +145,7 @@ def _tokens(tokenizer: Any, data: LocalData, settings: Settings) -> dict[str, An
     }
 
 
-def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False, own: bool = False) -> dict[str, Any]:
+def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False) -> dict[str, Any]:
     """Return what a run would understand of `data.source`.
 
     Parameters
@@ -161,8 +156,6 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
         Whether to load the backbone, for lengths in tokens and its own prediction of a few rows.
     texts : bool
         Whether to show three shortened texts.
-    own : bool
-        As in `preflight`.
 
     Returns
     -------
@@ -176,7 +169,7 @@ def first_look(settings: Settings, *, backbone: bool = True, texts: bool = False
     MobiLLMError
         What would end the run, or cost it all of its devices.
     """
-    splits = _splits(settings, own)
+    splits = Splits.of(*load_splits(settings.data), settings)
     whole = splits.read(settings, range(len(splits.train)), range(len(splits.test)))
     found: dict[str, Any] = {
         "splits": {

@@ -47,7 +47,7 @@ def gathered(
     Raises
     ------
     DataError, UnsupportedError
-        The function returned no rows, or needs what only a real device has.
+        The function returned no rows, or rows of which nothing names the classes, or needs what only a real device has.
     """
     given = {word.partition("=")[0].strip() for word in words}
     load = None if "data.source" in given else app_loader(app)
@@ -58,12 +58,15 @@ def gathered(
         to = folder or Path(made) / "rows"
         shutil.rmtree(to, ignore_errors=True)
         to.mkdir(parents=True, mode=0o700)
-        count = app.settings(words).data.num_devices
-        splits = rows_of(app, load, count, {**app.config, **app.run_config(words)}, at_most=at_most)
+        settings = app.settings(words)
+        config = {**app.config, **app.run_config(words)}
+        splits = rows_of(app, load, settings.data.num_devices, config, at_most=at_most)
         import datasets
 
+        from mobillm_flower.tasks.data import check_own_classes
         from mobillm_flower.tasks.partitions import no_progress
 
+        check_own_classes(splits["train"], settings)  # as its devices do, of which none knows the others' classes
         with no_progress():
             datasets.DatasetDict(splits).save_to_disk(to)
         yield [

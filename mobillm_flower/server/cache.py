@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mobillm_flower.errors import CacheError, CacheFull
+from mobillm_flower.errors import CacheError, CacheFull, MobiLLMError
 from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.runs.files import transaction
 from mobillm_flower.server.cache_file import CacheFile, Holding, carry_over
 from mobillm_flower.server.integrity import Damage, checksum, digest, find_damage, problem, unlike
 from mobillm_flower.server.rows import Rows
+
+T = TypeVar("T")
 
 _CLOCK_SLACK_S = 86400.0  # a clock may be put back so far without a word
 _REFERENCE = "SELECT digest, id, backbone, tokens, round, device, stage FROM samples"
@@ -361,6 +363,22 @@ class ActivationCache:
         with self._disk.access() as db:
             row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
+
+    def read_meta(self, key: str, read: Callable[[str], T], *, default: T) -> T:
+        """Return what `read` makes of a text stored by `set_meta`, `default` where none is stored.
+
+        Raises
+        ------
+        CacheError
+            `read` cannot: the file is damaged.
+        """
+        text = self.meta(key)
+        try:
+            return default if text is None else read(text)
+        except (LookupError, TypeError, ValueError, AttributeError, MobiLLMError) as error:
+            raise CacheError(
+                f"{self.file}: its {key!r} is damaged ({type(error).__name__}); move the file away to start anew"
+            ) from error
 
     def _shrink(self, count: int) -> bool:
         """Overwrite the pages of deleted rows; False where another process is in the way."""

@@ -289,7 +289,11 @@ def note_backbones(cache: ActivationCache, backbones: Mapping[str, BackboneInfo]
 
 def known_backbones(cache: ActivationCache) -> dict[str, BackboneInfo]:
     """Return what was noted of backbone types, by fingerprint."""
-    return {name: BackboneInfo(**info) for name, info in json.loads(cache.meta(_BACKBONES) or "{}").items()}
+    return cache.read_meta(_BACKBONES, _backbones, default={})
+
+
+def _backbones(text: str) -> dict[str, BackboneInfo]:
+    return {name: BackboneInfo(**info) for name, info in json.loads(text).items()}
 
 
 def note_round(cache: ActivationCache, round_: int) -> None:
@@ -299,7 +303,7 @@ def note_round(cache: ActivationCache, round_: int) -> None:
 
 def last_round(cache: ActivationCache) -> int:
     """Return the last finished round, 0 before the first."""
-    return int(cache.meta(_LAST_ROUND) or 0)
+    return cache.read_meta(_LAST_ROUND, int, default=0)
 
 
 def note_stop(cache: ActivationCache, steps: int | None) -> None:
@@ -352,5 +356,5 @@ def train_again(trainer: Trainer) -> None:
         while trainer.overlap_step(round_):
             pass
     plan_what_is_held(trainer)
-    stopped = cache.meta(_STOPPED)
-    trainer.run_epochs(stop=lambda: bool(stopped) and trainer.position.steps >= int(stopped or 0))
+    stopped = cache.read_meta(_STOPPED, lambda text: int(text) if text else None, default=None)
+    trainer.run_epochs(stop=lambda: stopped is not None and trainer.position.steps >= stopped)

@@ -236,16 +236,16 @@ def _noised(
     words: Words, spec: SumsSpec, cache: ActivationCache, backbone: str
 ) -> tuple[torch.Tensor, torch.Tensor, float | None, int]:
     """Add noise and solve; the same sums have the same noise, of a key of the run: another look is no other draw."""
-    key = cache.meta(_NOISE_KEY)
-    if key is None:
-        key = secrets.token_hex(32)
-        cache.set_meta(_NOISE_KEY, key)
+    key = cache.read_meta(_NOISE_KEY, bytes.fromhex, default=b"")
+    if not key:
+        key = secrets.token_bytes(32)
+        cache.set_meta(_NOISE_KEY, key.hex())
     of_these = hashlib.sha256(words.tobytes()).hexdigest()
     known = _noised_totals(cache)
     if of_these not in known.setdefault(backbone, []):
         known[backbone].append(of_these)
         cache.set_meta(_NOISED, json.dumps(known))
-    drawn = discrete_gaussian(noise_variances(spec), key=derive(bytes.fromhex(key), of_these))
+    drawn = discrete_gaussian(noise_variances(spec), key=derive(key, of_these))
     weight, bias = solve_noised(lift(words) + drawn, spec)
     return weight, bias, None, 0
 
@@ -256,8 +256,7 @@ def num_noised_totals(cache: ActivationCache) -> int:
 
 
 def _noised_totals(cache: ActivationCache) -> dict[str, list[str]]:
-    known: dict[str, list[str]] = json.loads(cache.meta(_NOISED) or "{}")
-    return known
+    return cache.read_meta(_NOISED, lambda text: dict(json.loads(text)), default={})
 
 
 def solve_noised(

@@ -49,8 +49,11 @@ def are_secure(run: RunState, private: PrivacySettings) -> bool:
 
 def groups_held(cache: ActivationCache) -> dict[str, list[str]]:
     """Return the groups whose sums are held, and the pseudonyms of their devices."""
-    known: dict[str, list[str]] = json.loads(cache.meta(_GROUPS) or "{}")
-    return {name: devices for name, devices in known.items() if cache.held(name)}
+    return {name: devices for name, devices in _groups(cache).items() if cache.held(name)}
+
+
+def _groups(cache: ActivationCache) -> dict[str, list[str]]:
+    return cache.read_meta(_GROUPS, lambda text: dict(json.loads(text)), default={})
 
 
 def grouped(cache: ActivationCache) -> frozenset[str]:
@@ -167,8 +170,7 @@ def _commit(run: RunState, group: Group, round_: int) -> str:
         run.folder.append(device_events.GroupRefused(group.name, len(members), "the sum", str(error)))
         logger.log(WARNING, "the sum of group %s cannot be right and is left out: %s", group.name[:8], error)
         return str(error)
-    known = json.loads(run.cache.meta(_GROUPS) or "{}")
-    run.cache.set_meta(_GROUPS, json.dumps({**known, group.name: list(group.server.members)}))
+    run.cache.set_meta(_GROUPS, json.dumps({**_groups(run.cache), group.name: list(group.server.members)}))
     hold(
         run.cache,
         group.server.total,

@@ -68,6 +68,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data.partition=natural", "data.partition-column=who"], "data.partition-column='who' is none"),
         (["data.partition=natural", "data.partition-column=user"], "no test row is on any device"),
         (["task.metric=bleu"], "bleu"),
+        (["task.max-length=513"], "minilm has 512 positions; set task.max-length to at most 512"),
     ],
 )
 def test_what_no_device_could_read_is_refused_before_anything_is_started(
@@ -75,6 +76,7 @@ def test_what_no_device_could_read_is_refused_before_anything_is_started(
 ) -> None:
     words = [word for setting in (f"data.source={app}", *settings) for word in ("-c", setting)]
     assert message in refused("run", app, *words)
+    assert message in refused("compare", app, *words)
     assert not (app / "runs").exists()
 
 
@@ -129,6 +131,7 @@ def test_classes_of_nearly_one_name_are_named_by_run_and_data(app: Path, names: 
         (app / f"{split}.csv").unlink()
         (app / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     words = {"data.source": str(app), "backbone.name": str(save_tiny(app / "backbone", "bert"))}
+    words["task.max-length"] = "64"
     for given in ({}, {"task.labels": ",".join(f"'{name}'" for name in sorted(names))}):
         settings = load_settings({**words, **given})
         notes = [note for note in preflight(settings) if "differ in capitals" in note]
@@ -144,7 +147,7 @@ def test_a_mark_of_unknown_words_that_ends_every_text_is_none(app: Path) -> None
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"unk_token": "[SEP]", "eos_token": "[SEP]"}))
     words = {"data.source": str(app), "backbone.name": str(folder), "task.kind": "language-modelling"}
-    assert preflight(load_settings(words)) == []
+    assert preflight(load_settings({**words, "task.max-length": "64"})) == []
 
 
 def test_splits_without_rows_have_no_notes(app: Path) -> None:

@@ -10,7 +10,8 @@ from mobillm_flower.audit.draw import load_devices
 from mobillm_flower.errors import DataError, UnsupportedError
 from mobillm_flower.evaluation.compare.of_app import Extent, plan_of_app
 from mobillm_flower.launch import App, gathered, read_app
-from mobillm_flower.tasks import load_central_data, load_splits, read_rows
+from mobillm_flower.launch.own_rows import app_loader, rows_of
+from mobillm_flower.tasks import load_central_data, read_rows
 from tests.support.cli import parsed, refused
 
 APP = """
@@ -142,17 +143,20 @@ RAW = "[dict(zip(ROWS, row)) for row in zip(*ROWS.values())]"
 @pytest.mark.parametrize("rows", [RAW, "pandas.DataFrame(ROWS)", "datasets.Dataset.from_dict(ROWS)"])
 @pytest.mark.parametrize("topics", ['["tea", "coffee", "tea"]', "[0, 1, 0]"])
 @pytest.mark.parametrize("word", ["task.kind=classification", "task.kind=pairs"])
-def test_data_refuses_classes_that_nothing_names_in_the_words_of_the_run(
-    tmp_path: Path, rows: str, topics: str, word: str
+@pytest.mark.parametrize("command", ["data", "plan", "compare"])
+def test_classes_that_nothing_names_are_refused_in_the_words_of_the_run(
+    tmp_path: Path, rows: str, topics: str, word: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device does not know the others' classes: their names cannot be read from the rows of all of them."""
+    monkeypatch.chdir(tmp_path)
     app = an_app(tmp_path, "cups", NAMED.replace("ROWS_AS", rows).replace("TOPICS", topics))
     words = ["task.labels=", word, "data.pair-column=text"]
-    said = refused("data", app.folder, "--no-backbone", *(part for setting in words for part in ("-c", setting)))
-    with gathered(app, words) as own:
-        train, test = load_splits(app.settings([*words, *own]).data)
+    said = refused(command, app.folder, *(part for setting in words for part in ("-c", setting)))
+    load = app_loader(app)
+    assert load is not None
+    splits = rows_of(app, load, 1, {})
     with pytest.raises(DataError, match=re.escape(said)):
-        read_rows(train, test, app.settings(words))
+        read_rows(splits["train"], splits["test"], app.settings(words))
 
 
 @pytest.mark.parametrize(

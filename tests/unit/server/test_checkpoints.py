@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from mobillm_flower.errors import CacheError
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from mobillm_flower.server.options import Position
-from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.server.plan import TrainingPlan, known_backbones, last_round
+from mobillm_flower.server.sums import num_noised_totals
+from mobillm_flower.strategies.secure_groups import groups_held
 from tests.support.caches import fill, make_plan, make_samples, make_spec, train
 
 
@@ -57,6 +61,24 @@ def test_a_plan_that_is_damaged_is_refused_with_file_and_field(tmp_path: Path, f
     cache.set_meta("plan", json.dumps({**values, field: value}))
     with pytest.raises(CacheError, match=rf"cache\.sqlite: {field} of the run's plan is damaged"):
         TrainingPlan.of(cache)
+
+
+@pytest.mark.parametrize("key", ["backbones", "last-round", "secure-sums-groups", "noised-totals"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"x": 1', '"x"', "None"])
+def test_what_a_cache_notes_beside_its_samples_is_refused_by_name_where_it_is_damaged(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    cache = ActivationCache(tmp_path / "cache.sqlite")
+    readers: dict[str, Callable[[ActivationCache], Any]] = {
+        "backbones": known_backbones,
+        "last-round": last_round,
+        "secure-sums-groups": groups_held,
+        "noised-totals": num_noised_totals,
+    }
+    assert not readers[key](cache)
+    cache.set_meta(key, text)
+    with pytest.raises(CacheError, match=rf"cache\.sqlite: its '{key}' is damaged"):
+        readers[key](cache)
 
 
 def test_a_row_that_was_changed_on_disk_is_not_trained_on(tmp_path: Path) -> None:
