@@ -35,7 +35,8 @@ from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.runs import events
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache, TrainerOptions
-from mobillm_flower.server.plan import TrainingPlan, note_round, planned_steps
+from mobillm_flower.server.plan import TrainingPlan, note_round
+from mobillm_flower.server.schedule import planned_steps
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.wire.contract import ExtractionSpec
 from mobillm_flower.wire.messages import (

@@ -40,7 +40,8 @@ from mobillm_flower.models.saved import saved_backbones
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.ledger import Release
 from mobillm_flower.server import ActivationCache
-from mobillm_flower.server.plan import TrainingPlan, planned_steps
+from mobillm_flower.server.plan import TrainingPlan
+from mobillm_flower.server.schedule import planned_steps
 from mobillm_flower.tasks import load_central_data, render
 
 ROOT = Path(__file__).parents[2]

@@ -113,7 +113,7 @@ def _rotation(cells: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
 
 def _kept(days: float) -> str:
     if days:
-        return f"Rows are deleted from the cache when it is opened and they are older than {days:g} days."
+        return f"Rows older than {days:g} days are deleted from the cache when a run starts in its folder."
     return "The cache keeps every upload until it is told to forget it (cache.retention-days = 0)."
 
 

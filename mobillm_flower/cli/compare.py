@@ -59,7 +59,7 @@ def compare(
         plan = plan_of_app(flower_app, words, names, Extent(seeds=seeds, rounds=rounds, quick=quick, work=work))
         link = Link(up_mbit=up_mbit, down_mbit=down_mbit, slowdown=slowdown)
         (drawn,) = draw_curves(plan, say=lambda line: typer.echo(line, err=True)).values()
-        report = summary(plan, drawn, link, _forecast(settings, plan, link), quick=quick)
+        report = summary(plan, drawn, link, _forecast(settings, plan, link, rounds), quick=quick)
     for table in report.tables:
         print_rows(table.title, table.columns, table.rows, headed=True)
     typer.echo("")
@@ -74,7 +74,7 @@ def compare(
         write_file(json_file, json.dumps(everything, indent=1) + "\n")
 
 
-def _forecast(settings: Settings, plan: Plan, link: Link) -> Forecast | str:
+def _forecast(settings: Settings, plan: Plan, link: Link, rounds: int) -> Forecast | str:
     """Return what `mobillm plan` says of the rows that are compared; or why it does not."""
     from mobillm_flower.config import load_settings
     from mobillm_flower.errors import MobiLLMError
@@ -88,7 +88,7 @@ def _forecast(settings: Settings, plan: Plan, link: Link) -> Forecast | str:
             num_samples=min(task.num_train, len(data.train)),
             num_devices=plan.num_devices,
             **sample_lengths(settings, data),
-            rounds=15,
+            rounds=rounds,
             link=link,
             gflops=measured_gflops(),
         )

@@ -79,9 +79,7 @@ def plan(
     ]
     title = f"A device of {work.num_devices:,}, {work.num_samples / work.num_devices:,.0f} samples each"
     print_rows(title, ["cost", "side-tuning", f"FedLoRA, {rounds} rounds"], rows, headed=True)
-    typer.echo(
-        f"\n{even_bytes(costs, 'FedLoRA')}, or at {costs.even_samples:,.0f} samples a device with {rounds} rounds."
-    )
+    typer.echo(f"\n{even_bytes(costs, 'FedLoRA')}")
     if runs:
         typer.echo(f"The backbone on the device: {runs}.")
     typer.echo(f"Recommended: {costs.recommended}: {costs.reasons[0]}.")

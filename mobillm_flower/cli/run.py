@@ -194,8 +194,8 @@ def _references(
     left_out = {name: seconds for name, seconds in estimates.items() if seconds > at_most}
     try:
         names = reference_names(numbers=not saved_contract(run.folder.side_network).labels)
-        told = [f"{names[key]} (about {s:.0f} s)" for key, s in estimates.items() if key not in left_out]
-        watcher.say(f"measuring references: {', '.join([*told, 'memory'])}")
+        chosen = [f"{names[key]} (about {s:.0f} s)" for key, s in estimates.items() if key not in left_out]
+        watcher.say(f"measuring references: {', '.join([*chosen, 'memory'])}")
         with rows as overrides:
             measured = measure_references(path, left_out=left_out, overrides=overrides)
             if measured:

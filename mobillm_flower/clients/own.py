@@ -24,7 +24,8 @@ from mobillm_flower.errors import DataError, MismatchError, MobiLLMError, Policy
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.privacy.policy import Policy, read_policy
 from mobillm_flower.runs.folder import RunFolder
-from mobillm_flower.tasks import TASKS, LocalData, both_splits, load_local_data, read_rows
+from mobillm_flower.tasks import LocalData, both_splits, load_local_data, read_rows
+from mobillm_flower.tasks.task import has_classes
 
 LoadData = Callable[[Context], tuple[Any, Any]]
 
@@ -99,10 +100,8 @@ def check_run(settings: Settings, context: Context) -> None:
                 f"{key} of the run is below {least}, and a run can ask this device for more alone; give {key} in its "
                 "node config, or in its policy's settings"
             )
-    models = [choice.rpartition("@")[0] or choice for choice in backbone.choices]
-    models = models if backbone.name in CHOOSERS else [backbone.name]
     key = "backbone.choices" if backbone.name in CHOOSERS else "backbone.name"
-    if key not in named and any(name not in {*BACKBONE_SOURCES, *policy.backbones} for name in models):
+    if key not in named and any(name not in {*BACKBONE_SOURCES, *policy.backbones} for name in backbone.models):
         _refuse(key, "a model", "backbones")
     if backbone.revision and "backbone.revision" not in named:
         _refuse("backbone.revision", "a version of a model", "settings")
@@ -124,7 +123,7 @@ def check_run(settings: Settings, context: Context) -> None:
             if getattr(settings.task, field) != getattr(defaults.task, field) and f"task.{name}" not in named:
                 _refuse(f"task.{name}", "labels that its rows are compared with", "settings")
         own_rows = settings.data.source != defaults.data.source
-        if own_rows and not settings.task.labels and TASKS[settings.task.kind].labels(["0"], settings):
+        if own_rows and not settings.task.labels and has_classes(settings):
             raise PolicyRefused(
                 "the names of the labels would be read from this device's rows and told as they are; give task.labels "
                 "in its node config, or in its policy's settings"

@@ -72,7 +72,7 @@ def make_window(device: Device, spec: ExtractionSpec, *, held: frozenset[bytes],
     used = 0
     for i in chosen:
         item = waiting[release_ids[i]]
-        used += len(item.activations) + len(item.target) + 32
+        used += item.num_bytes
         if samples and used > max_bytes:
             break  # stays in the outbox for the next window
         samples.append(item)

@@ -16,7 +16,7 @@ from mobillm_flower.backbones import Backbone
 from mobillm_flower.backbones.memory import peak_memory_bytes
 from mobillm_flower.clients.device import Device
 from mobillm_flower.clients.releases import MAX_SAMPLES_AT_ONCE
-from mobillm_flower.core.sums import statistic, wrap
+from mobillm_flower.core.sums import statistic, word_type, wrap
 from mobillm_flower.errors import ReleaseRefused
 from mobillm_flower.privacy.accounting import Guarantee
 from mobillm_flower.privacy.ledger import Release, SampleKeys
@@ -52,7 +52,7 @@ def make_sums(device: Device, spec: ExtractionSpec, sums: SumsSpec, *, held: fro
     kept = [i for i in range(len(device.sample_ids)) if i not in left_out]
     promised = _counted(device, sums)
     release = device.folder.release_id(b"".join(sorted(device.sample_ids[i] for i in kept)), shaping)
-    kind = np.uint32 if sums.scale.bits == 32 else np.uint64
+    kind = word_type(sums.scale.bits)
     waiting = ledger.outbox([release])
     if release not in waiting:
         seconds, values, used = _sum(device, spec, sums, kept, release)

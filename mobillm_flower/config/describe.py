@@ -15,6 +15,7 @@ from typing import Any
 
 from mobillm_flower.config import PRESETS, Settings, list_text, setting_keys
 from mobillm_flower.config.compatibility import AUTO
+from mobillm_flower.config.load import kebab
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def part_summaries() -> dict[str, str]:
     """Return what each part is about, by its name in kebab-case."""
     parts = {item.name: getattr(Settings(), item.name) for item in fields(Settings)}
     return {
-        _kebab(name): " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
+        kebab(name): " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
         for name, part in parts.items()
         if is_dataclass(part)
     }
@@ -115,23 +116,19 @@ def _describe(part: Any, names: list[str], prefix: str) -> list[SettingDescripti
         key, default = prefix + name, plain(getattr(part, name))
         described.append(
             SettingDescription(
-                key=_kebab(key),
+                key=kebab(key),
                 type=_type(hints[name]),
                 default=default,
                 presets={
-                    preset: values[_kebab(key)]
+                    preset: values[kebab(key)]
                     for preset, values in PRESETS.items()
-                    if values.get(_kebab(key), default) != default
+                    if values.get(kebab(key), default) != default
                 },
                 allowed=rules[name],
                 meaning=meanings.get(name, ""),
             )
         )
     return described
-
-
-def _kebab(key: str) -> str:
-    return key.replace("_", "-")
 
 
 def _type(hint: Any) -> str:

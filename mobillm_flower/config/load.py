@@ -64,7 +64,7 @@ def setting_keys() -> list[str]:
 
 @cache
 def _known_keys() -> tuple[str, ...]:
-    return tuple(_kebab(key) for key in _leaves(Settings()))
+    return tuple(kebab(key) for key in _leaves(Settings()))
 
 
 def is_list(key: str) -> bool:
@@ -81,7 +81,7 @@ def setting_key(name: str) -> str:
         There is no such setting; one that is written alike is named.
     """
     known = _known_keys()
-    key = _kebab(name.strip())
+    key = kebab(name.strip())
     if key not in known:
         if of_part := next((one for one in known if one.startswith(f"{key}.")), ""):
             raise SettingsError(
@@ -198,7 +198,8 @@ def _snake(key: str) -> str:
     return key.replace("-", "_")
 
 
-def _kebab(key: str) -> str:
+def kebab(key: str) -> str:
+    """Return a field's name as a setting's key has it."""
     return key.replace("_", "-")
 
 

@@ -105,7 +105,7 @@ class Scale:
     def rows(self, rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
         """Return z [B, D] of norm at most 1 as whole numbers, and how many vectors had to be clipped."""
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        whole = np.rint(rows / np.maximum(norms, 1.0) * (self.radius - math.sqrt(rows.shape[1]) / 2))
+        whole = np.rint(rows / np.maximum(norms, 1.0) * self.row_unit(rows.shape[1]))
         cut = np.clip(whole, -self.levels, self.levels)
         clipped = (norms[:, 0] > 1 + 1e-6) | (cut != whole).any(1)
         return cut, int(clipped.sum())
@@ -141,9 +141,15 @@ def statistic(rows: NDArray[np.float64], targets: NDArray[np.float64], scale: Sc
     return values
 
 
+def word_type(bits: int) -> type[np.uint32] | type[np.uint64]:
+    """Return numpy's type of words of 32 or 64 bits."""
+    return np.uint32 if bits == 32 else np.uint64
+
+
 def wrap(values: NDArray[np.int64], bits: int) -> Words:
     """Return whole numbers modulo 2^bits."""
-    return values.astype(np.uint64).astype(np.uint32) if bits == 32 else values.astype(np.uint64)
+    words: Words = values.astype(np.uint64).astype(word_type(bits))
+    return words
 
 
 def lift(words: Words) -> NDArray[np.int64]:

@@ -40,8 +40,9 @@ from mobillm_flower.strategies.run_plan import arguments_named, make_plan
 from mobillm_flower.tasks import LocalData, render, windows_of
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import target_size
+from mobillm_flower.wire.window import RELEASE_BYTES
 
-_RELEASE, _LENGTHS = 16, 8  # bytes of a sample in a window beside its payload
+_LENGTHS = 8  # bytes of a sample in a window beside its payload and its release id
 _WINDOW_HEADER = 1600  # bytes of a window's contract, spec, names and hash
 _CACHE_ROW = 120  # bytes of a row of the cache beside its payload
 _MEASURE_S = 1.0
@@ -126,8 +127,10 @@ class Forecast:
         LoRA and head: up and down in every round.
     side_network_bytes : int
         What goes down once.
+    rounds : int
+        Rounds of FedLoRA that are predicted.
     even_rounds, even_samples : float
-        Rounds of FedLoRA, and samples of a device, at which bytes both ways are equal.
+        Rounds of FedLoRA, and with `rounds` of them samples of a device, at which bytes both ways are equal.
     recommended, reasons
         "side-tuning" or "FedLoRA", and why.
     """
@@ -138,6 +141,7 @@ class Forecast:
     bytes_a_sample: float
     adapter_bytes: int
     side_network_bytes: int
+    rounds: int
     even_rounds: float
     even_samples: float
     recommended: str
@@ -178,7 +182,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
     rows = _rows_of_a_sample(spec, work)
     per_sample = _sample_bytes(spec, contract, rows)
     window = settings.rounds.window or share
-    up = share * (per_sample + _RELEASE + _LENGTHS) + math.ceil(share / window) * _WINDOW_HEADER
+    up = share * (per_sample + RELEASE_BYTES + _LENGTHS) + math.ceil(share / window) * _WINDOW_HEADER
     cached = work.num_samples * (per_sample + _CACHE_ROW)
     if plan.sums:  # one message, however many samples there are
         (sums,) = plan.sums.values()
@@ -223,6 +227,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
         bytes_a_sample=a_sample,
         adapter_bytes=adapter,
         side_network_bytes=network,
+        rounds=work.rounds,
         even_rounds=(up + network - adapter) / (2 * adapter),
         even_samples=max(0.0, (2 * both + adapter - network) / a_sample),
         **_advice(ours, lora, work),
@@ -245,10 +250,14 @@ def _lora(
 
 
 def even_bytes(forecast: Forecast, other: str) -> str:
-    """Say at how many rounds of another method the bytes both ways are equal, without a full stop."""
+    """Say where the bytes both ways equal those of LoRA by federated averaging, as the caller calls it."""
+    at = f"equal at {forecast.even_rounds:,.1f} rounds of {other}"
     if forecast.even_rounds <= 0:
-        return f"Bytes both ways are fewer from the first round of {other} on"
-    return f"Bytes both ways are equal at {forecast.even_rounds:,.1f} rounds of {other}"
+        at = f"fewer from the first round of {other} on"
+    return (
+        f"Bytes both ways are {at}, or equal at {forecast.even_samples:,.0f} samples a device with {forecast.rounds} "
+        "rounds."
+    )
 
 
 def sample_lengths(

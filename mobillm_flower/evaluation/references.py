@@ -27,7 +27,8 @@ from mobillm_flower.runs.record import RunRecord, read_run
 from mobillm_flower.runs.sequence import runs_before
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, replay
-from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
+from mobillm_flower.strategies.frozen_parts import load_frozen_parts, training_device
+from mobillm_flower.strategies.run_plan import prediction_rule
 from mobillm_flower.tasks import TASKS, LocalData, Samples, load_central_data, measure, tokenize, with_tokens
 from mobillm_flower.wire.contract import TaskContract
 from mobillm_flower.wire.left_out import NO_TOKENS
@@ -103,7 +104,7 @@ def measure_references(
         model = _model_of_type(run.folder, info, contract, settings)
         data = with_tokens(data, model.backbone, settings)
         if name in untrained:
-            model.side_network = None  # as on its devices
+            model = model.with_network(None)  # as on its devices
         types[name] = measured = _of_type(model, data, logistic=LOGISTIC not in left_out)
         if model.side_network is None:
             continue

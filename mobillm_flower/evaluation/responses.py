@@ -16,6 +16,7 @@ from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.tasks import TASKS, TOKEN_METRICS, load_central_data, load_splits
+from mobillm_flower.tasks.task import predicts_tokens
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 SPEAKERS = 30
@@ -50,7 +51,7 @@ def measure_language(run_path: Path, overrides: Sequence[str] = ()) -> dict[str,
     """
     run = RunFolder(run_path)
     settings = load_settings(file=run.settings, overrides=overrides)
-    if not getattr(TASKS[settings.task.kind], "per_token", False):
+    if not predicts_tokens(settings):
         return {}
     private = settings.activations.public_text, settings.privacy.mixing_key
     model = SideTunedModel.from_pretrained(run.side_network, public_text=private[0], mixing_key=private[1])

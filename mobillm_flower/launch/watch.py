@@ -150,7 +150,9 @@ def watch(
                 seen.read()
                 return status
             if late:
-                raise RunFailed("the run took longer than it was allowed and was stopped")
+                raise RunFailed(
+                    f"the run took longer than timeout_s={timeout_s:g} and was stopped; it can go on in its folder"
+                )
             if asked - answered > _LOST_S:
                 raise RunFailed(
                     f"the SuperLink of {connection.name!r} does not answer for {_LOST_S:g} s; the run may go on: ask "

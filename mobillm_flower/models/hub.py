@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from mobillm_flower.errors import UnsupportedError
+from mobillm_flower.models.saved import CARD, CONFIG, WEIGHTS
 
-FILES = ("config.json", "model.safetensors", "README.md")
+FILES = (CONFIG, WEIGHTS, CARD)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 

@@ -13,7 +13,7 @@ from mobillm_flower.backbones.backbone import Backbone, batches_by_length
 from mobillm_flower.backbones.cut import Cut, UpperLayers
 from mobillm_flower.config.parts.backbone import ONE_MODEL_TWO_TYPES
 from mobillm_flower.core.pivots import PIVOTS
-from mobillm_flower.core.side_networks import ActivationBatch
+from mobillm_flower.core.side_networks import ActivationBatch, ReadsWholeBase
 from mobillm_flower.core.side_networks.upper_layers import through
 from mobillm_flower.core.task_sequence import TaskSpan
 from mobillm_flower.errors import MismatchError, UnsupportedError
@@ -69,7 +69,8 @@ def scores(model: SideTunedModel, samples: Samples) -> Tensor:
     if not model.columns:
         return model.rule.scores(side, base)
     start, stop = model.columns
-    if getattr(model.side_network, "whole_base", False):
+    network: object = model.side_network
+    if isinstance(network, ReadsWholeBase) and network.whole_base:
         return model.rule.scores(side[:, start:stop], base)
     span = TaskSpan("", model.contract.labels, start, stop)
     spread = model.rule.scores(side, span.widen(base, side.shape[1]))

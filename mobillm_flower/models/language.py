@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 from mobillm_flower.backbones.attach import Mixer, with_adapters, with_side_output
 from mobillm_flower.core import language
 from mobillm_flower.core.language import read_asked
-from mobillm_flower.core.side_networks import ActivationBatch, StepsThroughTokens
-from mobillm_flower.core.side_networks.upper_layers import UpperLayersSideNetwork
-from mobillm_flower.errors import DataError
+from mobillm_flower.core.side_networks import ActivationBatch, AdaptsBetweenLayers, StepsThroughTokens
+from mobillm_flower.errors import DataError, UnsupportedError
 from mobillm_flower.tasks.language import prompt_tokens, read_tokens
 from mobillm_flower.tasks.metrics import TokenScores
 from mobillm_flower.tasks.task import Samples
@@ -33,7 +32,11 @@ def tuned_language_model(model: SideTunedModel) -> Any:
     network = None if model.side_network is None else copy.deepcopy(model.side_network).to(model.head.device)
     backbone, rule = model.spec.backbone, model.rule
     if model.spec.whole_texts:
-        between = None if network is None else cast(UpperLayersSideNetwork, network).between
+        if network is not None and not isinstance(network, AdaptsBetweenLayers):
+            raise UnsupportedError(
+                f"{type(network).__name__} has no method `between`, so it cannot write token by token"
+            )
+        between = None if network is None else network.between
         return with_adapters(model.backbone, model.spec.layers[-1], between)
 
     def tuned(rows: Tensor) -> Tensor:

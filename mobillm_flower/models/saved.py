@@ -24,7 +24,7 @@ from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.learned_tasks import LearnedTasks
 
 WEIGHTS = "model.safetensors"
-CONFIG, _CARD = "config.json", "README.md"
+CONFIG, CARD = "config.json", "README.md"
 _FORMAT = 1
 
 
@@ -153,5 +153,5 @@ def save_side_network(
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     count = sum(tensor.numel() for tensor in state.values())
     card = model_card(count, side_config, backbones, contract, facts or CardFacts(), where)
-    (folder / _CARD).write_text(card, "utf-8")
+    (folder / CARD).write_text(card, "utf-8")
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors has a mode of its own

@@ -16,6 +16,8 @@ from mobillm_flower.privacy.counter import Counter
 from mobillm_flower.privacy.ledger_file import count, open_ledger
 from mobillm_flower.runs.files import transaction
 
+_BESIDE = 32  # bytes of a sample's release id and lengths in a window, rounded up
+
 
 @dataclass(frozen=True)
 class Release:
@@ -36,6 +38,11 @@ class Release:
     tokens: int
     activations: bytes
     target: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """What it counts for in a window of so many bytes at most: both sides count the same."""
+        return len(self.activations) + len(self.target) + _BESIDE
 
 
 @dataclass(frozen=True)

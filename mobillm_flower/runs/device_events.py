@@ -76,7 +76,7 @@ class Window(Event, kind="window"):
     round, device : int, str
         The round that it belongs to, and its device's pseudonym.
     window : int
-        Samples that were asked for.
+        Its number, of the device's windows from 1 on.
     samples, new : int
         Samples in it, and those of them that were not in the cache before.
     remaining, refused : int

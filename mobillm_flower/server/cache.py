@@ -66,7 +66,7 @@ class ActivationCache:
         self._last_id = 0  # the last of those in `_rows`
         self._known_size: tuple[int, int, int] | None = None
         self._checked = bytearray()  # by row: 1 where its bytes were found to be those that were committed
-        self.task = int(self.meta(_TASK) or 0)
+        self.task = self.read_meta(_TASK, int, default=0)
 
     def close(self) -> None:
         """Close the file."""
@@ -146,8 +146,7 @@ class ActivationCache:
     @property
     def num_untrained(self) -> int:
         """Rows that were committed since training from the cache last began; see `note_training`."""
-        text = self.meta(_UNTRAINED) or "0"
-        return int(text) if text.isdecimal() else 0
+        return self.read_meta(_UNTRAINED, int, default=0)
 
     def note_training(self) -> None:
         """Remember that training begins from all rows that are held now."""
@@ -345,8 +344,7 @@ class ActivationCache:
     @property
     def num_deleted(self) -> int | None:
         """Rows that `keep` deleted; None where it never did."""
-        text = self.meta(_DELETED)
-        return None if text is None else int(text) if text.isdecimal() else 0
+        return self.read_meta(_DELETED, int, default=None)
 
     def finish_keep(self) -> None:
         """Overwrite the pages of what `keep` deleted, where that was interrupted."""

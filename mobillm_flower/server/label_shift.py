@@ -72,8 +72,7 @@ class LabelShift:
         fleet = total / total.sum()
         parts = []
         for batch in batches:
-            count = len(batch.rows) if batch.lengths is None else len(batch.lengths)
             own = self._counts.get(batch.backbone)
             shift = torch.zeros_like(fleet) if own is None else ((own + fleet) / (own.sum() + 1) / fleet).log()
-            parts.append(shift.float().expand(count, -1))
+            parts.append(shift.float().expand(batch.num_samples, -1))
         return torch.cat(parts).to(batches[0].rows.device)

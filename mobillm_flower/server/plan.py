@@ -26,6 +26,7 @@ from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.cache import ActivationCache
 from mobillm_flower.server.objective import fit_targets, make_loss
 from mobillm_flower.server.options import TrainerOptions
+from mobillm_flower.server.schedule import planned_steps
 from mobillm_flower.server.sums import solve_sums
 from mobillm_flower.server.trainer import Trainer
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
@@ -171,11 +172,10 @@ class TrainingPlan:
 
     def joined_by(self, spec: ExtractionSpec) -> TrainingPlan:
         """Return the plan with one more backbone type."""
-        width = spec.alignment
         return dataclasses.replace(
             self,
             specs={**self.specs, spec.backbone: spec},
-            side_config=self.side_config.joined_by(spec.backbone, width),
+            side_config=self.side_config.joined_by(spec.backbone, spec.alignment),
         )
 
     def of_what_is_held(self, cache: ActivationCache, *, width: int) -> TrainingPlan:
@@ -205,57 +205,6 @@ class TrainingPlan:
             side_config=dataclasses.replace(side, types=types, joined=joined),
             options=_planned_for(cache, self.options),
         )
-
-
-ENOUGH_STEPS = 100
-"""Steps of training that are not few: as many as the running average of the weights looks back by default."""
-_BATCH, _LEAST_BATCH = 32, 4
-
-
-def planned_steps(
-    num_samples: int, *, epochs: int, batch_size: int, validation_share: float, rounds: int, overlap_steps: int
-) -> int:
-    """Return the steps that the learning rate's schedule is laid out for.
-
-    Parameters
-    ----------
-    num_samples : int
-        Training samples of the whole fleet.
-    epochs, batch_size, validation_share, overlap_steps : int, int, float, int
-        See `TrainerOptions`.
-    rounds : int
-        Rounds; all but the first are followed by overlapping steps.
-    """
-    an_epoch = -(-int(num_samples * (1 - validation_share)) // batch_size)
-    return epochs * an_epoch + max(0, rounds - 1) * overlap_steps
-
-
-def automatic_batch(num_samples: int, *, epochs: int, per_token: bool) -> int:
-    """Return the batch size of `trainer.batch-size=0`: 32; of language modelling fewer where steps would be few.
-
-    Parameters
-    ----------
-    num_samples : int
-        Training samples of the whole fleet.
-    epochs : int
-        Epochs.
-    per_token : bool
-        Whether tokens are predicted: a batch of a few samples then has many of them.
-    """
-    return max(_LEAST_BATCH, min(_BATCH, num_samples * epochs // ENOUGH_STEPS)) if per_token else _BATCH
-
-
-def advice_on_steps(options: TrainerOptions, num_samples: int) -> str:
-    """Say that the planned steps are few, and which settings make them enough; empty where they are."""
-    if options.planned_steps >= ENOUGH_STEPS or not num_samples:
-        return ""
-    batch = max(1, num_samples * options.epochs // ENOUGH_STEPS)
-    epochs = -(-ENOUGH_STEPS // -(-num_samples // options.batch_size))
-    fewer = f"trainer.batch-size={batch} or " if batch < options.batch_size else ""
-    return (
-        f"{options.planned_steps} training steps are few: {num_samples:,} samples in batches of {options.batch_size}, "
-        f"{options.epochs} epochs; {fewer}trainer.epochs={epochs} gives about {ENOUGH_STEPS}"
-    )
 
 
 def plan_what_is_held(trainer: Trainer) -> None:

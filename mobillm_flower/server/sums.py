@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from mobillm_flower.core.placement import CPU
 from mobillm_flower.core.side_networks import FitsInClosedForm
+from mobillm_flower.core.side_networks.class_scores import discriminant_of_ridge
 from mobillm_flower.core.side_networks.closed_form import ClosedFormSideNetwork
-from mobillm_flower.core.side_networks.discriminant import discriminant_of_ridge
 from mobillm_flower.core.side_networks.ridge import Sums
-from mobillm_flower.core.sums import Words, add_words, lift
+from mobillm_flower.core.sums import Words, add_words, lift, word_type
 from mobillm_flower.core.targets import base_prediction, difference
 from mobillm_flower.errors import CacheError, PacketRejected
 from mobillm_flower.privacy.discrete_gaussian import discrete_gaussian
@@ -150,7 +150,7 @@ def total(cache: ActivationCache, backbone: str, sums: SumsSpec) -> Words | None
     if backbone not in rows.names("backbone"):
         return None
     chosen = rows.take(rows.column("backbone") == rows.names("backbone").index(backbone))
-    kind = np.uint32 if sums.scale.bits == 32 else np.uint64
+    kind = word_type(sums.scale.bits)
     return (
         add_words(np.frombuffer(held, kind) for held, _ in cache.read(chosen.column("id").tolist()))
         if len(chosen)
@@ -207,10 +207,12 @@ def solve_exact(
     solved = sums.choose()
     weight, bias = solved.weight, solved.bias
     if discriminant and spec.one_hot and (classes := class_sums(words, spec)) is not None:
+        counts = torch.from_numpy(classes[0])
         scores = discriminant_of_ridge(
             solved.explained,
             weight.T @ weight,
-            *2 * [torch.from_numpy(classes[0])],
+            counts,
+            counts,
             penalty=solved.penalty,
             freedom=solved.freedom(),
         )
@@ -221,7 +223,7 @@ def solve_exact(
 
 
 def _exact(words: Words, spec: SumsSpec) -> Sums:
-    row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
+    row, target = spec.row_unit, spec.target_unit
     counts, rows, targets, triangle, moment = (part.astype(np.float64) for part in spec.shape.split(lift(words)))
     sums = Sums(spec.width, spec.num_outputs, CPU)
     sums.count, sums.weight = int(counts[0]), torch.tensor(counts[0])
@@ -279,7 +281,7 @@ def solve_noised(
         W [D, K] and b [K] for z without the constant.
     """
     _, _, _, triangle, moment = spec.shape.split(values.astype(np.float64))
-    row, target = spec.scale.row_unit(spec.width), spec.scale.target_unit(spec.num_outputs) / spec.target_bound
+    row, target = spec.row_unit, spec.target_unit
     gram = torch.from_numpy(spec.shape.gram(triangle) / row**2)
     eigenvalues, vectors = torch.linalg.eigh(gram)
     penalty = of_the_noise * gram_noise(spec)

@@ -155,6 +155,11 @@ class Trainer:
         self._save_sometimes()
         return True
 
+    def fit_again(self) -> None:
+        """Solve from all rows that are held now, also where a solution was found before."""
+        self.position.finished = False
+        self.run_epochs()
+
     def run_epochs(self, *, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train for the epochs that are left, on all rows; returns False where `stop` ended it before.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mobillm_flower.core.side_networks import ActivationBatch, Penalised
+from mobillm_flower.core.side_networks import ActivationBatch, Penalised, ScalesLearningRates
 from mobillm_flower.server.options import TrainerOptions
 
 
@@ -144,11 +144,11 @@ def _rate(step: int, options: TrainerOptions) -> float:
 
 def _parameter_groups(network: nn.Module, options: TrainerOptions) -> list[dict[str, Any]]:
     """Group parameters by weight decay (matrices only) and by the network's own learning rate factors."""
-    factor: Callable[[str], float] = getattr(network, "learning_rate_factor", lambda _name: 1.0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         decay = options.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((factor(name), decay), []).append(parameter)
+        factor = network.learning_rate_factor(name) if isinstance(network, ScalesLearningRates) else 1.0
+        groups.setdefault((factor, decay), []).append(parameter)
     return [
         {
             "params": members,

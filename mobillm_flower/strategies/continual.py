@@ -19,6 +19,7 @@ from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.config.parts.continual import ALL, CLOSED_FORM, O_LORA, OA_ADAPTER, REPLAY, SHARE, SUMS
 from mobillm_flower.core.backbone_info import BackboneInfo
+from mobillm_flower.core.side_networks import ShowsRanks
 from mobillm_flower.errors import ArgumentError, InUseError, MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.saved import WEIGHTS, reading
 from mobillm_flower.runs.events import TaskBegun, TaskKept
@@ -258,7 +259,9 @@ def end(run: RunState, settings: Settings) -> None:
         own = [row for row in cache.rows() if row.task == cache.task]
         deleted = cache.keep(_drawn(own, continual.share, settings.run.seed) if continual.keep == SHARE else [])
     kept = _kept(run.folder, cache, run.plan, continual.keep, deleted)
-    run.folder.append(dataclasses.replace(kept, ranks=getattr(run.trainer.network, "effective_ranks", [])))
+    network: object = run.trainer.network
+    ranks = network.effective_ranks if isinstance(network, ShowsRanks) else []
+    run.folder.append(dataclasses.replace(kept, ranks=ranks))
 
 
 def finish(folder: RunFolder, cache: ActivationCache) -> bool:
@@ -289,8 +292,7 @@ def _sums_of_all(run: RunState) -> dict[str, Tensor]:
     """Return sums of exactly the samples that are held, of those devices that are heard; raises RunFailed."""
     trainer, cache = run.trainer, run.cache
     if trainer.fitted is None:  # the run was interrupted after its solution, or it is of fewer samples
-        trainer.position.finished = False
-        trainer.run_epochs()
+        trainer.fit_again()
         run.save()
     sums = trainer.end_task()
     if not sums:

@@ -83,7 +83,7 @@ class Intake:
             except CacheFull as error:
                 _stop_asking(run, error)
         values: dict[str, int | float | list[int] | list[float]] = {
-            "num-examples": samples,
+            keys.NUM_EXAMPLES: samples,
             "num-held": run.num_held,
             "num-rejected": rejected,
             "cache-bytes": run.cache.num_bytes,
@@ -124,7 +124,7 @@ class Intake:
 
     def _least_new(self, run: RunState, device: DeviceState, window: Window) -> int:
         """Return how many new samples a window must have while more remain: all that were asked for, if they fit."""
-        sizes = [len(sample.activations) + len(sample.target) + 32 for sample in window.samples]
+        sizes = [sample.num_bytes for sample in window.samples]
         of_a_row = max((size / sample.tokens for size, sample in zip(sizes, window.samples, strict=True)), default=0.0)
         rows = most_rows(run.plan.specs[device.description.backbone.fingerprint], run.plan.contract)
         return device.window if sum(sizes) + rows * of_a_row * 2 <= self._max_bytes else 1

@@ -17,17 +17,15 @@ from mobillm_flower.server.sums import num_noised_totals
 from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.continual import Earlier, task_name
 from mobillm_flower.strategies.fleet import Fleet
+from mobillm_flower.strategies.frozen_parts import as_named_here, load_frozen_parts, training_device
 from mobillm_flower.strategies.lifecycle import StartedRun
 from mobillm_flower.strategies.run_plan import (
     Overlap,
     arguments_named,
-    as_named_here,
     differences,
-    load_frozen_parts,
     make_plan,
     prediction_rule,
     require_room,
-    training_device,
 )
 from mobillm_flower.strategies.run_state import OwnEvaluation, RunState
 from mobillm_flower.strategies.stopping import Stopping

@@ -10,7 +10,8 @@ from mobillm_flower.runs.events import Retrained
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import TrainingPlan, can_replay, known_backbones, train_again
-from mobillm_flower.strategies.run_plan import load_frozen_parts, prediction_rule, training_device
+from mobillm_flower.strategies.frozen_parts import load_frozen_parts, training_device
+from mobillm_flower.strategies.run_plan import prediction_rule
 from mobillm_flower.strategies.run_state import save_trained
 
 

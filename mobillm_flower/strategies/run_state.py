@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Result
 from mobillm_flower.config import Settings
 from mobillm_flower.core.backbone_info import BackboneInfo
 from mobillm_flower.core.prediction import PredictionRule
+from mobillm_flower.core.side_networks import ShowsGates
 from mobillm_flower.models.saved import save_side_network
 from mobillm_flower.runs.device_events import TypeJoined
 from mobillm_flower.runs.events import Gates, StartedAgain
@@ -21,7 +22,8 @@ from mobillm_flower.strategies.connections import Connections
 from mobillm_flower.strategies.device_state import DeviceState
 from mobillm_flower.strategies.exchange import Exchange
 from mobillm_flower.strategies.fleet import Fleet
-from mobillm_flower.strategies.run_plan import arguments_named, as_named_here, require_room
+from mobillm_flower.strategies.frozen_parts import as_named_here
+from mobillm_flower.strategies.run_plan import arguments_named, require_room
 from mobillm_flower.strategies.stopping import Stopping
 from mobillm_flower.wire.contract import ExtractionSpec
 
@@ -167,7 +169,8 @@ class RunState:
     def save(self) -> None:
         """Write the trained side network."""
         save_trained(self.folder, self.trainer, self.plan, self.rule)
-        gates = getattr(self.trainer.network, "gate_values", [])
+        network: object = self.trainer.network
+        gates = network.gate_values if isinstance(network, ShowsGates) else []
         self.folder.append(Gates([round(value, 4) for value in gates]))
 
 

@@ -38,13 +38,13 @@ def are_secure(run: RunState, private: PrivacySettings) -> bool:
     With `auto` they are where every backbone type has a third more devices than a sum is over at least, so that as many
     may drop out.
     """
-    known = run.cache.meta(_MODE)
+    known = run.cache.read_meta(_MODE, {"yes": True, "no": False}.__getitem__, default=None)
     if known is None:
         least, counts = private.secure_sums_devices, _by_type(list(run.fleet))
         enough = all(3 * len(devices) >= 4 * least for devices in counts.values())
-        secure = private.secure_sums == ALWAYS or (private.secure_sums != NEVER and bool(counts) and enough)
-        run.cache.set_meta(_MODE, known := "yes" if secure else "no")
-    return known == "yes"
+        known = private.secure_sums == ALWAYS or (private.secure_sums != NEVER and bool(counts) and enough)
+        run.cache.set_meta(_MODE, "yes" if known else "no")
+    return known
 
 
 def groups_held(cache: ActivationCache) -> dict[str, list[str]]:

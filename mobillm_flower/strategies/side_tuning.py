@@ -29,13 +29,13 @@ from mobillm_flower.server import ActivationCache, Trainer
 from mobillm_flower.server.diagnosis import diagnose
 from mobillm_flower.server.plan import (
     TrainingPlan,
-    advice_on_steps,
     known_backbones,
     note_round,
     note_stop,
     note_warm_start,
     plan_what_is_held,
 )
+from mobillm_flower.server.schedule import advice_on_steps
 from mobillm_flower.strategies import continual
 from mobillm_flower.strategies.agreement import Agreement
 from mobillm_flower.strategies.connections import Connections
@@ -177,7 +177,7 @@ class SideTuningStrategy(Strategy):
             steps = partial(run.trainer.overlap_step, round_ + 1) if expected else lambda: False
             replies = run.exchange.exchange(messages, self.intake.asks, steps)
             _, metrics = self.aggregate_train(round_ + 1, replies)
-            if not expected and metrics is not None and not metrics.get("num-examples", 1):
+            if not expected and metrics is not None and not metrics.get(keys.NUM_EXAMPLES, 1):
                 continue  # devices of a run that is started again have nothing new: this is no round
             round_ += 1
             run.take_steps_of(round_)

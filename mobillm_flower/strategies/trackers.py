@@ -138,9 +138,11 @@ def tracked(folder: RunFolder, settings: Settings) -> Iterator[None]:
 
     def tell(event: events.Event) -> None:
         found = values_of(event)
-        for name in list(open_) if found else ():
+        if found is None:
+            return
+        for name in list(open_):
             with _survived(name, open_):
-                open_[name].log(*found)  # type: ignore[misc]
+                open_[name].log(*found)
 
     folder.on_event = tell if open_ else None
     try:

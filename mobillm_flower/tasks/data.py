@@ -18,7 +18,7 @@ from mobillm_flower.tasks.labels import LabelRule, label_rule
 from mobillm_flower.tasks.partitions import places
 from mobillm_flower.tasks.rows import LeftOut, both_splits
 from mobillm_flower.tasks.sources import load_splits
-from mobillm_flower.tasks.task import TASKS, LeavesOut, Samples, label_column, make_contract
+from mobillm_flower.tasks.task import TASKS, LeavesOut, Samples, has_classes, label_column, make_contract
 from mobillm_flower.wire.contract import TaskContract
 
 _TEXT_TYPES = ("string", "large_string")
@@ -91,7 +91,7 @@ def read_rows(train: Any, test: Any, settings: Settings) -> LocalData:
 def check_own_classes(train: datasets.Dataset, settings: Settings) -> None:
     """Refuse the train rows of a `load_data` of which nothing names the classes; raises DataError."""
     named = settings.task.labels or label_column(train, settings).names
-    if TASKS[settings.task.kind].labels(["0"], settings) and not named:
+    if has_classes(settings) and not named:
         raise DataError("load_data's rows do not name the classes: give task.labels, in order, or a ClassLabel column")
 
 

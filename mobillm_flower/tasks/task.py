@@ -304,6 +304,11 @@ def predicts_tokens(settings: Settings) -> bool:
     return bool(getattr(TASKS[settings.task.kind], "per_token", False))
 
 
+def has_classes(settings: Settings) -> bool:
+    """Whether the settings' task is to tell classes apart."""
+    return bool(TASKS[settings.task.kind].labels(["0"], settings))
+
+
 def render(samples: Samples, contract: TaskContract) -> tuple[list[str], list[str] | None]:
     """Return the texts as the backbone reads them: as they are, or filled into the prompt.
 

@@ -42,7 +42,7 @@ REFUSED: Final = "refused"
 REASON: Final = "reason"
 BACKBONE: Final = "backbone"
 SIDE_CONFIG: Final = "side-config"
-OUTCOME: Final = "prediction"
+PREDICTION: Final = "prediction"
 COLUMNS: Final = "columns"
 CODEC: Final = "codec"
 

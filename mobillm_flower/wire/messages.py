@@ -135,7 +135,9 @@ def open_description(content: RecordDict) -> DeviceDescription:
     except (KeyError, TypeError, ValueError, MismatchError, RecursionError) as error:
         raise PacketRejected("description", f"a field is missing or malformed ({type(error).__name__})") from error
     if not good or not re.fullmatch(r"[0-9a-f]{64}", backbone.fingerprint):
-        raise PacketRejected("description", "backbone or pseudonym is malformed")
+        raise PacketRejected(
+            "description", "a field of the backbone has another type or size, or its fingerprint is not 64 hex digits"
+        )
     texts = [backbone.name, backbone.family, backbone.precision, backbone.base_prediction, backbone.revision]
     texts += [contract.kind, contract.metric, *contract.labels, *contract.label_words]
     if len(contract.labels) > _MAX_LABELS or not all(len(text) <= _MAX_NAME and is_plain(text) for text in texts):
@@ -145,7 +147,7 @@ def open_description(content: RecordDict) -> DeviceDescription:
             f"at most {_MAX_LABELS} labels",
         )
     if not isinstance(pseudonym, str) or not re.fullmatch(r"[0-9a-f]{32}", pseudonym):
-        raise PacketRejected("description", "backbone or pseudonym is malformed")
+        raise PacketRejected("description", "the pseudonym is not 32 hex digits")
     if not isinstance(num_train, int) or not isinstance(num_test, int) or min(num_train, num_test) < 0:
         raise PacketRejected("description", "sample counts must be whole numbers of at least 0")
     if max(num_train, num_test) > _MAX_SAMPLES:
@@ -236,7 +238,7 @@ def pack_evaluation(request: EvaluationRequest) -> RecordDict:
         keys.CONTRACT: request.contract.to_json(),
         keys.SPEC: request.spec.to_json(),
         keys.SIDE_CONFIG: json.dumps(request.side_config.to_dict(), sort_keys=True),
-        keys.OUTCOME: json.dumps(request.prediction, sort_keys=True),
+        keys.PREDICTION: json.dumps(request.prediction, sort_keys=True),
         keys.HELD: b"".join(sorted(request.held)),
         keys.CODEC: request.codec,
     }
@@ -277,7 +279,7 @@ def open_evaluation(content: RecordDict, agree: Callable[[TaskContract, Extracti
             contract=contract,
             spec=spec,
             side_config=config,
-            prediction=json.loads(str(record[keys.OUTCOME])),
+            prediction=json.loads(str(record[keys.PREDICTION])),
             state=open_weights(arrays, config, codec) if len(arrays) else {},
             held=read_held(record),
             codec=codec,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from mobillm_flower.core.sums import SPREAD, Scale, SumShape, Words
+from mobillm_flower.core.sums import SPREAD, Scale, SumShape, Words, word_type
 from mobillm_flower.errors import MismatchError, PacketRejected
 from mobillm_flower.wire import keys
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract, _Agreed
@@ -87,6 +87,16 @@ class SumsSpec(_Agreed):
         return Scale.of(
             self.shape, self.capacity, noise=_NOISE_DEVIATIONS * self.sigma * max(1.0, self.width / SPREAD**2)
         )
+
+    @property
+    def row_unit(self) -> float:
+        """What 1 of z became."""
+        return self.scale.row_unit(self.width)
+
+    @property
+    def target_unit(self) -> float:
+        """What 1 of a target became, before it is divided by `target_bound`."""
+        return self.scale.target_unit(self.num_outputs) / self.target_bound
 
     @property
     def one_hot(self) -> bool:
@@ -208,7 +218,7 @@ def open_sums(content: RecordDict, *, request: SumsRequest) -> SumsReply:
     pseudonym, release = read_hex(header, keys.PSEUDONYM), header.get(keys.RELEASES)
     if not isinstance(release, bytes) or len(release) != RELEASE_BYTES:
         raise PacketRejected("releases", f"must be one release id of {RELEASE_BYTES} bytes")
-    kind = np.uint32 if request.sums.scale.bits == 32 else np.uint64
+    kind = word_type(request.sums.scale.bits)
     words = read_array(read_record(content, keys.SUMS, ArrayRecord), keys.PAYLOAD, kind)
     if len(words) != request.sums.shape.num_words:
         raise PacketRejected("words", f"{len(words)} words, {request.sums.shape.num_words} were asked for")

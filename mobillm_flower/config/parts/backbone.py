@@ -85,3 +85,10 @@ class BackboneSettings:
     device: str = "auto"
     gpu_share: float = number(0.0, at_least=0)
     token_budget: int = number(4096, at_least=1)
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are named, without their numbers of layers."""
+        if self.name not in CHOOSERS:
+            return [self.name]
+        return [choice.rpartition("@")[0] or choice for choice in self.choices]

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mobillm_flower.core.side_networks.calibration import likeliest_scores
+from mobillm_flower.core.side_networks.class_scores import ClassScores, discriminant_of_ridge
 from mobillm_flower.core.side_networks.closed_form_head import Head
-from mobillm_flower.core.side_networks.discriminant import ClassScores, discriminant_of_ridge
 from mobillm_flower.core.side_networks.protocol import FittedPart, LabelledBatch
 from mobillm_flower.core.side_networks.ridge import Ridge, Solution
 from mobillm_flower.core.side_networks.task_sums import TaskSums

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mobillm_flower.core.side_networks.adapter import own_generator
 from mobillm_flower.core.side_networks.task_sums import TaskSums
 from mobillm_flower.core.targets import EPSILON
 
@@ -114,8 +114,7 @@ def _mixed(z: Tensor, count: int, seed: int) -> Tensor:
     for number in range(-(-count // size)):
         mixed = padded
         for turn in range(2):
-            key = hashlib.sha256(f"{seed}:random features:{number}:{turn}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+            generator = own_generator(seed, f"random features:{number}:{turn}")
             signs = torch.randint(0, 2, (size,), generator=generator).to(z.device, z.dtype) * 2 - 1
             mixed = _walsh_hadamard(mixed * signs)
         parts.append(mixed)

@@ -171,14 +171,19 @@ class SideNetwork(Protocol):
     """What the trainer and the model need of a side network; an `nn.Module` besides.
 
     Its constructor takes those fields of `SideNetworkConfig` that it uses, by name. A network that offers more has the
-    methods of `FitsInClosedForm`, `RunsUpperLayers` or `StepsThroughTokens` too.
+    members of one of the protocols below, too: the package asks by `isinstance`.
     """
 
     def __call__(self, batches: Sequence[ActivationBatch]) -> Tensor:
         """Return s(A), [B, K] float32, samples in the order of the batches."""
 
+
+@runtime_checkable
+class ScalesLearningRates(Protocol):
+    """A side network whose parameters have learning rates of their own; without it all have the same."""
+
     def learning_rate_factor(self, parameter: str) -> float:
-        """Return what the trainer multiplies the learning rate of a named parameter with; may be missing: 1."""
+        """Return what the trainer multiplies the learning rate of a named parameter with."""
 
 
 @runtime_checkable
@@ -198,6 +203,14 @@ class RunsUpperLayers(Protocol):
 
     def attach(self, upper: Upper) -> None:
         """Give it the layers, before it is called; copies of the network share them."""
+
+
+@runtime_checkable
+class AdaptsBetweenLayers(Protocol):
+    """A side network that changes states between layers of the frozen backbone, for generation token by token."""
+
+    def between(self, place: int, states: Tensor) -> Tensor:
+        """Return what the next layer reads, [B, T, d_b] float32, of what the `place`-th of the layers left."""
 
 
 @runtime_checkable
@@ -243,6 +256,33 @@ class Remembers(Protocol):
 
     def remember(self, samples: Iterable[Sequence[ActivationBatch]]) -> None:
         """Read all samples once, in parts, at the end of each epoch."""
+
+
+@runtime_checkable
+class ReadsWholeBase(Protocol):
+    """A side network that may have learned beside p_b as it is, and not beside its share of all tasks' classes."""
+
+    @property
+    def whole_base(self) -> bool:
+        """Whether s(A) is to be added to the whole p_b of its task."""
+
+
+@runtime_checkable
+class ShowsGates(Protocol):
+    """A side network with gates between its blocks, which a run's log shows."""
+
+    @property
+    def gate_values(self) -> list[float]:
+        """The gates, from the first block on, in [0, 1]."""
+
+
+@runtime_checkable
+class ShowsRanks(Protocol):
+    """A side network whose adapters find their own rank, which a run's log shows."""
+
+    @property
+    def effective_ranks(self) -> list[list[int]]:
+        """The rank of each task's adapters, one a block."""
 
 
 def attach_layers(network: nn.Module, upper: Upper | None) -> None:

@@ -49,7 +49,7 @@ def summary(plan: Plan, drawn: TaskCurves, link: Link, forecast: Forecast | str,
     recommended, sentence = recommend(quality, target["costs"])
     if quick:
         sentence += " A quick look: one seed and few rows; leave out --quick before you decide."
-    even = forecast if isinstance(forecast, str) else break_even(forecast)
+    even = forecast if isinstance(forecast, str) else even_bytes(forecast, "LoRA by FedAvg (predicted)")
     figures = {
         "quality": quality,
         "target": target["metric"],
@@ -108,14 +108,6 @@ def recommend(
     price += [f"more {' and '.join(more)}"] if more else []
     of_device = f"; a device needs {', but '.join(price)}" if price else ""
     return taken, f"Recommended: {taken}, {why}{of_device}."
-
-
-def break_even(forecast: Forecast) -> str:
-    """Say where bytes of side-tuning and of LoRA by federated averaging are equal."""
-    return (
-        f"{even_bytes(forecast, 'LoRA by federated averaging')}, or at {forecast.even_samples:,.0f} samples a device "
-        "(predicted)."
-    )
 
 
 def _cheaper(

@@ -232,7 +232,6 @@ def test_three_steps_of_side_tuning_saved_and_loaded(folders: dict[str, Path], t
     model = SideTunedModel.from_pretrained(tmp_path / "run" / "side_network", device="cpu")
     untuned = model.with_network(None).predict(TEXTS).scores
     found = model.predict(TEXTS)
-    assert set(found.labels) <= set(model.contract.labels)
     assert (found.scores - untuned).abs().max() > 1e-4
     model.save_pretrained(tmp_path / "again")
     again = SideTunedModel.from_pretrained(tmp_path / "again", backbone=model.backbone)

@@ -63,7 +63,9 @@ def test_a_plan_that_is_damaged_is_refused_with_file_and_field(tmp_path: Path, f
         TrainingPlan.of(cache)
 
 
-@pytest.mark.parametrize("key", ["backbones", "last-round", "secure-sums-groups", "noised-totals"])
+@pytest.mark.parametrize(
+    "key", ["backbones", "last-round", "secure-sums-groups", "noised-totals", "untrained", "rows-deleted"]
+)
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"x": 1', '"x"', "None"])
 def test_what_a_cache_notes_beside_its_samples_is_refused_by_name_where_it_is_damaged(
     tmp_path: Path, key: str, text: str
@@ -74,6 +76,8 @@ def test_what_a_cache_notes_beside_its_samples_is_refused_by_name_where_it_is_da
         "last-round": last_round,
         "secure-sums-groups": groups_held,
         "noised-totals": num_noised_totals,
+        "untrained": lambda cache: cache.num_untrained,
+        "rows-deleted": lambda cache: cache.num_deleted,
     }
     assert not readers[key](cache)
     cache.set_meta(key, text)

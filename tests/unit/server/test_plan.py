@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mobillm_flower.server.options import TrainerOptions
-from mobillm_flower.server.plan import ENOUGH_STEPS, advice_on_steps, automatic_batch, planned_steps
+from mobillm_flower.server.schedule import ENOUGH_STEPS, advice_on_steps, automatic_batch, planned_steps
 from tests.support.caches import make_plan, make_spec
 
 

@@ -15,7 +15,7 @@ from mobillm_flower.core import language
 from mobillm_flower.core.placement import moved
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.server.objective import recovered_truth
-from mobillm_flower.strategies.run_plan import training_device
+from mobillm_flower.strategies.frozen_parts import training_device
 from tests.support.caches import CONTRACT, fill, make_plan, make_samples, make_spec, scores, train
 from tests.support.present import present
 

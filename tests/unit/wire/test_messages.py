@@ -134,7 +134,7 @@ def test_description_with_bad_counts(key: str, count: object) -> None:
 )
 def test_description_with_a_bad_backbone(field: str, value: object) -> None:
     record = json.dumps({**dataclasses.asdict(INFO), field: value})
-    with pytest.raises(PacketRejected, match="description: backbone or pseudonym is malformed"):
+    with pytest.raises(PacketRejected, match="description: a field of the backbone has another type"):
         open_description(changed(pack_description(DEVICE), keys.DEVICE, keys.BACKBONE, record))
 
 
@@ -274,7 +274,7 @@ def test_evaluation_without_arrays() -> None:
         (keys.SIDE_CONFIG, "{}"),
         (keys.SIDE_CONFIG, '{"types": []}'),
         (keys.SIDE_CONFIG, '{"types": {"a": 1}}'),
-        (keys.OUTCOME, "{"),
+        (keys.PREDICTION, "{"),
         (keys.HELD, "00"),
         (keys.CODEC, "int9"),
     ],

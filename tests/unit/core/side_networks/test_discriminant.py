@@ -13,7 +13,7 @@ from mobillm_flower.core.side_networks import (
     SideNetworkConfig,
     state_for,
 )
-from mobillm_flower.core.side_networks.discriminant import discriminant_of_ridge
+from mobillm_flower.core.side_networks.class_scores import discriminant_of_ridge
 from mobillm_flower.core.side_networks.ridge import SolvedSums, Sums
 from mobillm_flower.errors import ArgumentError
 from mobillm_flower.privacy.protect import Protection
