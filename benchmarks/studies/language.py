@@ -40,7 +40,7 @@ from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.batches import BatchLoader
 from mobillm_flower.server.plan import Frozen, TrainingPlan
 from mobillm_flower.strategies.run_plan import make_plan, prediction_rule
-from mobillm_flower.tasks import LocalData, Samples, load_central_data, token_windows
+from mobillm_flower.tasks import LocalData, Samples, load_central_data, token_chunks
 from mobillm_flower.wire.target_bytes import encode_corrections
 
 ROOT = Path(__file__).parents[2]
@@ -214,13 +214,13 @@ class Bench:
         model = get_peft_model(whole, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
-        windows = self.windows(self.data.train)
+        chunks = self.chunks(self.data.train)
         size, epochs = COMMON["trainer.batch-size"], COMMON["trainer.epochs"]
-        planned, step = epochs * math.ceil(len(windows) / size), 0
+        planned, step = epochs * math.ceil(len(chunks) / size), 0
         for epoch in range(epochs):
-            order = np.random.default_rng((seed, epoch)).permutation(len(windows)).tolist()
+            order = np.random.default_rng((seed, epoch)).permutation(len(chunks)).tolist()
             for start in range(0, len(order), size):
-                logits, labels = self.logits(whole, [windows[i] for i in order[start : start + size]])
+                logits, labels = self.logits(whole, [chunks[i] for i in order[start : start + size]])
                 loss = functional.cross_entropy(logits, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -230,7 +230,7 @@ class Bench:
                 optimizer.step()
                 step += 1
         total, count = 0.0, 0
-        tests = self.windows(self.data.test)
+        tests = self.chunks(self.data.test)
         with torch.no_grad():
             for start in range(0, len(tests), size):
                 logits, labels = self.logits(whole, tests[start : start + size])
@@ -238,22 +238,22 @@ class Bench:
                 count += len(labels)
         return total / count
 
-    def windows(self, samples: Samples) -> list[Any]:
+    def chunks(self, samples: Samples) -> list[Any]:
         contract, found = self.data.contract, []
         for i, text in enumerate(samples.texts):
             prompt = None if samples.pairs is None else contract.prompt.format(text=text)
             answer = text if samples.pairs is None else samples.pairs[i]
-            found += token_windows(self.backbone.tokenizer, prompt, answer, contract.max_length)
-        return sorted(found, key=lambda window: len(window.ids))
+            found += token_chunks(self.backbone.tokenizer, prompt, answer, contract.max_length)
+        return sorted(found, key=lambda chunk: len(chunk.ids))
 
     @staticmethod
-    def logits(model: Any, windows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        length = max(len(window.ids) for window in windows)
-        ids = torch.tensor([window.ids + [0] * (length - len(window.ids)) for window in windows])
-        mask = torch.tensor([[1] * len(w.ids) + [0] * (length - len(w.ids)) for w in windows])
+    def logits(model: Any, chunks: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        length = max(len(chunk.ids) for chunk in chunks)
+        ids = torch.tensor([chunk.ids + [0] * (length - len(chunk.ids)) for chunk in chunks])
+        mask = torch.tensor([[1] * len(w.ids) + [0] * (length - len(w.ids)) for w in chunks])
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        read = torch.cat([hidden[i, w.first - 1 : len(w.ids) - 1] for i, w in enumerate(windows)])
-        return model.get_output_embeddings()(read), torch.cat([torch.tensor(w.ids[w.first :]) for w in windows])
+        read = torch.cat([hidden[i, w.first - 1 : len(w.ids) - 1] for i, w in enumerate(chunks)])
+        return model.get_output_embeddings()(read), torch.cat([torch.tensor(w.ids[w.first :]) for w in chunks])
 
 
 def measure(task: str, arguments: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.server import ActivationCache
 from mobillm_flower.server.plan import Frozen
 from mobillm_flower.strategies.run_plan import prediction_rule
-from mobillm_flower.tasks import LocalData, Samples, load_central_data, windows_of
+from mobillm_flower.tasks import LocalData, Samples, chunks_of, load_central_data
 
 TASKS: dict[str, dict[str, Any]] = {
     "dialogsum": {
@@ -108,8 +108,8 @@ class SmolBench(Bench):
         """Return samples that fit into one chunk and have eight tokens in the loss, as they are drawn."""
         chosen: list[int] = []
         for i in draw.permutation(len(samples)).tolist():
-            (windows,) = windows_of(self.backbone.tokenizer, samples.take([i]), self.data.contract)
-            if len(windows) == 1 and len(windows[0].ids) - windows[0].first >= 8:
+            (chunks,) = chunks_of(self.backbone.tokenizer, samples.take([i]), self.data.contract)
+            if len(chunks) == 1 and len(chunks[0].ids) - chunks[0].first >= 8:
                 chosen.append(i)
             if len(chosen) == count:
                 break
@@ -175,14 +175,14 @@ class SmolBench(Bench):
         model = get_peft_model(whole, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
         learned = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
-        windows, size, begun = self.windows(self.data.train), COMMON["trainer.batch-size"], 0
+        chunks, size, begun = self.chunks(self.data.train), COMMON["trainer.batch-size"], 0
         work.mkdir(parents=True, exist_ok=True)
         if (saved := work / "lora.pt").exists():
             state = torch.load(saved)
             begun = state["step"]
             model.load_state_dict(state["learned"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
-        batches = [windows[i : i + size] for i in range(0, len(windows), size)]  # of similar length
+        batches = [chunks[i : i + size] for i in range(0, len(chunks), size)]  # of similar length
         order = [np.random.default_rng((0, epoch)).permutation(len(batches)) for epoch in range(epochs)]
         places = np.concatenate(order)
         for step in range(begun, len(places)):
@@ -199,7 +199,7 @@ class SmolBench(Bench):
                 group["lr"] = rate * min(1.0, (step + 1) / (0.1 * len(places))) * max(0.05, 1 - step / len(places))
             optimizer.step()
         total, count = 0.0, 0
-        tests = self.windows(self.data.test)
+        tests = self.chunks(self.data.test)
         with torch.no_grad():
             for start in range(0, len(tests), 8):
                 logits, labels = self.logits(whole, tests[start : start + 8])

@@ -37,7 +37,7 @@ from mobillm_flower.errors import SettingsError
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.models.fine_tuned import with_lora
 from mobillm_flower.strategies.run_plan import arguments_named, make_plan
-from mobillm_flower.tasks import LocalData, render, windows_of
+from mobillm_flower.tasks import LocalData, chunks_of, render
 from mobillm_flower.wire.contract import ExtractionSpec, TaskContract
 from mobillm_flower.wire.target_bytes import target_size
 from mobillm_flower.wire.window import RELEASE_BYTES
@@ -60,11 +60,11 @@ class Workload:
     num_samples, num_devices : int
         Training samples of the fleet, and its devices.
     lengths : sequence of int
-        Tokens of a draw of the samples; in language modelling of their windows.
+        Tokens of a draw of the samples; in language modelling of their chunks.
     loss_tokens : sequence of int
         In language modelling, those of each that are in the loss.
-    windows : float
-        In language modelling, windows of a sample.
+    chunks : float
+        In language modelling, chunks of a sample.
     rounds : int
         Of FedLoRA, each one pass over a device's samples.
     link : Link
@@ -83,7 +83,7 @@ class Workload:
     gflops: float
     memory_mib: float = 0.0
     loss_tokens: Sequence[int] = ()
-    windows: float = 1.0
+    chunks: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def forecast(settings: Settings, contract: TaskContract, work: Workload) -> Fore
         (sums,) = plan.sums.values()
         up, cached = sums.num_bytes + 2 * _WINDOW_HEADER, work.num_devices * (sums.num_bytes + _CACHE_ROW)
 
-    lengths = _drawn(work.lengths, math.ceil(share * work.windows))
+    lengths = _drawn(work.lengths, math.ceil(share * work.chunks))
     longest = max(lengths)
     batches = []
     at_once = samples_at_once(spec, token_budget=named.token_budget, max_length=contract.max_length)
@@ -263,7 +263,7 @@ def even_bytes(forecast: Forecast, other: str) -> str:
 def sample_lengths(
     settings: Settings, data: LocalData | None, *, tokens: int = 0, loss_tokens: int = 0
 ) -> dict[str, Any]:
-    """Return a workload's tokens, and of language modelling those in the loss and windows of a sample.
+    """Return a workload's tokens, and of language modelling those in the loss and chunks of a sample.
 
     Parameters
     ----------
@@ -289,11 +289,11 @@ def sample_lengths(
     drawn = data.train.take(range(min(_TEXTS, len(data.train))))
     tokenizer = load_tokenizer(settings.backbone.name, revision=settings.backbone.revision)
     if data.contract.per_token:
-        read = [window for windows in windows_of(tokenizer, drawn, data.contract) for window in windows]
+        read = [chunk for chunks in chunks_of(tokenizer, drawn, data.contract) for chunk in chunks]
         return {
-            "lengths": [tokens] if tokens else [len(window.ids) for window in read],
-            "loss_tokens": [loss_tokens] if loss_tokens else [len(window.ids) - window.first for window in read],
-            "windows": len(read) / len(drawn),
+            "lengths": [tokens] if tokens else [len(chunk.ids) for chunk in read],
+            "loss_tokens": [loss_tokens] if loss_tokens else [len(chunk.ids) - chunk.first for chunk in read],
+            "chunks": len(read) / len(drawn),
         }
     texts, pairs = render(drawn, data.contract)
     given = [list(texts)] + ([list(pairs)] if pairs is not None else [])
@@ -362,7 +362,7 @@ def _rows_of_a_sample(spec: ExtractionSpec, work: Workload) -> int:
     if not PIVOTS[spec.pivot].per_token:
         return 1
     kept = [n - 1 for n in work.lengths] if spec.whole_texts else work.loss_tokens or work.lengths
-    return max(1, round(work.windows * sum(kept) / len(kept)))
+    return max(1, round(work.chunks * sum(kept) / len(kept)))
 
 
 def _sample_bytes(spec: ExtractionSpec, contract: TaskContract, rows: int) -> int:

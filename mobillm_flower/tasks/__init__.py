@@ -2,7 +2,7 @@
 
 from mobillm_flower.tasks.activations import read_activations
 from mobillm_flower.tasks.data import LocalData, load_central_data, load_local_data, read_rows
-from mobillm_flower.tasks.language import TokenWindow, prompt_tokens, read_tokens, token_windows, windows_of
+from mobillm_flower.tasks.language import TokenChunk, chunks_of, prompt_tokens, read_tokens, token_chunks
 from mobillm_flower.tasks.metrics import METRICS, TOKEN_METRICS, TokenScores
 from mobillm_flower.tasks.readers import Text, text_lines
 from mobillm_flower.tasks.rows import LeftOut, both_splits
@@ -20,11 +20,12 @@ __all__ = [
     "Samples",
     "Task",
     "Text",
+    "TokenChunk",
     "TokenScores",
-    "TokenWindow",
     "both_splits",
     "check_prompt",
     "check_texts",
+    "chunks_of",
     "load_central_data",
     "load_local_data",
     "load_splits",
@@ -37,8 +38,7 @@ __all__ = [
     "read_tokens",
     "render",
     "text_lines",
-    "token_windows",
+    "token_chunks",
     "tokenize",
-    "windows_of",
     "with_tokens",
 ]

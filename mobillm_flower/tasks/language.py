@@ -65,7 +65,7 @@ TASKS.add("language-modelling", LanguageTask())
 
 
 @dataclass(frozen=True)
-class TokenWindow:
+class TokenChunk:
     """Tokens that a model reads at once.
 
     Parameters
@@ -80,11 +80,11 @@ class TokenWindow:
     first: int
 
 
-def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int) -> list[TokenWindow]:
-    """Return a sample's windows: one where it fits, otherwise such that each token is in the loss once.
+def token_chunks(tokenizer: Any, prompt: str | None, text: str, max_length: int) -> list[TokenChunk]:
+    """Return a sample's chunks: one where it fits, otherwise such that each token is in the loss once.
 
-    A sample that is longer than `max_length` is read in windows of `max_length` tokens that advance by half of it, so
-    that each token in the loss sees at least half a window before it. Samples are never packed together.
+    A sample that is longer than `max_length` is read in chunks of `max_length` tokens that advance by half of it, so
+    that each token in the loss sees at least half a chunk before it. Samples are never packed together.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int
     text : str
         The response, or the plain text.
     max_length : int
-        Tokens of a window.
+        Tokens of a chunk.
 
     Raises
     ------
@@ -106,13 +106,13 @@ def token_windows(tokenizer: Any, prompt: str | None, text: str, max_length: int
     ids, first = _tokens(tokenizer, prompt, text)
     if len(ids) <= first:
         raise DataError("a sample has no token to predict; remove empty texts from the data")
-    windows = []
+    chunks = []
     while first < len(ids):
         end = len(ids) if len(ids) <= max_length else min(len(ids), first + max_length // 2)
         start = max(0, end - max_length)
-        windows.append(TokenWindow(ids[start:end], first - start))
+        chunks.append(TokenChunk(ids[start:end], first - start))
         first = end
-    return windows
+    return chunks
 
 
 def num_loss_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[int]:
@@ -129,9 +129,9 @@ def all_tokens(tokenizer: Any, samples: Samples, contract: TaskContract) -> list
     return [_tokens(tokenizer, prompt, text)[0] for prompt, text in _prompts(samples, contract)]
 
 
-def windows_of(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[TokenWindow]]:
-    """Return the windows of each sample, its prompt filled in: see `token_windows`."""
-    return [token_windows(tokenizer, prompt, text, contract.max_length) for prompt, text in _prompts(samples, contract)]
+def chunks_of(tokenizer: Any, samples: Samples, contract: TaskContract) -> list[list[TokenChunk]]:
+    """Return the chunks of each sample, its prompt filled in: see `token_chunks`."""
+    return [token_chunks(tokenizer, prompt, text, contract.max_length) for prompt, text in _prompts(samples, contract)]
 
 
 def _tokens(tokenizer: Any, prompt: str | None, text: str) -> tuple[list[int], int]:
@@ -172,7 +172,7 @@ def read_tokens(
     -------
     tuple
         Of each sample the activations [T, M, 1, d_b] float32 at the tokens before those in the loss, and the tokens in
-        the loss, [T] int64. With `spec.whole_texts` activations at all tokens but the last of each window, and what
+        the loss, [T] int64. With `spec.whole_texts` activations at all tokens but the last of each chunk, and what
         they predict, as `core.language.mark_asked` writes it.
 
     Raises
@@ -180,27 +180,27 @@ def read_tokens(
     DataError
         A sample has no token to predict.
     SettingsError
-        The windows are longer than the model's positions.
+        The chunks are longer than the model's positions.
     """
     backbone.check_length(contract.max_length)
-    windows = windows_of(backbone.tokenizer, samples, contract)
-    flat = [window for of_sample in windows for window in of_sample]
+    chunks = chunks_of(backbone.tokenizer, samples, contract)
+    flat = [chunk for of_sample in chunks for chunk in of_sample]
     extraction = backbone.extract(
-        [{"input_ids": window.ids} for window in flat],
+        [{"input_ids": chunk.ids} for chunk in flat],
         layers=spec.layers,
         pivot=spec.pivot,
-        kept=[slice(0 if spec.whole_texts else window.first - 1, len(window.ids) - 1) for window in flat],
+        kept=[slice(0 if spec.whole_texts else chunk.first - 1, len(chunk.ids) - 1) for chunk in flat],
     )
     pieces, activations, labels = iter(extraction.activations), [], []
-    for of_sample in windows:
+    for of_sample in chunks:
         activations.append(torch.cat([next(pieces) for _ in of_sample]))
-        labels.append(torch.cat([_predicted(window, spec) for window in of_sample]))
+        labels.append(torch.cat([_predicted(chunk, spec) for chunk in of_sample]))
     return activations, labels
 
 
-def _predicted(window: TokenWindow, spec: ExtractionSpec) -> Tensor:
-    ids = torch.tensor(window.ids)
-    return mark_asked(ids, window.first) if spec.whole_texts else ids[window.first :]
+def _predicted(chunk: TokenChunk, spec: ExtractionSpec) -> Tensor:
+    ids = torch.tensor(chunk.ids)
+    return mark_asked(ids, chunk.first) if spec.whole_texts else ids[chunk.first :]
 
 
 def _prompts(samples: Samples, contract: TaskContract) -> list[tuple[str | None, str]]:

@@ -120,7 +120,7 @@ class TaskSettings:
         What label words' probabilities are divided by: none; content-free (its own mean for "N/A", "[MASK]" and no
         text in the prompt); public (its mean for the package's public sentences).
     max_length : int
-        Tokens a sample is cut to; for language modelling those of a window, of which a long sample has several.
+        Tokens a sample is cut to; for language modelling those of a chunk, of which a long sample has several.
     metric : str
         accuracy, macro-f1, f1, matthews, spearman, pearson (for language modelling cross-entropy, perplexity,
         next-word-top-1, next-word-top-3), or a registered one; auto: the task's own.

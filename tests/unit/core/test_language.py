@@ -1,4 +1,4 @@
-"""Next-token losses in chunks, corrections, windows of tokens, and the head of each family."""
+"""Next-token losses in chunks, corrections, chunks of tokens, and the head of each family."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
 from mobillm_flower.errors import ArgumentError, DataError, SettingsError, UnsupportedError
 from mobillm_flower.server.objective import make_loss
-from mobillm_flower.tasks import TOKEN_METRICS, Samples, TokenScores, read_tokens, token_windows
+from mobillm_flower.tasks import TOKEN_METRICS, Samples, TokenScores, read_tokens, token_chunks
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.metrics import RANGES
 from mobillm_flower.tasks.words import NEVER
@@ -160,36 +160,36 @@ def numbers(start: Any, end: Any) -> Any:
 
 
 def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not() -> None:
-    (window,) = token_windows(Words(), "1 2 3", "4 5", 16)
-    assert window.ids == [1, 2, 3, 4, 5, 0]
-    assert window.ids[window.first :] == [4, 5, 0]
-    (plain,) = token_windows(Words(), None, "4 5", 16)
+    (chunk,) = token_chunks(Words(), "1 2 3", "4 5", 16)
+    assert chunk.ids == [1, 2, 3, 4, 5, 0]
+    assert chunk.ids[chunk.first :] == [4, 5, 0]
+    (plain,) = token_chunks(Words(), None, "4 5", 16)
     assert plain.ids[plain.first :] == [5, 0]
 
 
 def test_a_chat_template_is_used() -> None:
     tokenizer = Words()
     tokenizer.chat_template = "yes"
-    (window,) = token_windows(tokenizer, "1 2", "3", 16)
-    assert window.ids == [90, 1, 2, 91, 3]
-    assert window.ids[window.first :] == [3]
+    (chunk,) = token_chunks(tokenizer, "1 2", "3", 16)
+    assert chunk.ids == [90, 1, 2, 91, 3]
+    assert chunk.ids[chunk.first :] == [3]
 
 
 @pytest.mark.parametrize("prompt", [None, "200 201 202", numbers(200, 240)])
-def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_window_before_it(prompt: Any) -> None:
-    windows = token_windows(Words(), prompt, numbers(100, 150), 16)
-    assert [i for w in windows for i in w.ids[w.first :]] == [*range(100 + (prompt is None), 150), 0]
+def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_chunk_before_it(prompt: Any) -> None:
+    chunks = token_chunks(Words(), prompt, numbers(100, 150), 16)
+    assert [i for w in chunks for i in w.ids[w.first :]] == [*range(100 + (prompt is None), 150), 0]
     before = len(prompt.split()) if prompt else 0
-    assert all(len(w.ids) <= 16 for w in windows)
-    assert all(w.first >= min(8, before) and w.first >= 1 for w in windows)
-    assert all(w.first >= 8 for w in windows[1:])
+    assert all(len(w.ids) <= 16 for w in chunks)
+    assert all(w.first >= min(8, before) and w.first >= 1 for w in chunks)
+    assert all(w.first >= 8 for w in chunks[1:])
 
 
 def test_a_text_without_a_token_to_predict_is_refused() -> None:
     tokenizer = Words()
     tokenizer.eos_token_id = None
     with pytest.raises(DataError, match="no token to predict"):
-        token_windows(tokenizer, None, "7", 16)
+        token_chunks(tokenizer, None, "7", 16)
 
 
 # heads -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from mobillm_flower.core import language
 from mobillm_flower.core.language import CHUNK, NOT_ASKED, mark_asked, read_asked
 from mobillm_flower.errors import SettingsError
 from mobillm_flower.models import language as models
-from mobillm_flower.tasks import Samples, prompt_tokens, read_tokens, windows_of
+from mobillm_flower.tasks import Samples, chunks_of, prompt_tokens, read_tokens
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.wire.target_bytes import (
     TargetBatch,
@@ -63,19 +63,19 @@ def test_states_at_the_cut_predict_what_the_whole_model_does(folders: Any, name:
     model = model_of(folders[name])
     rows, marked = read_tokens(model.backbone, SAMPLES, model.contract, model.spec)
     assert [len(one) for one in rows] == [len(one) for one in marked]
-    windows = [w for of_sample in windows_of(model.tokenizer, SAMPLES, model.contract) for w in of_sample]
-    assert len(windows) > len(SAMPLES)
-    assert read_asked(torch.cat(marked)).chunks.tolist() == [len(w.ids) - 1 for w in windows]
+    chunks = [w for of_sample in chunks_of(model.tokenizer, SAMPLES, model.contract) for w in of_sample]
+    assert len(chunks) > len(SAMPLES)
+    assert read_asked(torch.cat(marked)).chunks.tolist() == [len(w.ids) - 1 for w in chunks]
     for network, whole in (
         (model.side_network, model.language_model),
         (None, model.backbone.language_model),
     ):
         found = model.with_network(network).token_scores(SAMPLES).log_probabilities
         expected = []
-        for window in windows:
+        for chunk in chunks:
             with torch.inference_mode():
-                scores = whole(input_ids=torch.tensor([window.ids])).logits[0].float().log_softmax(1)
-            expected.append(scores[range(window.first - 1, len(window.ids) - 1), window.ids[window.first :]])
+                scores = whole(input_ids=torch.tensor([chunk.ids])).logits[0].float().log_softmax(1)
+            expected.append(scores[range(chunk.first - 1, len(chunk.ids) - 1), chunk.ids[chunk.first :]])
         assert torch.allclose(torch.from_numpy(found), torch.cat(expected), atol=1e-4)
     assert not torch.allclose(torch.from_numpy(found), torch.from_numpy(model.token_scores(SAMPLES).log_probabilities))
 
