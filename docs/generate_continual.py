@@ -15,7 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "continual.json"
 PAGE = ROOT / "docs" / "explanation" / "continual.md"
 FIGURE = ROOT / "docs" / "images" / "continual-sensitivity.svg"
 COMMAND = (
-    ".venv/bin/python -m benchmarks.studies.continual --data ../shared/data --json benchmarks/results/continual.json"
+    ".venv/bin/python -m benchmarks.studies.continual --data FOLDER --json benchmarks/results/continual.json"
 )
 NAMES = {
     "joint": "`joint`: `replay` of all rows, by steps",

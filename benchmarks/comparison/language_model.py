@@ -1,6 +1,6 @@
 """SmolLM2 on sentences, pairs and intents: by itself, side-tuned in four ways, and LoRA in one place and by FedAvg.
 
-    .venv/bin/python -m benchmarks.comparison.language_model --data ../shared/data --tasks sst2,clinc150 \
+    .venv/bin/python -m benchmarks.comparison.language_model --data FOLDER --tasks sst2,clinc150 \
         --json benchmarks/results/language_model.json
 
 Each task is one run of side-tuning in Flower's simulation, of ten IID devices. The solution is the run's own; the

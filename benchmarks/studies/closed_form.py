@@ -1,6 +1,6 @@
 """The closed form against training by steps: quality and the server's seconds, on one thread, in turns, three draws.
 
-    .venv/bin/python -m benchmarks.studies.closed_form --data ../shared/data --json benchmarks/results/closed_form.json
+    .venv/bin/python -m benchmarks.studies.closed_form --data FOLDER --json benchmarks/results/closed_form.json
 
 Each draw of training rows is encoded as devices would, put into a cache, and every variant is trained from its own. The
 test rows' activations are not coded. Seconds are the trainer's, of the processor, with the decoding of the cache. Draws

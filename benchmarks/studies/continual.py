@@ -1,6 +1,6 @@
 """Tasks one after another: what each way of learning keeps of earlier ones, in accuracy, parameters and bytes.
 
-    .venv/bin/python -m benchmarks.studies.continual --data ../shared/data --json benchmarks/results/continual.json
+    .venv/bin/python -m benchmarks.studies.continual --data FOLDER --json benchmarks/results/continual.json
 
 Each text is extracted once, by the package, with all-MiniLM-L6-v2 and the default layers; training rows go through the
 uploads' NF4 codec and an activation cache of the package, and are learned by its trainer. Validation and test rows are

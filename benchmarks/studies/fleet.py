@@ -1,6 +1,6 @@
 """One side network for three backbone types, against a side network trained alone for each, three seeds.
 
-    .venv/bin/python benchmarks/studies/fleet.py --data ../shared/data --json benchmarks/results/fleet.json
+    .venv/bin/python benchmarks/studies/fleet.py --data FOLDER --json benchmarks/results/fleet.json
 
 `examples/fleet` runs once on each data set and fills a cache: twelve devices, MiniLM cut to two, four and six layers,
 Dirichlet α = 0.1. All else is trained from that cache, epochs only: shared by all types; without the correction for the

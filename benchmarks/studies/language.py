@@ -1,6 +1,6 @@
 """Language modelling on real text: labels, corrections and refreshed corrections beside centralized LoRA, three seeds.
 
-    .venv/bin/python benchmarks/studies/language.py --data ../shared/data --backbones ../shared/backbones --json FILE
+    .venv/bin/python benchmarks/studies/language.py --data FOLDER --backbones BACKBONES --json FILE
 
 Each task fills one cache an objective by the device's own code (NF4 activations and corrections) and trains from it
 with the server's own trainer; seeds vary initial weights and order. `refreshed` regresses again, from the network it

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct on summaries and speeches: corrections of the last layer and upper layers, beside LoRA.
 
-    .venv/bin/python -m benchmarks.studies.language_smollm2 --data ../shared/data \
+    .venv/bin/python -m benchmarks.studies.language_smollm2 --data FOLDER \
         --json benchmarks/results/language_smollm2.json
 
 Every row is trained in one place from what a device uploads in NF4 (federated training from a complete cache is the

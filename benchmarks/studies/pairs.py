@@ -1,6 +1,6 @@
 """What a solution reads of pairs of texts: both in one input, or apart, with or without the length of each vector.
 
-    .venv/bin/python -m benchmarks.studies.pairs --data ../shared/data --json benchmarks/results/pairs.json
+    .venv/bin/python -m benchmarks.studies.pairs --data FOLDER --json benchmarks/results/pairs.json
 
 all-MiniLM-L6-v2 in bf16, default layers, `mean`, NF4, 1,000 training rows, closed form with 2,048 random features. The
 metric of training rows, each left out, chooses; that of test rows is shown beside it. Results in the file are kept.

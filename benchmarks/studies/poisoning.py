@@ -1,6 +1,6 @@
 """What one and three lying devices of ten change, with and without `trainer.judge-devices`, three seeds, two data sets.
 
-    .venv/bin/python benchmarks/studies/poisoning.py --data ../shared/data --json benchmarks/results/poisoning.json
+    .venv/bin/python benchmarks/studies/poisoning.py --data FOLDER --json benchmarks/results/poisoning.json
 
 all-MiniLM-L6-v2 reads each text once; `mean` of six layers, NF4. Every cell is a cache of ten devices that the server's
 own trainer reads, with the closed form (linear) or, where validation samples are chosen, with the additive network.

@@ -1,6 +1,6 @@
 """Accuracy under an ε for each sample, text and label together, on three data sets, three seeds.
 
-    .venv/bin/python benchmarks/studies/privacy.py --data ../shared/data --json benchmarks/results/privacy.json
+    .venv/bin/python benchmarks/studies/privacy.py --data FOLDER --json benchmarks/results/privacy.json
 
 Eight devices hold the whole train split, dealt out anew for each seed. They make their uploads by the code of a run
 (`Device`, packing, opening, cache), the trainer fits from that cache, and accuracy is on the whole test split,

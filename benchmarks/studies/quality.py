@@ -1,6 +1,6 @@
 """Quality on real text: PAE MobiLLM and MobiLLM with all-MiniLM-L6-v2 on ten devices, three seeds.
 
-    .venv/bin/python benchmarks/studies/quality.py --data ../shared/data --json benchmarks/results/quality.json
+    .venv/bin/python benchmarks/studies/quality.py --data FOLDER --json benchmarks/results/quality.json
 
 Each cell is one run of `examples/quickstart` in Flower's simulation, which fills a cache. Since training depends on the
 cached bytes, the settings and the seed alone (a test holds it, and every run here is compared bit by bit), the other

@@ -1,6 +1,6 @@
 """Accuracy against samples held: solved anew as devices' samples arrive, beside training by steps on the same samples.
 
-    .venv/bin/python -m benchmarks.studies.samples_held --data ../shared/data \
+    .venv/bin/python -m benchmarks.studies.samples_held --data FOLDER \
         --json benchmarks/results/samples_held.json
 
 Ten devices' samples arrive one device after another, IID or with labels skewed by Dirichlet with α = 0.1. After each

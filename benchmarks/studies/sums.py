@@ -1,6 +1,6 @@
 """Sums in the place of samples: their bytes against the metric, and noise for an ε. One model, four data sets.
 
-    .venv/bin/python -m benchmarks.studies.sums --data ../shared/data --features F --json benchmarks/results/sums.json
+    .venv/bin/python -m benchmarks.studies.sums --data FOLDER --features F --json benchmarks/results/sums.json
 
 Features are those of all-MiniLM-L6-v2, `mean` of six layers, in half precision; they are kept in the folder F, so
 that a second run is cheap. Rows of the train split are drawn by seed. A cell has accuracy on the validation split (at

@@ -1,6 +1,6 @@
 """How far sums go: fewer bits a word, second-order features, and a second round of sums, on the features of `sums.py`.
 
-    .venv/bin/python -m benchmarks.studies.sums_beyond --data ../shared/data --features F \\
+    .venv/bin/python -m benchmarks.studies.sums_beyond --data FOLDER --features F \\
         --json benchmarks/results/sums_beyond.json
 
 All rows of each task's train split; accuracy on the test split. λ by generalized cross-validation of the sums. One cell

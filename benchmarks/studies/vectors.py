@@ -1,6 +1,6 @@
 """Which vectors of a forward pass serve a solution best for their bytes: six data sets, three backbones.
 
-    .venv/bin/python -m benchmarks.studies.vectors --data ../shared/data --backbones ../shared/backbones \
+    .venv/bin/python -m benchmarks.studies.vectors --data FOLDER --backbones BACKBONES \
         --json benchmarks/results/vectors.json
 
 Each text runs forward once, and of every layer (0: the embeddings) a few vectors over its tokens are kept in the work
