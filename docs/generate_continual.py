@@ -14,9 +14,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "continual.json"
 PAGE = ROOT / "docs" / "explanation" / "continual.md"
 FIGURE = ROOT / "docs" / "images" / "continual-sensitivity.svg"
-COMMAND = (
-    ".venv/bin/python -m benchmarks.studies.continual --data FOLDER --json benchmarks/results/continual.json"
-)
+COMMAND = ".venv/bin/python -m benchmarks.studies.continual --data FOLDER --json benchmarks/results/continual.json"
 NAMES = {
     "joint": "`joint`: `replay` of all rows, by steps",
     "joint solution": "the same in closed form: one solution",

@@ -27,7 +27,7 @@ from mobillm_flower.config import Settings, load_settings
 from mobillm_flower.config.compatibility import ANALYTIC
 from mobillm_flower.core.zeroth_order import move, projected_gradient
 from mobillm_flower.evaluation.fresh_process import run_fresh, status_bytes
-from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
+from mobillm_flower.models.fine_tuned import MAX_NORM, fine_tuned
 from mobillm_flower.models.split import SplitModel, token_rows
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.folder import RunFolder
@@ -179,13 +179,13 @@ def _training(method: str, *, checkpointed: bool = False) -> Side:
         backbone = device.backbone
         if checkpointed:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        model = FineTunedModel(backbone, device.data.contract, method=method, rank=settings.peer.rank)
+        model = fine_tuned(backbone, device.data.contract, method=method, rank=settings.peer.rank)
         optimizer = model.optimizer(settings.peer.learning_rate)
 
         def run() -> None:
             model.train()
-            for inputs in backbone.padded_batches(tokens(backbone, device.data)):
-                model.step(inputs, _labels(device, len(inputs["input_ids"])), optimizer)
+            for inputs, labels in model.by_length(device.data.train):
+                model.step(inputs, labels, optimizer)
 
         return run
 
@@ -195,12 +195,11 @@ def _training(method: str, *, checkpointed: bool = False) -> Side:
 def _kseed(device: Device, settings: Settings) -> Callable[[], object]:
     """Return two forward passes a batch, along a random direction of all layers' weights."""
     backbone = device.backbone
-    model = FineTunedModel(backbone, device.data.contract, method="full")
+    model = fine_tuned(backbone, device.data.contract, method="full")
     parameters = list(model.trained().values())
 
     def run() -> None:
-        for number, inputs in enumerate(backbone.padded_batches(tokens(backbone, device.data))):
-            labels = _labels(device, len(inputs["input_ids"]))
+        for number, (inputs, labels) in enumerate(model.by_length(device.data.train)):
             with torch.no_grad():
                 result = projected_gradient(
                     partial(model.batch_loss, inputs, labels), parameters, number, epsilon=settings.peer.perturbation
@@ -213,7 +212,7 @@ def _kseed(device: Device, settings: Settings) -> Callable[[], object]:
 def _split(device: Device, settings: Settings) -> Callable[[], object]:
     """Return a step a batch of the layers up to the cut, on gradients at the cut: which ones costs nothing."""
     backbone = device.backbone
-    model = FineTunedModel(backbone, device.data.contract, rank=settings.peer.rank)
+    model = fine_tuned(backbone, device.data.contract, rank=settings.peer.rank)
     split = SplitModel(model, settings.peer.cut)
     optimizer = torch.optim.AdamW(split.device_part.values(), lr=settings.peer.learning_rate, weight_decay=0.0)
 
@@ -226,12 +225,6 @@ def _split(device: Device, settings: Settings) -> Callable[[], object]:
             optimizer.step()
 
     return run
-
-
-def _labels(device: Device, count: int) -> torch.Tensor:
-    """Return labels [B]: which ones costs nothing."""
-    dtype = torch.float32 if device.data.contract.is_regression else torch.long
-    return torch.zeros(count, dtype=dtype, device=device.backbone.device)
 
 
 SIDES: Mapping[str, Side] = {

@@ -96,7 +96,13 @@ class FineTunedModel(nn.Module):
             )
         self.backbone, self.contract = backbone, contract
         self.model = _made_trainable(backbone, method, rank, seed)
-        self.head = nn.Linear(self._output_width(), contract.num_outputs, device=backbone.device)
+        self._add_head()
+        self._flops: dict[tuple[Any, ...], int] = {}
+        self._initial: dict[str, Tensor] | None = None
+
+    def _add_head(self) -> None:
+        backbone = self.backbone
+        self.head = nn.Linear(self._output_width(), self.contract.num_outputs, device=backbone.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if backbone.predictor is not None:
@@ -104,8 +110,6 @@ class FineTunedModel(nn.Module):
             self.head.weight.data.copy_(words.weight)
             if words.bias is not None:
                 self.head.bias.data.copy_(words.bias)
-        self._flops: dict[tuple[Any, ...], int] = {}
-        self._initial: dict[str, Tensor] | None = None
 
     @torch.no_grad()
     def _output_width(self) -> int:
@@ -180,6 +184,13 @@ class FineTunedModel(nn.Module):
             inputs = self.backbone.pad([tokens[i] for i in chosen])
             yield inputs, samples.labels[chosen].to(self.backbone.device)
 
+    def by_length(self, samples: Samples) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Yield padded inputs and labels, shortest first, in the batches that a forward pass alone would have."""
+        tokens = self.tokens(samples)
+        for places in self.backbone.batches(tokens):
+            inputs = self.backbone.pad([tokens[i] for i in places])
+            yield inputs, samples.labels[places].to(self.backbone.device)
+
     # ---- training and predicting ---------------------------------------------------------------------------------
 
     def fit(self, samples: Samples, *, epochs: int, batch_size: int, learning_rate: float, seed: int) -> Work:
@@ -188,7 +199,7 @@ class FineTunedModel(nn.Module):
         Order and dropout are drawn from the seed alone; torch's own generator is left as it was.
         """
         optimizer = self.optimizer(learning_rate)
-        flops, total, count, started = 0, 0.0, 0, time.perf_counter()
+        flops, total, rows, started = 0, 0.0, 0, time.perf_counter()
         self.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -198,9 +209,9 @@ class FineTunedModel(nn.Module):
                         loss = self.step(inputs, labels, optimizer)
                     flops += counted()
                     total += loss * len(labels)
-                    count += len(labels)
+                    rows += len(labels)
         self.eval()
-        return Work(flops, time.perf_counter() - started, count, total / max(1, count))
+        return Work(flops, time.perf_counter() - started, epochs * len(samples), total / max(1, rows))
 
     def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         """Return AdamW over the trained parameters, without weight decay."""
@@ -267,8 +278,19 @@ def baseline_model(settings: Settings, contract: TaskContract) -> FineTunedModel
         backbone = load_with(LoadOptions.of(named, engine="torch").for_task(contract))
         method = _BASELINE_METHODS[settings.strategy]
         _BASELINE_MODELS.clear()  # one at a time: a device has memory for one
-        _BASELINE_MODELS[key] = FineTunedModel(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
+        _BASELINE_MODELS[key] = fine_tuned(backbone, contract, method=method, rank=rank, seed=settings.run.seed)
     return _BASELINE_MODELS[key]
+
+
+def fine_tuned(
+    backbone: Backbone, contract: TaskContract, *, method: str = "lora", rank: int = 8, seed: int = 0
+) -> FineTunedModel:
+    """Return the model that is trained for a task: of language modelling a `FineTunedLanguageModel`."""
+    if not contract.per_token:
+        return FineTunedModel(backbone, contract, method=method, rank=rank, seed=seed)
+    from mobillm_flower.models.fine_tuned_language import FineTunedLanguageModel
+
+    return FineTunedLanguageModel(backbone, contract, method=method, rank=rank, seed=seed)
 
 
 def with_lora(model: nn.Module, rank: int, seed: int) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mobillm_flower.backbones.attach import Mixer, with_adapters, with_side_output
+from mobillm_flower.backbones.head import LanguageHead
 from mobillm_flower.core import language
 from mobillm_flower.core.language import read_asked
 from mobillm_flower.core.side_networks import ActivationBatch, AdaptsBetweenLayers, StepsThroughTokens
@@ -113,7 +114,7 @@ def token_scores(model: SideTunedModel, samples: Samples) -> TokenScores:
             labels = [read_asked(tokens).labels for tokens in labels]
         inputs = _head_inputs(model, activations, sequences, asked)
         scored = language.token_scores(
-            inputs, torch.cat(labels).to(model.head.device), model.head, _starts(model, kinds)
+            inputs, torch.cat(labels).to(model.head.device), model.head, word_starts(model.head, kinds)
         )
         log_p.append(scored[0].cpu().numpy())
         ranks, best = (torch.split(scores.cpu(), [len(tokens) for tokens in labels]) for scores in scored[1:])
@@ -133,10 +134,10 @@ def _head_inputs(
     return model.head.inputs(states if asked is None else states[asked])
 
 
-def _starts(model: SideTunedModel, kinds: np.ndarray) -> Tensor:
-    """Return which tokens of the head begin a word, [V] bool."""
-    starts = torch.zeros(model.head.vocabulary, dtype=torch.bool)
-    count = min(len(kinds), model.head.vocabulary)
+def word_starts(head: LanguageHead, kinds: np.ndarray) -> Tensor:
+    """Return which tokens of a head begin a word, [V] bool; `kinds` are of `token_kinds`."""
+    starts = torch.zeros(head.vocabulary, dtype=torch.bool)
+    count = min(len(kinds), head.vocabulary)
     starts[:count] = torch.from_numpy(kinds[:count] == START)
     return starts
 
@@ -147,7 +148,7 @@ def suggest(model: SideTunedModel, text: str, *, num: int) -> list[tuple[str, fl
     before = _prompt(model, written.format(text=text.rstrip()), _WORD)
     first = 0 if not model.contract.prompt or model.spec.whole_texts else len(before) - 1
     (scores,) = _next(model, [before], first)
-    starts = _starts(model, kinds)
+    starts = word_starts(model.head, kinds)
     most = scores.masked_fill(~starts, -torch.inf).topk(min(num, int(starts.sum())))
     words = [[token] for token in most.indices.tolist()]
     likely, open_ = most.values.tolist(), list(range(len(words)))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillm_flower.backbones.cut import Cut
+from mobillm_flower.errors import UnsupportedError
 from mobillm_flower.models.fine_tuned import MAX_NORM, FineTunedModel
 
 
@@ -34,10 +35,13 @@ class SplitModel:
     SettingsError
         No layer would be left to one of the ends.
     UnsupportedError
-        The backbone is an encoder-decoder: its decoder reads more than the hidden states at the cut.
+        The backbone is an encoder-decoder: its decoder reads more than the hidden states at the cut. Or tokens are
+        predicted.
     """
 
     def __init__(self, model: FineTunedModel, cut: int) -> None:
+        if model.contract.per_token:
+            raise UnsupportedError("split training predicts classes and numbers, not tokens")
         self.model, self._cut = model, Cut(model.backbone, cut, setting="peer.cut")
         mine = {id(parameter) for layer in self._cut.below for parameter in layer.parameters()}
         trained = model.trained().items()

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from mobillm_flower import SideTuningClient, load_backbone, load_settings, make_strategy
 from mobillm_flower.clients.baselines import BASELINE_DEVICES, BaselineClient
-from mobillm_flower.errors import MismatchError, RunFailed, SettingsError
+from mobillm_flower.errors import MismatchError, RunFailed, SettingsError, UnsupportedError
 from mobillm_flower.models.fine_tuned import FineTunedModel, baseline_model
 from mobillm_flower.tasks import load_local_data
 from tests.support.local_grid import LocalGrid
@@ -85,6 +85,24 @@ def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path: Path, backbo
     assert evaluation["metrics"]["accuracy"] == pytest.approx(measured_again(strategy, result.arrays, config))
     kept = torch.load(tmp_path / "rounds" / f"{rounds}.pt")
     assert kept.keys() == result.arrays.to_torch_state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["fed-lora", "fed-kseed", "upload-all"])
+def test_baselines_of_language_models_run_to_their_end(tmp_path: Path, name: str) -> None:
+    backbone = save_tiny(tmp_path / "opt", "opt")
+    one = {"rounds.num-rounds": 1} if name == "upload-all" else {}
+    config = config_of(name, backbone, tmp_path / "run", devices=2, task__kind="language-modelling", **one)
+    strategy, result, events = run(config)
+    assert events[-1]["outcome"] == "completed"
+    (evaluation,) = [event for event in events if event["event"] == "evaluation"]
+    assert evaluation["metrics"]["cross-entropy"] == pytest.approx(measured_again(strategy, result.arrays, config))
+
+
+def test_split_training_of_tokens_is_refused(tmp_path: Path) -> None:
+    backbone = save_tiny(tmp_path / "opt", "opt")
+    config = config_of("split-fed", backbone, tmp_path / "run", devices=2, task__kind="language-modelling")
+    with pytest.raises((RunFailed, UnsupportedError), match="split training predicts classes and numbers"):
+        run(config)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -173,7 +173,8 @@ def _central(settings: Settings) -> list[Point]:
     points = []
     for epoch in range(settings.rounds.num_rounds):
         work = model.fit(data.train, epochs=1, batch_size=peer.batch_size, learning_rate=peer.learning_rate, seed=epoch)
-        points.append(Point(model.evaluate(data.test), epoch + 1, epoch + 1.0, server_seconds=work.seconds))
+        metric = _larger_is_better(data.contract.metric, model.evaluate(data.test))
+        points.append(Point(metric, epoch + 1, epoch + 1.0, server_seconds=work.seconds))
     return points
 
 
@@ -205,7 +206,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
         last = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         points.append(
             Point(
-                model.evaluate(data.test),
+                _larger_is_better(data.contract.metric, model.evaluate(data.test)),
                 number,
                 samples * devices / rows,
                 samples,
@@ -218,6 +219,10 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
             )
         )
     return points
+
+
+def _larger_is_better(metric: str, value: float) -> float:
+    return -value if metric in SMALLER_IS_BETTER else value
 
 
 def _load(model: FineTunedModel, state: Mapping[str, torch.Tensor], settings: Settings) -> None:
@@ -241,11 +246,10 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     samples, up = (sum(values) / devices for values in zip(*of_devices.values(), strict=True))
     down = sum(device.bytes_down for device in run.all(DeviceSummary)) / devices  # the side network once
     trained, ingested = run.last(Trained), run.last(Ingested)
-    sign = -1 if data.contract.metric in SMALLER_IS_BETTER else 1
     assert trained is not None
     assert ingested is not None
     point = Point(
-        metric=sign * model.evaluate(data.test),
+        metric=_larger_is_better(data.contract.metric, model.evaluate(data.test)),
         rounds=max(event.round for event in windows),
         passes=samples * devices / len(data.train),
         samples=samples,

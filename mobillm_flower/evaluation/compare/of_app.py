@@ -22,7 +22,7 @@ from mobillm_flower.tasks.task import TASKS, predicts_tokens
 
 COMPARED = (*SIDE_TUNING, "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
 """Methods by name."""
-OF_LANGUAGE_MODELS = ("mobillm", "pae", "fed")
+OF_LANGUAGE_MODELS = ("mobillm", "pae", "fed", "fed-lora", CENTRAL_LORA)
 """Those that model language."""
 _OF_ALL = ("backbone", "data", "task")
 _OF_SIDE_TUNING = ("activations", "loss", "side-network", "trainer", "rounds", "arrivals", "privacy")
@@ -64,8 +64,8 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
     words : sequence of str
         ``key=value``, over the app's own settings.
     names : sequence of str
-        Of `COMPARED`; empty: the app's preset, `fed-lora` and `central-lora`, in full also `upper-layers`; of a
-        language model its preset alone.
+        Of `COMPARED`; empty: the app's preset, `fed-lora` and `central-lora`, in full also `upper-layers`. A quick look
+        at a language model leaves out `central-lora`, which trains for minutes.
     extent : Extent
         How much.
 
@@ -106,7 +106,7 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
 
 def _usual(settings: Settings, *, quick: bool) -> list[str]:
     if predicts_tokens(settings):
-        return [settings.preset]
+        return [settings.preset, "fed-lora", *([] if quick else [CENTRAL_LORA])]
     more = [] if quick or settings.preset == UPPER_LAYERS else [UPPER_LAYERS]
     return [settings.preset, *more, "fed-lora", CENTRAL_LORA]
 
@@ -116,10 +116,7 @@ def _check(settings: Settings, names: Sequence[str]) -> None:
         if name not in COMPARED:
             raise SettingsError(f"--methods {name} is not known; give some of {', '.join(COMPARED)}")
         if predicts_tokens(settings) and name not in OF_LANGUAGE_MODELS:
-            raise UnsupportedError(
-                f"{name} does not model language here; compare {', '.join(OF_LANGUAGE_MODELS)}, and ask "
-                "`mobillm plan` what LoRA by federated averaging would cost a device"
-            )
+            raise UnsupportedError(f"{name} does not model language here; compare {', '.join(OF_LANGUAGE_MODELS)}")
     if settings.backbone.name in CHOOSERS:
         raise UnsupportedError(
             f"backbone.name={settings.backbone.name} gives devices several backbones, which baselines cannot have; "
