@@ -22,8 +22,17 @@ from mobillm_flower.tasks.task import TASKS, predicts_tokens
 
 COMPARED = (*SIDE_TUNING, "fed-lora", "fed-bitfit", "fed-kseed", "split-fed", "upload-all", CENTRAL_LORA)
 """Methods by name."""
-OF_LANGUAGE_MODELS = ("mobillm", "pae", "fed", "fed-lora", CENTRAL_LORA)
+OF_LANGUAGE_MODELS = ("mobillm", "pae", "fed", UPPER_LAYERS, "fed-lora", CENTRAL_LORA)
 """Those that model language."""
+_UPPER_LAYERS_OF_TOKENS = {
+    "strategy": "mobillm",
+    "activations.pivot": "all",
+    "loss.objective": "label",
+    "rounds.window": "256",
+    "trainer.epochs": "2",
+    "trainer.batch-size": "0",
+}
+"""Settings of upper layers that predict tokens, over the preset's, which are for classes."""
 _OF_ALL = ("backbone", "data", "task")
 _OF_SIDE_TUNING = ("activations", "loss", "side-network", "trainer", "rounds", "arrivals", "privacy")
 _GIVEN_BY_A_CELL = ("data.num-devices", "data.partition", "data.alpha", "data.seed")
@@ -65,7 +74,7 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
         ``key=value``, over the app's own settings.
     names : sequence of str
         Of `COMPARED`; empty: the app's preset, `fed-lora` and `central-lora`, in full also `upper-layers`. A quick look
-        at a language model leaves out `central-lora`, which trains for minutes.
+        at a language model leaves out `central-lora`, too, which trains for minutes.
     extent : Extent
         How much.
 
@@ -106,7 +115,7 @@ def plan_of_app(app: App, words: Sequence[str], names: Sequence[str], extent: Ex
 
 def _usual(settings: Settings, *, quick: bool) -> list[str]:
     if predicts_tokens(settings):
-        return [settings.preset, "fed-lora", *([] if quick else [CENTRAL_LORA])]
+        return [settings.preset, *([] if quick else [UPPER_LAYERS]), "fed-lora", *([] if quick else [CENTRAL_LORA])]
     more = [] if quick or settings.preset == UPPER_LAYERS else [UPPER_LAYERS]
     return [settings.preset, *more, "fed-lora", CENTRAL_LORA]
 
@@ -151,6 +160,8 @@ def _of_app(method: Method, settings: Settings, own: Mapping[str, str], *, quick
     if method.name not in SIDE_TUNING:
         peer = {key: word for key, word in own.items() if _part(key) == "peer"}
         return _with(method, {**method.settings, **peer}, "peer.learning-rate")
+    if method.name == UPPER_LAYERS and predicts_tokens(settings):
+        return replace(method, settings=_UPPER_LAYERS_OF_TOKENS)
     side = {key: word for key, word in own.items() if _part(key) in _OF_SIDE_TUNING}
     if method.name == settings.preset or predicts_tokens(settings):
         method = replace(method, of_pairs={}, trials=[{}] if quick else method.trials)
