@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import ModuleType
 
 import pytest
@@ -46,13 +47,19 @@ def test_what_the_readme_shows_is_what_was_measured(generator: ModuleType) -> No
     target = tasks["mrpc"]["tables"]["alpha=0.1"]["targets"]["best that side-tuning and fed-lora reach"]
     ours, lora = target["costs"]["pae"], target["costs"]["fed-lora"]
     text = generator.README.read_text("utf-8").split("<!-- comparison -->")[1].split("<!-- end -->")[0]
-    computing, memory, sent, ahead = (line.strip("| ").split(" | ") for line in text.strip().splitlines()[2:])
+    computing, memory, sent, language, ahead = (line.strip("| ").split(" | ") for line in text.strip().splitlines()[2:])
     assert f"until accuracy {target['metric']:.3f}" in computing[0]
     for cells, names in ((computing, ["gflops"]), (memory, ["peak_mb"]), (sent, ["mb_up", "mb_down"])):
         one, other = (sum(costs[name] for name in names) for costs in (ours, lora))
         assert _number(cells[1]) == pytest.approx(one, rel=0.005)
         assert _number(cells[2]) == pytest.approx(other, rel=0.005)
         assert cells[3] == f"{100 * (1 - one / other):.0f} % less"
+    smollm2 = json.loads((generator.RESULTS / "language_model.json").read_text("utf-8"))["sst2"]
+    assert sorted(smollm2["LoRA by FedAvg"]["rounds"].values())[-1] == smollm2["LoRA by FedAvg"]["rounds"]["3"]
+    one, other = smollm2["upper layers"]["flops a device"], smollm2["LoRA by FedAvg"]["flops a device"] * 3 / 4
+    assert _number(language[1]) == pytest.approx(one / 1e9, rel=0.005)
+    assert _number(language[2]) == pytest.approx(other / 1e9, rel=0.005)
+    assert language[3] == f"{100 * (1 - one / other):.0f} % less"
     quality = tasks["sst2_sentences"]["tables"]["iid"]["quality"]
     assert _number(ahead[1]) == round(quality["pae"]["mean"], 3)
     assert _number(ahead[2]) == round(quality["fed-lora"]["mean"], 3) > _number(ahead[1])
