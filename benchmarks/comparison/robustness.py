@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ SHARES = (0.1, 0.3, 0.5)
 SLOWER = 10.0
 """How much slower the straggler computes."""
 _WINDOWS = 8  # of an average device, so that it can vanish between two of them
-_VANISH = "MOBILLM_BENCH_VANISH"  # read by the app that is measured
+_VANISH = "MOBILLM_BENCH_VANISH"  # read by `vanishing_app`
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class HarmedCell(Cell):
 
     answers: Mapping[str, int] = field(default_factory=dict)
 
+    app: ClassVar[Path] = Path(__file__).parent / "vanishing_app"
+
     def launch(self, work: Path) -> Path:
-        """Run it with the devices' app told who vanishes."""
+        """Run it with the devices told who vanishes."""
         os.environ[_VANISH] = json.dumps(dict(self.answers))
         try:
             return super().launch(work)

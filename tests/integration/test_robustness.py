@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from benchmarks.comparison.commands import app
 from benchmarks.comparison.robustness import _VANISH, Fleets, HarmedCell, _refusal, _straggler, vanishing
 from benchmarks.comparison.tasks import compared_task
+from benchmarks.comparison.vanishing_app.vanishing import client_app
 from mobillm_flower import load_settings, make_strategy
-from mobillm_flower.evaluation.compare.app.measured import client_app
 from mobillm_flower.evaluation.compare.cells import Cell, Point
 from mobillm_flower.evaluation.compare.cost_to_target import Link
 from mobillm_flower.evaluation.compare.costs import DeviceCost

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -107,6 +108,9 @@ class Cell:
     held_out: str
     settings: Mapping[str, str] = field(default_factory=dict)
 
+    app: ClassVar[Path] = APP
+    """The Flower app that is run."""
+
     @property
     def title(self) -> str:
         """What it is, for people."""
@@ -158,7 +162,7 @@ class Cell:
         path = self.folder(work)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-        run_app(read_app(APP), self.words(work), run_path=path, on_event=lambda _event: None)
+        run_app(read_app(self.app), self.words(work), run_path=path, on_event=lambda _event: None)
         return path
 
     def tidy(self, work: Path) -> None:

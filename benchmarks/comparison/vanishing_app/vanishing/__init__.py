@@ -1,0 +1,1 @@
+"""What a comparison runs, with devices that vanish."""
