@@ -83,7 +83,7 @@ def check_run(settings: Settings, context: Context) -> None:
     """
     if not is_own(context):
         return
-    policy, named = device_policy(context), {setting_key(key) for key in _own(context)}
+    policy, named = device_policy(context), _named(context)
     policy.check(settings)
     if settings.privacy.central_epsilon and policy.limits(settings).budget and not trusts_server(context):
         raise PolicyRefused(
@@ -134,13 +134,13 @@ def check_run(settings: Settings, context: Context) -> None:
 
 def promises(context: Context) -> bool:
     """Whether the device itself, not the run alone, promises something of what leaves it."""
-    named = {setting_key(key) for key in _own(context)}
+    named = _named(context)
     return device_policy(context).promises or any(f"privacy.{name.replace('_', '-')}" in named for name in _PROMISES)
 
 
 def trusts_server(context: Context) -> bool:
     """Whether noise that a server says it adds to sums counts: the device itself names it, or is part of the run."""
-    named = {setting_key(key) for key in _own(context)}
+    named = _named(context)
     return not is_own(context) or "privacy.central-epsilon" in named or "central" in device_policy(context).mechanisms
 
 
@@ -218,6 +218,11 @@ def _own(context: Context) -> dict[str, Any]:
     """Return the settings that the node config names, and those of the policy, which win."""
     named = {key: value for key, value in context.node_config.items() if "." in key}
     return {**named, **device_policy(context).settings}
+
+
+def _named(context: Context) -> set[str]:
+    """Return the keys of the settings that the device names itself."""
+    return {setting_key(key) for key in _own(context)}
 
 
 def _paths(context: Context) -> set[str]:

@@ -18,11 +18,6 @@ from mobillm_flower.tasks.rows import column_of
 _DIRICHLET_TURNS = 20
 
 
-def partition(rows: datasets.Dataset, settings: DataSettings, partition_id: int, num_partitions: int) -> Any:
-    """Return one device's rows; see `places`."""
-    return rows.select(places(rows, settings, partition_id, num_partitions))
-
-
 def places(
     rows: datasets.Dataset,
     settings: DataSettings,

@@ -17,7 +17,7 @@ from mobillm_flower.tasks import (
     load_local_data,
     load_splits,
 )
-from mobillm_flower.tasks.partitions import partition
+from mobillm_flower.tasks.partitions import places
 from tests.support.labelled_rows import ROWS, dataset, with_settings, write_jsonl
 
 
@@ -88,12 +88,16 @@ def test_a_partition_that_does_not_exist(partition_id: int) -> None:
         load_local_data(with_settings(), partition_id, 2)
 
 
+def share_of(rows: datasets.Dataset, settings: Settings, number: int, devices: int) -> list[str]:
+    return list(rows.select(places(rows, settings.data, number, devices))["text"])
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_small_alpha_with_two_labels_leaves_no_device_without_rows(seed: int) -> None:
     """Most draws do, and flwr-datasets gives up after ten of them."""
     rows = dataset([{"text": f"text {i}", "label": str(i % 2), "who": "user0"} for i in range(1000)])
     settings = with_settings("data.partition=dirichlet", "data.alpha=0.1", f"data.seed={seed}")
-    shares = [partition(rows, settings.data, number, 10)["text"] for number in range(10)]
+    shares = [share_of(rows, settings, number, 10) for number in range(10)]
     assert all(shares)
     assert sorted(text for share in shares for text in share) == sorted(rows["text"])
 
@@ -101,13 +105,13 @@ def test_a_small_alpha_with_two_labels_leaves_no_device_without_rows(seed: int) 
 def test_rows_that_cannot_be_cut() -> None:
     settings = with_settings("data.partition=dirichlet", "data.alpha=0.01")
     with pytest.raises(DataError, match=r"40 rows cannot be cut into 39 devices \(dirichlet\)"):
-        partition(dataset(ROWS[:40]), settings.data, 0, 39)
+        share_of(dataset(ROWS[:40]), settings, 0, 39)
 
 
 @pytest.mark.parametrize("kind", ["iid", "dirichlet"])
 def test_fewer_rows_than_devices_leave_devices_without(kind: str) -> None:
     settings = with_settings(f"data.partition={kind}")
-    shares = [partition(dataset(ROWS[:4]), settings.data, number, 6)["text"] for number in range(6)]
+    shares = [share_of(dataset(ROWS[:4]), settings, number, 6) for number in range(6)]
     assert sorted(map(len, shares)) == [0, 0, 1, 1, 1, 1]
     assert sorted(text for share in shares for text in share) == [row["text"] for row in ROWS[:4]]
 
