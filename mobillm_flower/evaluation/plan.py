@@ -251,13 +251,9 @@ def _lora(
 
 def even_bytes(forecast: Forecast, other: str) -> str:
     """Say where the bytes both ways equal those of LoRA by federated averaging, as the caller calls it."""
-    at = f"equal at {forecast.even_rounds:,.1f} rounds of {other}"
-    if forecast.even_rounds <= 0:
-        at = f"fewer from the first round of {other} on"
-    return (
-        f"Bytes both ways are {at}, or equal at {forecast.even_samples:,.0f} samples a device with {forecast.rounds} "
-        "rounds."
-    )
+    at = f"equal at {forecast.even_rounds:,.1f} rounds" if forecast.even_rounds > 0 else "fewer from round 1 on"
+    samples = f"{forecast.even_samples:,.0f} samples a device with {forecast.rounds} rounds"
+    return f"Beside {other}, bytes both ways are {at}, or equal at {samples}."
 
 
 def sample_lengths(

@@ -183,7 +183,7 @@ def test_what_sends_less_from_the_first_round_on_names_no_negative_round() -> No
     even = planned(*words)["even_rounds"]
     assert isinstance(even, float)
     assert even < 0
-    assert "Bytes both ways are fewer from the first round of FedLoRA on" in answer.output
+    assert "Beside FedLoRA, bytes both ways are fewer from round 1 on" in answer.output
 
 
 def test_bytes_are_even_where_it_says() -> None:
