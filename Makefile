@@ -92,7 +92,7 @@ test-latest-few: $(LATEST)/.installed
 	$(LATEST)/bin/python -c 'from importlib.metadata import version; [print(name, version(name)) for name in "$(NEWEST)".split()]'
 	$(SHARED) $(LATEST)/bin/python $(PYTEST) --numprocesses auto tests/integration/test_run_command.py \
 		tests/unit/backbones/test_key_values.py tests/unit/backbones/test_prefix.py tests/unit/core/test_language.py \
-		tests/unit/core/side_networks/test_causal.py
+		tests/unit/models/test_generation.py tests/unit/core/side_networks/test_causal.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

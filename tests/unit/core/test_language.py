@@ -1,4 +1,4 @@
-"""Next-token losses in chunks, corrections, chunks of tokens, and the head of each family."""
+"""Next-token losses in chunks, corrections, and the head of each family."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mobillm_flower import SideTunedModel, load_settings
+from mobillm_flower import load_settings
 from mobillm_flower.backbones import load_backbone
 from mobillm_flower.backbones.load import load_head
 from mobillm_flower.core import language
-from mobillm_flower.errors import ArgumentError, DataError, SettingsError, UnsupportedError
+from mobillm_flower.errors import ArgumentError, SettingsError, UnsupportedError
 from mobillm_flower.server.objective import make_loss
-from mobillm_flower.tasks import TOKEN_METRICS, Samples, TokenScores, read_tokens, token_chunks
+from mobillm_flower.tasks import TOKEN_METRICS, Samples, TokenScores, read_tokens
 from mobillm_flower.tasks.extraction import extraction_spec
 from mobillm_flower.tasks.metrics import RANGES
 from mobillm_flower.tasks.words import NEVER
@@ -29,7 +29,6 @@ from mobillm_flower.wire.target_bytes import (
     encode_token_labels,
     target_size,
 )
-from tests.support.language import tuned_model
 from tests.support.packets import make_contract, make_packet, make_spec, random_activations
 from tests.support.present import present
 from tests.support.tiny_models import DECODERS, TEXTS, save_tiny
@@ -136,60 +135,6 @@ def test_token_scores_are_those_of_the_whole_table(small_chunks: None) -> None:
         for row, label in zip(table, labels, strict=True)
     ]
     assert ranks.tolist() == expected
-
-
-# tokens ------------------------------------------------------------------------------------------------------------
-
-
-class Words:
-    """A tokenizer of numbers."""
-
-    eos_token_id: int | None = 0
-    chat_template: str | None = None
-
-    def __call__(self, text: Any, **_options: Any) -> Any:
-        return {"input_ids": [int(word) for word in text.split()]}
-
-    def apply_chat_template(self, messages: Any, *, add_generation_prompt: Any, tokenize: Any) -> Any:
-        parts = [f"{90 + (m['role'] == 'assistant')} {m['content']}" for m in messages]
-        return " ".join([*parts, *(["91"] if add_generation_prompt else [])])
-
-
-def numbers(start: Any, end: Any) -> Any:
-    return " ".join(str(i) for i in range(start, end))
-
-
-def test_a_response_and_its_end_are_in_the_loss_and_the_prompt_is_not() -> None:
-    (chunk,) = token_chunks(Words(), "1 2 3", "4 5", 16)
-    assert chunk.ids == [1, 2, 3, 4, 5, 0]
-    assert chunk.ids[chunk.first :] == [4, 5, 0]
-    (plain,) = token_chunks(Words(), None, "4 5", 16)
-    assert plain.ids[plain.first :] == [5, 0]
-
-
-def test_a_chat_template_is_used() -> None:
-    tokenizer = Words()
-    tokenizer.chat_template = "yes"
-    (chunk,) = token_chunks(tokenizer, "1 2", "3", 16)
-    assert chunk.ids == [90, 1, 2, 91, 3]
-    assert chunk.ids[chunk.first :] == [3]
-
-
-@pytest.mark.parametrize("prompt", [None, "200 201 202", numbers(200, 240)])
-def test_each_token_of_a_long_text_is_in_the_loss_once_with_half_a_chunk_before_it(prompt: Any) -> None:
-    chunks = token_chunks(Words(), prompt, numbers(100, 150), 16)
-    assert [i for w in chunks for i in w.ids[w.first :]] == [*range(100 + (prompt is None), 150), 0]
-    before = len(prompt.split()) if prompt else 0
-    assert all(len(w.ids) <= 16 for w in chunks)
-    assert all(w.first >= min(8, before) and w.first >= 1 for w in chunks)
-    assert all(w.first >= 8 for w in chunks[1:])
-
-
-def test_a_text_without_a_token_to_predict_is_refused() -> None:
-    tokenizer = Words()
-    tokenizer.eos_token_id = None
-    with pytest.raises(DataError, match="no token to predict"):
-        token_chunks(tokenizer, None, "7", 16)
 
 
 # heads -------------------------------------------------------------------------------------------------------------
@@ -346,73 +291,3 @@ def test_a_token_pulls_about_as_much_as_an_honest_one_at_most_whatever_it_says(n
 def test_language_modelling_needs_a_head() -> None:
     with pytest.raises(ArgumentError, match="needs the backbone's head"):
         make_loss(CONTRACT, objective="label", loss="square", scale=1.0)
-
-
-# generation --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_each_generated_token_has_the_logits_of_a_full_recomputation(folders: Any, name: str) -> None:
-    model = tuned_model(folders[name])
-    ids = torch.tensor([model.tokenizer(TEXTS[2])["input_ids"]])
-    made = model.language_model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=8,
-        min_new_tokens=8,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=0,
-    )
-    sequence = made.sequences[0].tolist()
-    found = model.backbone.extract([{"input_ids": sequence}], layers=model.spec.layers, pivot="all").activations[0]
-    with torch.inference_mode():
-        states = model.tuned_states(found.flatten(2), torch.tensor([len(found)]))
-        head = present(model.backbone.head)
-        expected = head.logits(head.inputs(states))
-        plain = model.backbone.language_model(input_ids=made.sequences).logits[0]
-    steps = torch.cat(made.logits)  # [8, V]
-    start = ids.shape[1] - 1
-    assert made.past_key_values is not None
-    assert torch.allclose(steps, expected[start : start + 8], atol=1e-4)
-    assert not torch.allclose(steps, plain[start : start + 8], atol=1e-2)  # the backbone itself is as it was
-
-
-def test_generate_answers_one_or_several_prompts_of_different_lengths(folders: Any) -> None:
-    model = tuned_model(folders["llama"])
-    alone = [model.generate(text, max_new_tokens=6) for text in TEXTS[:3]]
-    assert model.generate(TEXTS[:3], max_new_tokens=6) == alone
-    assert alone != [model.with_network(None).generate(text, max_new_tokens=6) for text in TEXTS[:3]]
-
-
-def test_a_prompt_is_read_whole_or_refused(folders: Any) -> None:
-    model = tuned_model(folders["llama"])
-    words = TEXTS[0].split() * 20
-    whole = " ".join(words[-60:])  # of 64 positions
-    assert model.generate(whole, max_new_tokens=4) is not None
-    with pytest.raises(DataError, match="60 tokens, and with 5 new ones it is longer than the model's 64 positions"):
-        model.generate(whole, max_new_tokens=5)
-    with pytest.raises(DataError, match="the prompt has no token"):
-        model.generate("", max_new_tokens=5)
-
-
-def test_a_streamer_gets_the_text_as_it_is_made_and_a_pipeline_runs_the_model(
-    folders: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = tuned_model(folders["opt"])
-    text = model.generate(TEXTS[0], max_new_tokens=5, streamer=transformers.TextStreamer(model.tokenizer, True))
-    assert capsys.readouterr().out.split() == text.split()
-    write = transformers.pipeline("text-generation", model=model.language_model, tokenizer=model.tokenizer)
-    (made,) = write(TEXTS[0], max_new_tokens=5, do_sample=False, return_full_text=False)
-    assert made["generated_text"].split() == text.split()
-
-
-def test_a_saved_language_model_is_loaded_with_its_head(folders: Any, tmp_path: Path) -> None:
-    model = tuned_model(folders["gpt2"])
-    model.save_pretrained(tmp_path)
-    again = SideTunedModel.from_pretrained(tmp_path)
-    assert again.generate(TEXTS[2], max_new_tokens=6) == model.generate(TEXTS[2], max_new_tokens=6)
-    with pytest.raises(UnsupportedError, match="use generate"):
-        again.predict(TEXTS[0])
