@@ -177,7 +177,7 @@ def _central(settings: Settings) -> list[Point]:
     points = []
     for epoch in range(settings.rounds.num_rounds):
         work = model.fit(data.train, epochs=1, batch_size=peer.batch_size, learning_rate=peer.learning_rate, seed=epoch)
-        metric = _larger_is_better(data.contract.metric, model.evaluate(data.test))
+        metric = larger_is_better(data.contract.metric, model.evaluate(data.test))
         points.append(Point(metric, epoch + 1, epoch + 1.0, server_seconds=work.seconds))
     return points
 
@@ -210,7 +210,7 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
         last = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         points.append(
             Point(
-                _larger_is_better(data.contract.metric, model.evaluate(data.test)),
+                larger_is_better(data.contract.metric, model.evaluate(data.test)),
                 number,
                 samples * devices / rows,
                 samples,
@@ -225,7 +225,8 @@ def _peer(path: Path, settings: Settings) -> list[Point]:
     return points
 
 
-def _larger_is_better(metric: str, value: float) -> float:
+def larger_is_better(metric: str, value: float) -> float:
+    """Return a metric's value such that larger is better, or such a value as the metric has it."""
     return -value if metric in SMALLER_IS_BETTER else value
 
 
@@ -253,7 +254,7 @@ def _side_tuned(path: Path, settings: Settings) -> list[Point]:
     assert trained is not None
     assert ingested is not None
     point = Point(
-        metric=_larger_is_better(data.contract.metric, model.evaluate(data.test)),
+        metric=larger_is_better(data.contract.metric, model.evaluate(data.test)),
         rounds=max(event.round for event in windows),
         passes=samples * devices / len(data.train),
         samples=samples,

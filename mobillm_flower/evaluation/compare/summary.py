@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING
+from mobillm_flower.evaluation.compare.cells import CENTRAL_LORA, SIDE_TUNING, larger_is_better
 from mobillm_flower.evaluation.compare.cost_to_target import ALL, COLUMNS, Link, figure, partition_tables
 from mobillm_flower.evaluation.compare.curves import Plan, TaskCurves
 from mobillm_flower.evaluation.plan import Forecast, even_bytes
@@ -46,7 +46,7 @@ def summary(plan: Plan, drawn: TaskCurves, link: Link, forecast: Forecast | str,
     if drawn.central:
         best = [max(point.metric for point in points) for points in drawn.central]
         quality[CENTRAL_LORA] = {"mean": mean(best), "spread": None}
-    recommended, sentence = recommend(quality, target["costs"])
+    recommended, sentence = recommend(quality, target["costs"], metric=drawn.metric)
     if quick:
         sentence += " A quick look: one seed and few rows; leave out --quick before you decide."
     even = forecast if isinstance(forecast, str) else even_bytes(forecast, "LoRA by FedAvg (predicted)")
@@ -62,12 +62,16 @@ def summary(plan: Plan, drawn: TaskCurves, link: Link, forecast: Forecast | str,
     report = Report("compare", {**plan.to_dict(), "link": asdict(link), "quick": quick}, figures=figures)
     title = (
         f"{task.name}, {partition}, {plan.num_devices} devices: {drawn.metric}, and what a device pays until "
-        f"{abs(target['metric']):.4f}, which all reach"
+        f"{larger_is_better(drawn.metric, target['metric']):.4f}, which all reach"
     )
-    rows = [[name, _quality(quality[name]), *_costs(target["costs"].get(name))] for name in quality]
+    rows = [[name, _quality(quality[name], drawn.metric), *_costs(target["costs"].get(name))] for name in quality]
     report.tables.append(Table(title, ["method", f"best {drawn.metric}", *COLUMNS.values()], rows))
     points = [
-        ((one.bytes_up + one.bytes_down) / 1e6, abs(one.metric), name if one is seeds[0][-1] else "")
+        (
+            (one.bytes_up + one.bytes_down) / 1e6,
+            larger_is_better(drawn.metric, one.metric),
+            name if one is seeds[0][-1] else "",
+        )
         for name, seeds in methods.items()
         for one in seeds[0]
     ]
@@ -77,7 +81,10 @@ def summary(plan: Plan, drawn: TaskCurves, link: Link, forecast: Forecast | str,
 
 
 def recommend(
-    quality: Mapping[str, Mapping[str, Any]], costs: Mapping[str, Mapping[str, float | None] | None]
+    quality: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, float | None] | None],
+    *,
+    metric: str = "",
 ) -> tuple[str, str]:
     """Return the method to take, and why: the better one; of two that are alike the one that costs a device less.
 
@@ -87,6 +94,8 @@ def recommend(
         By method, `mean` and `spread` of the metric.
     costs : mapping
         By method, what a device pays until the metric that all reach.
+    metric : str
+        Its name.
     """
     ours = max((name for name in costs if name in SIDE_TUNING), key=lambda name: quality[name]["mean"], default="")
     others = [name for name in costs if name not in SIDE_TUNING and name != "upload-all"]
@@ -99,10 +108,10 @@ def recommend(
     cheaper, dearer = _cheaper(costs[ours], costs[other])
     if alike:
         taken, left = (ours, other) if len(cheaper) >= len(dearer) else (other, ours)
-        why = f"as good as {left} ({_both(quality, taken, left)})"
+        why = f"as good as {left} ({_both(quality, taken, left, metric)})"
     else:
         taken, left = (ours, other) if gap > 0 else (other, ours)
-        why = f"better than {left} ({_both(quality, taken, left)})"
+        why = f"better than {left} ({_both(quality, taken, left, metric)})"
     less, more = (cheaper, dearer) if taken == ours else (dearer, cheaper)
     price = [f"less {' and '.join(less)}"] if less else []
     price += [f"more {' and '.join(more)}"] if more else []
@@ -134,13 +143,14 @@ def _cost(costs: Mapping[str, float | None] | None, key: str) -> float | None:
     return costs[key]
 
 
-def _both(quality: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
-    return f"{abs(quality[first]['mean']):.4f} beside {abs(quality[second]['mean']):.4f}"
+def _both(quality: Mapping[str, Mapping[str, Any]], first: str, second: str, metric: str) -> str:
+    one, other = (larger_is_better(metric, quality[name]["mean"]) for name in (first, second))
+    return f"{one:.4f} beside {other:.4f}"
 
 
-def _quality(value: Mapping[str, Any]) -> str:
+def _quality(value: Mapping[str, Any], metric: str) -> str:
     spread = "" if value["spread"] is None else f" ± {value['spread']:.4f}"
-    return f"{abs(value['mean']):.4f}{spread}"
+    return f"{larger_is_better(metric, value['mean']):.4f}{spread}"
 
 
 def _costs(costs: Mapping[str, float | None] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_losses_are_shown_as_they_are(tmp_path: Path) -> None:
     found = report(tmp_path, TaskCurves({}, [], {"iid": {"pae": [pae], "fed": [fed]}}, costs, None, "cross-entropy"))
     assert [row[:2] for row in found.tables[0].rows] == [["pae", "3.5000"], ["fed", "3.1000"]]
     assert found.figures["recommended"] == "fed"  # the smaller loss
+
+
+def test_a_correlation_below_0_is_shown_below_0(tmp_path: Path) -> None:
+    worse = [replace(OURS, metric=-0.03)]
+    found = report(tmp_path, TaskCurves({}, [], {"iid": {"pae": [worse], "fed-lora": [LORA]}}, COSTS, None, "matthews"))
+    assert found.tables[0].rows[0][:2] == ["pae", "-0.0300"]
+    assert "until -0.0300, which all reach" in found.tables[0].title
+    assert "(0.8500 beside -0.0300)" in found.notes[0]
+    assert found.plots[0].points[0][1] == -0.03
 
 
 @pytest.mark.parametrize(
