@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from mobillm_flower import SideTuningClient, load_backbone, load_settings, make_strategy
 from mobillm_flower.clients.baselines import BASELINE_DEVICES, BaselineClient
@@ -85,6 +85,25 @@ def test_a_baseline_runs_to_its_end_and_logs_what_it_cost(tmp_path: Path, backbo
     assert evaluation["metrics"]["accuracy"] == pytest.approx(measured_again(strategy, result.arrays, config))
     kept = torch.load(tmp_path / "rounds" / f"{rounds}.pt")
     assert kept.keys() == result.arrays.to_torch_state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["fed-lora", "split-fed"])
+def test_a_device_that_is_not_heard_of_in_time_is_named(tmp_path: Path, backbone: Any, name: str) -> None:
+    """The average is without it, which whoever compares must know."""
+    config = config_of(name, backbone, tmp_path, devices=2, rounds__num_rounds=1, rounds__timeout_s=5.0)
+
+    def lose(message: Message, reply: Message) -> Message | None:
+        lost = message.metadata.dst_node_id == 101 and message.metadata.message_type == "train"
+        return None if lost else reply
+
+    nodes = [{"partition-id": i, "num-partitions": 2} for i in range(2)]
+    make_strategy(load_settings(config)).start(
+        LocalGrid(BaselineClient().app, nodes, config, tamper=lose), ArrayRecord()
+    )
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    failures = [(event["node"], event["reason"]) for event in events if event["event"] == "failure"]
+    assert failures == [("101", "no answer within rounds.timeout-s=5")]
+    assert [event["node"] for event in events if event["event"] == "work"] == ["100"]
 
 
 @pytest.mark.parametrize("name", ["fed-lora", "fed-kseed", "upload-all"])

@@ -87,6 +87,6 @@ class LocalGrid(Grid):
     def send_and_receive(self, messages: Any, *, timeout: Any = None) -> Any:
         waiting = set(self.push_messages(messages)) - {""}
         replies = []
-        while found := list(self.pull_messages(waiting)):
-            replies += found
+        while waiting & self._waiting.keys():
+            replies += self.pull_messages(waiting)
         return replies

@@ -43,6 +43,7 @@ ADDITIVE = "additive"
 """Side-tuning as `pae`, with a side network of adapters that the server trains by steps."""
 SIDE_TUNING = ("pae", ADDITIVE, "mobillm", "fed", ANALYTIC, UPPER_LAYERS)
 """Methods that are named as their presets, and `ADDITIVE`."""
+_PATIENCE_S = "7200"  # what a method reaches must not depend on how busy the machine is
 CENTRAL_LORA = "central-lora"
 """LoRA on all rows in one place: no Flower, no device."""
 
@@ -126,6 +127,7 @@ class Cell:
         peer = {"strategy": "fed-lora" if self.method == CENTRAL_LORA else self.method, "peer.keep-rounds": "true"}
         preset = {"preset": "pae" if self.method == ADDITIVE else self.method}
         words = {
+            "rounds.timeout-s": _PATIENCE_S,
             **self.task.settings,
             "data.source": str(self.task.write(work, held_out=self.held_out).resolve()),
             "data.num-devices": str(self.num_devices),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,19 +178,27 @@ class BaselineStrategy(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what comes back, and log its cost."""
         answers = []
+        heard = set()
         for reply in replies:
+            node = reply.metadata.src_node_id
+            heard.add(node)
             if reply.has_error():
-                self.note_failure(reply.metadata.src_node_id, f"error {reply.error.code}")
+                self.note_failure(node, f"error {reply.error.code}")
                 continue
             answers.append(reply)
-            node = reply.metadata.src_node_id
             size, sent = record_bytes(reply.content), self.run.bytes_down.get(node, 0)
             self.note_work(server_round, node, open_numbers(reply.content), bytes_up=size, bytes_down=sent)
+        self.note_silence(heard)
         return self.kept(server_round, answers)
 
     def note_failure(self, node: int, reason: str) -> None:
         """Log that a device did not answer."""
         self.run.folder.append(device_events.Failure(reason, node=str(node)))
+
+    def note_silence(self, heard: Collection[int]) -> None:
+        """Log which nodes were asked in this round and not heard of in time: the average is without them."""
+        for node in sorted(self.run.bytes_down.keys() - set(heard)):
+            self.note_failure(node, f"no answer within rounds.timeout-s={self.run.timeout_s:g}")
 
     def note_work(
         self, server_round: int, node: int, numbers: Mapping[str, float], *, bytes_up: int, bytes_down: int

@@ -84,12 +84,14 @@ class SplitFed(BaselineStrategy):
         first = TrainedPart({name: state[name] for name in self.split.server_part}, {}, {})
         exchange = self._exchange()
         devices: dict[int, _DeviceRound] = {}
+        failed: set[int] = set()
         answered = [(reply.metadata.src_node_id, reply) for reply in replies]
         while answered:
             requests = []
             for node, reply in answered:
                 if reply.has_error():
                     self.note_failure(node, f"error {reply.error.code}")
+                    failed.add(node)
                     continue
                 fresh = _DeviceRound(first, bytes_down=self.run.bytes_down.get(node, 0))
                 device = devices.setdefault(node, fresh)
@@ -103,7 +105,7 @@ class SplitFed(BaselineStrategy):
             answered = [(exchange.sender(reply) or 0, reply) for reply in arrived]
         answers = []
         for node, device in devices.items():
-            if device.device_weights is None:  # it failed on the way
+            if device.device_weights is None:  # it failed on the way, or was not heard of any more
                 continue
             samples = max(1.0, device.numbers[keys.SAMPLES])
             numbers = {**device.numbers, keys.LOSS: device.loss / samples, keys.SERVER_SECONDS: device.server_seconds}
@@ -112,6 +114,7 @@ class SplitFed(BaselineStrategy):
             arrays = ArrayRecord({name: whole[name] for name in self.model.trained()})
             record = RecordDict({keys.ARRAYS: arrays, keys.METRICS: pack_numbers(numbers)})
             answers.append(Message(record, dst_node_id=node, message_type=_TRAIN))
+        self.note_silence(failed | {answer.metadata.dst_node_id for answer in answers})
         return self.kept(server_round, answers)
 
     def _answer(self, device: _DeviceRound, server_round: int, content: RecordDict) -> RecordDict | None:
