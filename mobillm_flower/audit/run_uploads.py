@@ -24,6 +24,7 @@ from mobillm_flower.errors import CacheError
 from mobillm_flower.models.side_tuned import SideTunedModel
 from mobillm_flower.privacy.device_folder import DeviceFolder
 from mobillm_flower.runs.device_events import Window
+from mobillm_flower.runs.files import UNREADABLE
 from mobillm_flower.runs.folder import RunFolder
 from mobillm_flower.runs.record import read_run
 from mobillm_flower.server import ActivationCache
@@ -143,7 +144,7 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
             yield db
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         raise CacheError(
             f"{file} cannot be read ({error}); `mobillm cache verify` says which rows are damaged"
         ) from error

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from mobillm_flower.errors import ReleaseRefused
-from mobillm_flower.runs.files import transaction
+from mobillm_flower.runs.files import UNREADABLE, transaction
 
 _VERSION = 2
 _KINDS = {"BLOB": "blob", "INTEGER": "integer", "REAL": "real", "TEXT": "text"}  # as declared, and as `typeof` says
@@ -53,7 +53,7 @@ def open_ledger(file: Path) -> sqlite3.Connection:
         _check_values(db)
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA secure_delete=ON")
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         db.close()
         raise damaged(error) from error
     except ReleaseRefused:
@@ -62,7 +62,7 @@ def open_ledger(file: Path) -> sqlite3.Connection:
     return db
 
 
-def damaged(error: sqlite3.DatabaseError | str) -> ReleaseRefused:
+def damaged(error: Exception | str) -> ReleaseRefused:
     """Return what a device says where its ledger cannot be read; pages that are read later may be damaged, too."""
     why = error if isinstance(error, str) else type(error).__name__
     return ReleaseRefused(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from mobillm_flower.errors import SettingsError
 
+UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What SQLite raises of a damaged file: where a name in it is damaged, its own message is no text."""
+
 
 def make_private(path: Path, setting: str) -> None:
     """Make a folder where it is missing, readable by its owner alone.

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mobillm_flower.errors import CacheError
-from mobillm_flower.runs.files import touch_private, transaction
+from mobillm_flower.runs.files import UNREADABLE, touch_private, transaction
 
 _VERSION = 1
 _MAPPED_BYTES = 1 << 40  # SQLite cuts it to its own limit, as a rule 2 GiB; what lies beyond is read by system calls
@@ -96,7 +96,7 @@ class CacheFile:
         with self._lock:
             try:
                 yield self.db
-            except sqlite3.DatabaseError as error:
+            except UNREADABLE as error:
                 raise CacheError(
                     f"{self.path} cannot be used: {error}; `mobillm cache verify` says which rows are damaged"
                 ) from error
@@ -152,7 +152,7 @@ def open_cache(file: Path) -> sqlite3.Connection:
         if not db.execute(_HAS_CHECKSUM.format(database="main")).fetchone():
             db.execute("ALTER TABLE samples ADD COLUMN xxh3 INTEGER")  # of a release before it
         db.execute(f"PRAGMA user_version={_VERSION}")
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         raise CacheError(f"{file} cannot be used as a cache: {error}; move it away to start anew") from error
     return db
 

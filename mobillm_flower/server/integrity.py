@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from xxhash import xxh3_64_intdigest as _xxh3
 
 from mobillm_flower.privacy.ledger import Release
+from mobillm_flower.runs.files import UNREADABLE
 
 _SIGNED = (1 << 63) - 1  # SQLite's integers have a sign
 
@@ -74,7 +75,7 @@ def find_damage(db: sqlite3.Connection) -> list[Damage]:
         for number, device in sorted(numbers):
             if said := problem(db, number):
                 damage.append(Damage(said, number, device))
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         damage.append(Damage(f"the rows cannot be listed: {error}"))
     return damage
 
@@ -84,7 +85,7 @@ def problem(db: sqlite3.Connection, number: int) -> str:
     query = "SELECT backbone, release, tokens, activations, target, digest FROM samples WHERE id = ?"
     try:
         row = db.execute(query, (number,)).fetchone()
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         return f"it cannot be read: {error}"
     if row is None:
         return "only the index has it"
@@ -95,5 +96,5 @@ def problem(db: sqlite3.Connection, number: int) -> str:
 def _integrity(db: sqlite3.Connection) -> list[Damage]:
     try:
         return [Damage(str(line)) for (line,) in db.execute("PRAGMA integrity_check") if line != "ok"]
-    except sqlite3.DatabaseError as error:
+    except UNREADABLE as error:
         return [Damage(f"SQLite's own check cannot go on: {error}")]

@@ -86,7 +86,7 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Any, *, timeout: Any = None) -> Any:
         waiting = set(self.push_messages(messages)) - {""}
-        replies = []
+        replies: list[Message] = []
         while waiting & self._waiting.keys():
             replies += self.pull_messages(waiting)
         return replies

@@ -1,5 +1,6 @@
 """What the cache keeps, in which order, and how damage and others are noticed."""
 
+import contextlib
 import sqlite3
 import stat
 import time
@@ -111,6 +112,17 @@ def test_verify_names_the_rows_of_an_unreadable_page_and_checks_the_others(tmp_p
     rows = [damage for damage in problems if damage.row is not None]
     assert [damage.device for damage in rows] == ["0" * 32]
     assert len(problems) > len(rows)  # SQLite's own check sees it too
+
+
+def test_a_file_of_which_a_name_is_damaged_is_refused(tmp_path: Path) -> None:
+    """SQLite says the name, and its message is then no text."""
+    file = tmp_path / "cache.sqlite"
+    fill(file, make_samples(3, make_spec()), make_spec()).close()
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_master SET name = CAST(x'ECEC' AS TEXT), sql = 'CREATE no' WHERE name = 'meta'")
+    with pytest.raises(CacheError, match=r"cache\.sqlite cannot be used as a cache: .*move it away to start anew"):
+        ActivationCache(file)
 
 
 def test_a_damaged_file_can_still_be_opened_to_be_verified(tmp_path: Path) -> None:
